@@ -1,0 +1,89 @@
+"""Every field of a config, with its default and what it means.
+
+An experiment is a file beside this one that starts from `default.get_config()` and sets what differs. From the command
+line any field can be overridden: `--config.optimizer.learning_rate=0.01`.
+
+A duration is a string: "500 steps", "10 epochs", "60000 examples" or "2%" (of training). It is turned into steps once,
+after all overrides, with the exact fractions kept; the resolved numbers are printed and stored in `config.json`.
+Nothing is derived in a config file: it would go stale under an override.
+"""
+
+import ml_collections
+
+
+def get_config() -> ml_collections.ConfigDict:
+    config = ml_collections.ConfigDict()
+
+    # Initial parameters, order of the images, dropout, validation split, label noise: everything random follows from it.
+    config.seed = 0
+
+    # "digits" (8x8, part of scikit-learn, no download) or the name of a TFDS image-classification set such as "mnist".
+    config.dataset = "digits"
+    # Training images set aside. If there are any, curves and the best checkpoint come from them, and the test set is
+    # scored once, at the end.
+    config.num_validation = 0
+    # Share of the training labels replaced by a uniformly drawn other class; 0.4 is a setting from the literature in
+    # which averaging shows clearly.
+    config.label_noise = 0.0
+
+    # Images per step, over all devices together.
+    config.batch_size = 128
+    # The same for evaluation, at most; no result depends on it.
+    config.eval_batch_size = 1000
+    # How long to train, and how often to log training metrics, to evaluate and to save. All of it happens at the end,
+    # too.
+    config.duration = "10 epochs"
+    config.log_every = "2%"
+    config.eval_every = "10%"
+    config.checkpoint_every = "10%"
+
+    # How many of the latest checkpoints to keep. The best one is kept beside them: the one whose evaluation of
+    # `best_curve` ("raw", an average's name, or empty: the first average, or raw if there is none) had the best
+    # `best_metric` ("accuracy" or "loss").
+    config.keep_checkpoints = 3
+    config.best_curve = ""
+    config.best_metric = "accuracy"
+
+    # A step with a non-finite loss or gradient is rejected: it changes nothing. After this many in a row, training
+    # ends with an error.
+    config.max_rejected_steps = 100
+
+    # "mlp" or "cnn"; see models.py. Fields that the model does not have must keep their defaults.
+    config.model = ml_collections.ConfigDict()
+    config.model.name = "mlp"
+    config.model.dtype = "float32"  # or "bfloat16": of the computation; parameters and averages stay float32
+    config.model.hidden_sizes = (256, 256)  # mlp
+    config.model.batch_norm = False  # cnn
+    config.model.dropout = 0.0  # cnn
+
+    # Training minimises cross-entropy against smoothed labels, plus half the L2 penalty times the sum of the squared
+    # weights (biases and normalisation excepted). The metric "loss" stays the plain negative log-likelihood; what is
+    # minimised is the metric "objective".
+    config.loss = ml_collections.ConfigDict()
+    config.loss.label_smoothing = 0.0
+    config.loss.l2_penalty = 0.0
+
+    # SGD.
+    config.optimizer = ml_collections.ConfigDict()
+    config.optimizer.learning_rate = 0.1
+    config.optimizer.schedule = "constant"  # or "cosine", to zero at the end of training
+    config.optimizer.warmup = "0 steps"  # linear, part of the training time
+    config.optimizer.momentum = 0.9
+    config.optimizer.clip_norm = 0.0  # largest global norm of the gradient; 0: no limit
+
+    # The weight averages, by name: any number of them, all evaluated beside the raw weights. `kind = "none"` removes
+    # one. A config file adds another with `config.averages.NAME = default.ema(...)`; any name but "raw" and "train".
+    config.averages = ml_collections.ConfigDict()
+    config.averages.ema = ema()
+    return config
+
+
+def ema(decay: float = 0.999, half_life: str = "", debias: bool = True) -> ml_collections.ConfigDict:
+    """An exponential moving average.
+
+    Args:
+        decay: per step, in [0, 1).
+        half_life: a duration, within which the weight of an old iterate halves; if not empty it sets `decay`.
+        debias: exact bias correction: the average forgets the initial parameters.
+    """
+    return ml_collections.ConfigDict({"kind": "ema", "decay": decay, "half_life": half_life, "debias": debias})

@@ -1,0 +1,55 @@
+"""Where a run took place: versions, devices, command and commit, for `environment.json`."""
+
+import json
+import os
+import pathlib
+import platform
+import re
+import subprocess
+import sys
+from importlib import metadata
+from typing import Any
+
+import jax
+
+PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "clu", "ml_collections", "tensorflow-datasets", "numpy")
+
+
+def describe() -> dict[str, Any]:
+    """Everything about this process that its results may depend on, as plain values."""
+    devices = jax.devices()
+    return {
+        "python": platform.python_version(),
+        "packages": {name: metadata.version(name) for name in PACKAGES},
+        "platform": platform.platform(),
+        "processor": _processor(),
+        "cpu_count": os.cpu_count(),
+        "backend": jax.default_backend(),
+        "devices": [device.device_kind for device in devices],
+        "command": sys.argv,
+        "commit": _commit(),
+    }
+
+
+def write(workdir: pathlib.Path) -> None:
+    """Writes `environment.json`."""
+    (workdir / "environment.json").write_text(json.dumps(describe(), indent=2) + "\n")
+
+
+def _processor() -> str:
+    try:
+        match = re.search(r"model name\s*:\s*(.+)", pathlib.Path("/proc/cpuinfo").read_text())
+    except OSError:  # not Linux
+        match = None
+    return match[1] if match else platform.processor()
+
+
+def _commit() -> str:
+    """The commit of this code, with "+changes" where the working tree differs from it; empty outside a repository."""
+    git = ["git", "-C", str(pathlib.Path(__file__).parent)]
+    try:
+        commit = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
+        status = subprocess.run([*git, "status", "--porcelain", "-uno"], capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return ""
+    return commit + ("+changes" if status.stdout else "")

@@ -1,0 +1,318 @@
+"""Images: loaded once, kept on the device as uint8, served as pure functions of (key, step).
+
+A fork with data of its own adds a function to `SOURCES`; nothing else needs to know.
+"""
+
+import dataclasses
+import difflib
+import math
+import os
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import struct
+
+from errors import UserError
+
+
+@dataclasses.dataclass(frozen=True)
+class Images:
+    """Labelled images on the host: `image` uint8 [n, height, width, channels], `label` int32 [n]."""
+
+    image: np.ndarray
+    label: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.label)
+
+    def take(self, indices: np.ndarray) -> "Images":
+        """Those at `indices`, in that order."""
+        return Images(self.image[indices], self.label[indices])
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+    """A data set that is known but not loaded: its figures, and a function that loads its "train" and "test" images."""
+
+    image_shape: tuple[int, int, int]
+    num_classes: int
+    num_train: int
+    load: Callable[[str], Images]
+
+
+@dataclasses.dataclass(frozen=True)
+class Splits:
+    """The images of one experiment, on the host; `validation` is empty if none were asked for."""
+
+    train: Images
+    validation: Images
+    test: Images
+
+
+def find_source(dataset: str) -> Source:
+    """The data set of this name: one of `SOURCES`, or else a TFDS image-classification set.
+
+    A TFDS set that is not prepared yet is downloaded and prepared.
+
+    Raises:
+        UserError: there is no such set, it can be neither found nor downloaded, or it is no classification set of
+            images of one size.
+    """
+    return SOURCES[dataset]() if dataset in SOURCES else _tfds_source(dataset)
+
+
+def _digits_source() -> Source:
+    """scikit-learn's bundled handwritten digits: 1,797 images of 8x8 (Alpaydin & Kaynak 1998), no download.
+
+    Every second image of each class is a test image: 903 to train, 894 to test, the same ones always.
+    """
+    from sklearn import datasets
+
+    digits = datasets.load_digits()
+    # 17 grey levels, 0 .. 16, spread over the range of uint8 like those of any other set.
+    image = np.round(digits.images[..., np.newaxis] * (255 / 16)).astype(np.uint8)
+    images = Images(image, digits.target.astype(np.int32))
+    rank_in_class = np.array([np.sum(images.label[:i] == label) for i, label in enumerate(images.label)])
+    splits = {"train": images.take(rank_in_class % 2 == 0), "test": images.take(rank_in_class % 2 == 1)}
+    return Source(image.shape[1:], 10, len(splits["train"]), splits.__getitem__)
+
+
+def _import_tfds() -> Any:
+    """TensorFlow Datasets, with every accelerator hidden from TensorFlow: it would take the memory that JAX needs."""
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    import tensorflow as tf
+
+    for kind in ("GPU", "TPU"):
+        tf.config.set_visible_devices([], kind)
+    import tensorflow_datasets as tfds
+
+    return tfds
+
+
+def _tfds_source(dataset: str) -> Source:
+    tfds = _import_tfds()
+    try:
+        builder = tfds.builder(dataset)
+    except (tfds.core.DatasetNotFoundError, ValueError) as error:
+        close = difflib.get_close_matches(dataset, [*SOURCES, *tfds.list_builders(with_community_datasets=False)], n=3)
+        hint = f"did you mean {' or '.join(close)}?" if close else "see https://www.tensorflow.org/datasets/catalog"
+        raise UserError(f"dataset = {dataset!r}: neither {', '.join(SOURCES)} nor a TFDS data set; {hint}") from error
+    _prepare(tfds, dataset, builder)
+
+    info = builder.info
+    missing = {"train", "test"} - set(info.splits)
+    if missing:
+        raise UserError(
+            f"dataset = {dataset!r} in {builder.data_path} has no split {' and '.join(sorted(missing))}; "
+            f"found {', '.join(info.splits) or 'none'}"
+        )
+    image_key, label_key = info.supervised_keys or (None, None)
+    features = info.features
+    if not isinstance(features.get(image_key), tfds.features.Image) or not isinstance(
+        features.get(label_key), tfds.features.ClassLabel
+    ):
+        raise UserError(f"dataset = {dataset!r} is no image classification set: its features are {dict(features)}")
+    shape = features[image_key].shape
+    if None in shape:
+        raise UserError(f"dataset = {dataset!r} has images of different sizes, {shape}; all must have the same size")
+
+    def load(split: str) -> Images:
+        # A shuffled reading order would make the position of an image, and with it every batch, depend on the run.
+        arrays = tfds.as_numpy(builder.as_dataset(split=split, batch_size=-1, shuffle_files=False))
+        return Images(arrays[image_key], arrays[label_key].astype(np.int32))
+
+    return Source(shape, features[label_key].num_classes, info.splits["train"].num_examples, load)
+
+
+def _prepare(tfds: Any, dataset: str, builder: Any) -> None:
+    """Downloads and prepares the data set where that is still to do."""
+    if builder.is_prepared():
+        return
+    advice = (
+        f"dataset = {dataset!r} is not prepared in {builder.data_path} and cannot be downloaded ({{}}). Set "
+        f"TFDS_DATA_DIR to a folder that holds it, or prepare it where there is a network: tfds build {dataset}"
+    )
+    import requests
+
+    try:
+        # TFDS repeats a failing download for more than three minutes; one look at the server shows whether it can work.
+        for url in list(builder.url_infos)[:1]:
+            requests.head(url, timeout=10)
+    except requests.RequestException as error:
+        raise UserError(advice.format("no network")) from error
+    print(f"Preparing {dataset} in {builder.data_path} ...", flush=True)
+    try:
+        builder.download_and_prepare()
+    except Exception as error:  # TFDS lets through whatever its many download and parsing libraries raise.
+        raise UserError(advice.format(error)) from error
+
+
+# A new data set is a function that returns a `Source`, and its name here.
+SOURCES: Mapping[str, Callable[[], Source]] = {"digits": _digits_source}
+
+
+def load_splits(source: Source, *, num_validation: int, label_noise: float, seed: int) -> Splits:
+    """Loads a data set, splits validation images off the training set and disturbs training labels.
+
+    Args:
+        source: the data set.
+        num_validation: number of training images to set aside, drawn at random from the seed.
+        label_noise: share of the remaining training labels replaced by a uniformly drawn other class. Validation and
+            test labels stay as they are.
+        seed: fixes which images and labels those are.
+    """
+    train, test = source.load("train"), source.load("test")
+    order = np.random.default_rng([seed, 0]).permutation(len(train))
+    # Sorted, so that without validation images the training set keeps its order.
+    validation, train = (
+        train.take(np.sort(part)) for part in (order[:num_validation], order[num_validation:])
+    )
+    rng = np.random.default_rng([seed, 1])
+    noisy = rng.choice(len(train), size=round(label_noise * len(train)), replace=False)
+    label = train.label.copy()
+    label[noisy] = (label[noisy] + rng.integers(1, source.num_classes, size=len(noisy))) % source.num_classes
+    return Splits(Images(train.image, label), validation, test)
+
+
+class Normalization(struct.PyTreeNode):
+    """Mean and standard deviation of each channel of the training images: float32 [channels], in units of uint8."""
+
+    mean: jax.Array
+    std: jax.Array
+
+    @classmethod
+    def of(cls, image: np.ndarray) -> "Normalization":
+        """The statistics of uint8 images [n, height, width, channels], computed exactly from their histograms."""
+        levels = np.arange(256)
+        counts = [np.bincount(channel.ravel(), minlength=256) for channel in np.moveaxis(image, -1, 0)]
+        mean = np.array([np.average(levels, weights=count) for count in counts])
+        var = np.array([np.average((levels - m) ** 2, weights=count) for m, count in zip(mean, counts, strict=True)])
+        # A channel without any variation is only centred.
+        std = np.where(var > 0, np.sqrt(var), 1)
+        return cls(jnp.asarray(mean, jnp.float32), jnp.asarray(std, jnp.float32))
+
+    def __call__(self, image: jax.Array) -> jax.Array:
+        """uint8 images to float32 with mean 0 and standard deviation 1 in each channel."""
+        return (image.astype(jnp.float32) - self.mean) / self.std
+
+
+class TrainData(struct.PyTreeNode):
+    """The training set on the device: uint8 [n, height, width, channels] and int32 [n]."""
+
+    image: jax.Array
+    label: jax.Array
+    normalization: Normalization
+    batch_size: int = struct.field(pytree_node=False)
+
+    @classmethod
+    def of(cls, images: Images, normalization: Normalization, batch_size: int) -> "TrainData":
+        return cls(jnp.asarray(images.image), jnp.asarray(images.label), normalization, batch_size)
+
+    def batch(self, key: jax.Array, step: jax.Array) -> dict[str, jax.Array]:
+        """The batch of this step: `image` float32 [batch, height, width, channels], `label` int32 [batch].
+
+        Example `i = step * batch_size + j` is position `i % n` of the permutation of epoch `i // n`. So batches
+        straddle epochs, no image is left out, and nothing has to be carried from step to step.
+
+        Args:
+            key: typed key; the permutation of an epoch folds the epoch into it.
+            step: int32 scalar.
+        """
+        indices = example_indices(key, step, batch_size=self.batch_size, num_examples=len(self.label))
+        return {"image": self.normalization(self.image[indices]), "label": self.label[indices]}
+
+
+class EvalData(struct.PyTreeNode):
+    """An evaluation set on the device, padded to whole batches: `mask` [n] is false where an image is padding."""
+
+    image: jax.Array
+    label: jax.Array
+    mask: jax.Array
+    normalization: Normalization
+    batch_size: int = struct.field(pytree_node=False)
+
+    @classmethod
+    def of(cls, images: Images, normalization: Normalization, batch_size: int, num_devices: int) -> "EvalData":
+        """Pads with zeros to batches of equal size, as large as `batch_size` allows and a multiple of `num_devices`."""
+        num_batches = math.ceil(len(images) / batch_size)
+        batch_size = math.ceil(len(images) / (num_batches * num_devices)) * num_devices
+        padding = num_batches * batch_size - len(images)
+
+        def pad(x: np.ndarray) -> jax.Array:
+            return jnp.asarray(np.pad(x, [(0, padding)] + [(0, 0)] * (x.ndim - 1)))
+
+        mask = np.ones(len(images), bool)
+        return cls(pad(images.image), pad(images.label), pad(mask), normalization, batch_size)
+
+    @property
+    def num_batches(self) -> int:
+        return len(self.label) // self.batch_size
+
+    def batch(self, index: jax.Array) -> dict[str, jax.Array]:
+        """Batch `index` of `num_batches`: `image`, `label` and `mask`."""
+
+        def cut(x: jax.Array) -> jax.Array:
+            return jax.lax.dynamic_slice_in_dim(x, index * self.batch_size, self.batch_size)
+
+        return {"image": self.normalization(cut(self.image)), "label": cut(self.label), "mask": cut(self.mask)}
+
+
+def example_indices(key: jax.Array, step: jax.Array, *, batch_size: int, num_examples: int) -> jax.Array:
+    """The images of a step's batch: int32 [batch_size], a pure function of (key, step). See `TrainData.batch`."""
+    # step * batch_size overflows int32 in long runs. After `cycle` steps batches and epochs are aligned again, and
+    # within a cycle the product stays below batch_size * num_examples.
+    common = math.gcd(batch_size, num_examples)
+    cycle, epochs_per_cycle = num_examples // common, batch_size // common
+    step = step.astype(jnp.uint32)
+    i = step % cycle * batch_size + jnp.arange(batch_size, dtype=jnp.uint32)
+    epoch = step // cycle * epochs_per_cycle + i // num_examples
+    return permute(i % num_examples, key, epoch, num_examples).astype(jnp.int32)
+
+
+def permute(position: jax.Array, key: jax.Array, epoch: jax.Array, num_examples: int) -> jax.Array:
+    """What stands at each position of each epoch's random permutation of `range(num_examples)`.
+
+    A Feistel network permutes the next larger power of two; what falls outside is sent through again until it is
+    inside (Black & Rogaway 2002, cycle walking). Unlike `jax.random.permutation` it needs no array of the data set's
+    size, nor a sort at the start of each epoch.
+
+    Args:
+        position: uint32 [n], below `num_examples`.
+        key: typed key of all permutations.
+        epoch: uint32 [n], which permutation to use for each position.
+        num_examples: length of the permutations.
+
+    Returns:
+        uint32 [n].
+    """
+    rounds = 8  # even, so that halves of unequal width have changed places back at the end
+    num_bits = max(2, (num_examples - 1).bit_length())
+    widths = (num_bits - num_bits // 2, num_bits // 2)
+    round_keys = jax.vmap(lambda e: jax.random.bits(jax.random.fold_in(key, e), (rounds,), jnp.uint32))(epoch)
+
+    def encrypt(x: jax.Array) -> jax.Array:
+        left_bits, right_bits = widths
+        for r in range(rounds):
+            left, right = x >> right_bits, x & ((1 << right_bits) - 1)
+            left = left ^ (_mix(right ^ round_keys[:, r]) & ((1 << left_bits) - 1))
+            x = (right << left_bits) | left
+            left_bits, right_bits = right_bits, left_bits
+        return x
+
+    def outside(x: jax.Array) -> jax.Array:
+        return jnp.any(x >= num_examples)
+
+    def send_again(x: jax.Array) -> jax.Array:
+        return jnp.where(x >= num_examples, encrypt(x), x)
+
+    return jax.lax.while_loop(outside, send_again, encrypt(position))
+
+
+def _mix(x: jax.Array) -> jax.Array:
+    """The finaliser of MurmurHash3 (Appleby): every bit of the uint32 input moves every bit of the output."""
+    x = (x ^ (x >> 16)) * jnp.uint32(0x85EBCA6B)
+    x = (x ^ (x >> 13)) * jnp.uint32(0xC2B2AE35)
+    return x ^ (x >> 16)

@@ -1,0 +1,60 @@
+"""Trains a model, or scores one, as a config says.
+
+    python main.py --config=configs/digits.py --workdir=runs/digits
+
+The same command continues a run that was interrupted. Any field of the config can be overridden:
+--config.optimizer.learning_rate=0.01.
+"""
+
+import sys
+
+from absl import app, flags
+from ml_collections import config_flags
+
+from errors import UserError
+
+_CONFIG = config_flags.DEFINE_config_file("config", help_string="File with the config, such as configs/digits.py.")
+_WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run: everything it writes goes there.")
+_MODE = flags.DEFINE_enum("mode", "train", ["train", "eval"], "eval scores a checkpoint of an existing run.")
+_CHECKPOINT = flags.DEFINE_enum("checkpoint", "latest", ["latest", "best"], "Which one --mode=eval scores.")
+_CONFIG_CHANGE = flags.DEFINE_enum(
+    "config_change",
+    "refuse",
+    ["refuse", "accept"],
+    "Whether to continue a run although the config is not the one that it was started with.",
+)
+flags.mark_flags_as_required(["config", "workdir"])
+
+
+def main(argv: list[str]) -> None:
+    if len(argv) > 1:
+        sys.exit(f"error: unknown argument {argv[1]!r}; flags are written --name=value")
+    import jax
+
+    import train
+
+    print(f"{jax.device_count()} x {jax.devices()[0].device_kind}", flush=True)
+    try:
+        if _MODE.value == "train":
+            train.train_and_evaluate(_CONFIG.value, _WORKDIR.value, config_change=_CONFIG_CHANGE.value)
+        else:
+            train.evaluate_checkpoint(
+                _CONFIG.value, _WORKDIR.value, which=_CHECKPOINT.value, config_change=_CONFIG_CHANGE.value
+            )
+    except UserError as error:
+        sys.exit(f"error: {error}")
+
+
+def parse_flags(argv: list[str]) -> list[str]:
+    """Parses flags as absl does, with one message instead of a traceback for what config_flags lets through."""
+    try:
+        return app.parse_flags_with_usage(argv)
+    except FileNotFoundError as error:
+        sys.exit(f"error: --config: {error}")
+    except (AttributeError, KeyError) as error:
+        found = " ".join(str(error.args[0]).split())
+        sys.exit(f"error: the config has no field {found} configs/default.py documents every field.")
+
+
+if __name__ == "__main__":
+    app.run(main, flags_parser=parse_flags)

@@ -1,0 +1,153 @@
+"""Metrics of a run: `metrics.jsonl`, `timing.jsonl`, TensorBoard, and lines on the console."""
+
+import contextlib
+import json
+import math
+import os
+import pathlib
+import shutil
+import time
+from collections.abc import Iterator, Mapping
+from types import TracebackType
+from typing import Any, Self
+
+from errors import UserError
+
+
+class _JsonLines:
+    """A file of JSON objects, one a line, that can be cut back to a length it once had."""
+
+    def __init__(self, path: pathlib.Path, length: int):
+        size = path.stat().st_size if path.exists() else 0
+        if size < length:
+            raise UserError(
+                f"{path} has {size} bytes, but the checkpoint to continue from was made when it had {length}. "
+                "Restore the file, or use another --workdir."
+            )
+        self._file = open(path, "ab")
+        self._file.truncate(length)
+
+    def write(self, values: Mapping[str, Any]) -> None:
+        self._file.write(json.dumps(values, allow_nan=False).encode() + b"\n")
+        self._file.flush()
+
+    def length(self) -> int:
+        return os.fstat(self._file.fileno()).st_size
+
+    def close(self) -> None:
+        self._file.close()
+
+
+class MetricWriter:
+    """Writes the metrics of a run. A context manager: leaving it flushes and closes everything.
+
+    `metrics.jsonl` holds one line per step and curve, and only what a repeated run would reproduce; `timing.jsonl` the
+    clocks. TensorBoard shows each curve as a run of its own with the same tags, so that one chart shows all of them.
+    """
+
+    FILES = ("metrics.jsonl", "timing.jsonl")
+
+    def __init__(self, workdir: str | pathlib.Path, num_steps: int, record: Mapping[str, Any]):
+        """Opens the files.
+
+        Args:
+            workdir: of the run.
+            num_steps: of the whole training.
+            record: what `record()` returned when the checkpoint was made that the run continues from; empty for a
+                new run. The files are cut back to what they were then.
+        """
+        self._workdir = pathlib.Path(workdir)
+        self._num_steps = num_steps
+        lengths = record.get("lengths", {})
+        self._files = {name: _JsonLines(self._workdir / name, lengths.get(name, 0)) for name in self.FILES}
+        self._train_seconds = record.get("train_seconds", 0.0)
+        self._previous = record.get("step", 0), self._train_seconds  # at the last line of progress
+        self._latest: dict[str, Mapping[str, Any]] = {}
+        self._boards: dict[str, Any] = {}
+        # TensorBoard's files cannot be cut, and would show the steps after the checkpoint twice. They are made anew.
+        shutil.rmtree(self._workdir / "tensorboard", ignore_errors=True)
+        for line in (self._workdir / "metrics.jsonl").read_text().splitlines():
+            self._show(**json.loads(line))
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        for resource in (*self._boards.values(), *self._files.values()):
+            resource.close()
+
+    def record(self) -> dict[str, Any]:
+        """What a checkpoint has to remember for another writer to go on from here."""
+        lengths = {name: file.length() for name, file in self._files.items()}
+        step, _ = self._previous
+        return {"step": step, "lengths": lengths, "train_seconds": self._train_seconds}
+
+    @contextlib.contextmanager
+    def training_clock(self) -> Iterator[None]:
+        """Counts the time within as training time, which goes on over all starts of a run."""
+        started = time.perf_counter()
+        yield
+        self._train_seconds += time.perf_counter() - started
+
+    def write(self, step: int, curve: str, metrics: Mapping[str, float], **labels: str) -> None:
+        """Writes the metrics of one curve at one step; what is not finite is written as null.
+
+        Args:
+            step: steps done.
+            curve: "train", "raw", an average's name, or "NAME-raw" for a paired difference.
+            metrics: values by name.
+            **labels: strings that belong to the line, such as the `split` that was scored.
+        """
+        finite = {name: value if math.isfinite(value) else None for name, value in metrics.items()}
+        self._files["metrics.jsonl"].write({"step": step, "curve": curve, **labels, **finite})
+        self._show(step=step, curve=curve, **labels, **finite)
+
+    def _show(self, step: int, curve: str, **values: Any) -> None:
+        self._latest[curve] = values
+        if curve not in self._boards:
+            self._boards[curve] = _tensorboard(self._workdir / "tensorboard" / curve)
+        numbers = {name: value for name, value in values.items() if isinstance(value, (int, float))}
+        self._boards[curve].write_scalars(step, numbers)
+
+    def write_progress(self, step: int) -> None:
+        """Writes a line to `timing.jsonl` and one to the console, with the latest accuracy of every curve."""
+        previous_step, previous_seconds = self._previous
+        self._previous = step, self._train_seconds
+        steps_per_second = (step - previous_step) / (self._train_seconds - previous_seconds)
+        self._files["timing.jsonl"].write(
+            {"step": step, "steps_per_second": steps_per_second, "train_seconds": self._train_seconds}
+        )
+        remaining = (self._num_steps - step) / steps_per_second
+        parts = [
+            f"step {step}/{self._num_steps} ({step / self._num_steps:.0%})",
+            f"{steps_per_second:.3g} steps/s",
+            f"ETA {format_seconds(remaining)}",
+        ]
+        loss = self._latest.get("train", {}).get("loss")
+        if loss is not None:
+            parts.append(f"train loss {loss:.4f}")
+        averages = [name for name in self._latest if f"{name}-raw" in self._latest]
+        for name in ("raw", *averages):
+            accuracy = self._latest.get(name, {}).get("accuracy")
+            if accuracy is not None:
+                parts.append(f"{name} {accuracy:.2%}")
+        print("  ".join(parts), flush=True)
+
+
+def format_seconds(seconds: float) -> str:
+    """61.5 as "1:02", 3661 as "1:01:01"."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+def _tensorboard(logdir: pathlib.Path) -> Any:
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    import tensorflow as tf
+
+    # TensorFlow would take the accelerator's memory.
+    for kind in ("GPU", "TPU"):
+        tf.config.set_visible_devices([], kind)
+    from clu import metric_writers
+
+    return metric_writers.SummaryWriter(str(logdir))

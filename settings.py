@@ -1,0 +1,281 @@
+"""From a config to plain numbers: every check of it, and every number derived from it.
+
+Both happen once, after all overrides and before anything is loaded.
+"""
+
+import difflib
+import json
+import math
+import pathlib
+from collections.abc import Callable, Iterator, Mapping
+from fractions import Fraction
+from typing import Any
+
+import ml_collections
+
+import averaging
+import durations
+import models
+import optimizers
+from configs import default
+from errors import UserError
+
+PERIODS = ("log_every", "eval_every", "checkpoint_every")
+# Fields that may differ when a run is continued: they change what is kept or printed, not what is computed. That a
+# longer `duration` may differ, too, is decided in `check_same_run`.
+MAY_CHANGE = ("log_every", "eval_batch_size", "keep_checkpoints", "best_", "max_rejected_steps", "averages.", "duration")
+
+
+def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """`{"a": {"b": 1}}` as `{"a.b": 1}`."""
+    flat = {}
+    for key, value in config.items():
+        nested = isinstance(value, (Mapping, ml_collections.ConfigDict))
+        flat |= flatten(value, f"{prefix}{key}.") if nested else {f"{prefix}{key}": value}
+    return flat
+
+
+def _duration_problem(value: str) -> str:
+    try:
+        durations.parse(value)
+    except ValueError as error:
+        return str(error)
+    return ""
+
+
+def _period_problem(value: str) -> str:
+    problem = _duration_problem(value)
+    return problem or ("a period must be longer than 0" if durations.parse(value).number == 0 else "")
+
+
+def _needs(holds: Callable[[Any], bool], right: str) -> Callable[[Any], str]:
+    return lambda value: "" if holds(value) else f"must be {right}"
+
+
+def _one_of(names: Any) -> Callable[[Any], str]:
+    return _needs(lambda value: value in names, "one of " + ", ".join(map(repr, names)))
+
+
+_POSITIVE_INT = _needs(lambda value: value >= 1, "at least 1")
+_NOT_NEGATIVE = _needs(lambda value: 0 <= value < math.inf, "a finite number of at least 0")
+_SHARE = _needs(lambda value: 0 <= value < 1, "in [0, 1)")
+
+# What is right for the value of a field; a problem is a sentence, none is "".
+_RULES: Mapping[str, Callable[[Any], str]] = {
+    "seed": _needs(lambda value: 0 <= value < 2**32, "in [0, 2**32)"),
+    "num_validation": _NOT_NEGATIVE,
+    "label_noise": _SHARE,
+    "batch_size": _POSITIVE_INT,
+    "eval_batch_size": _POSITIVE_INT,
+    "duration": lambda value: (
+        _period_problem(value)
+        or ("the length of training cannot be a percentage of itself" if durations.parse(value).unit == "%" else "")
+    ),
+    **dict.fromkeys(PERIODS, _period_problem),
+    "keep_checkpoints": _POSITIVE_INT,
+    "best_metric": _one_of(("accuracy", "loss")),
+    "max_rejected_steps": _POSITIVE_INT,
+    "model.name": _one_of(models.MODELS),
+    "model.dtype": _one_of(("float32", "bfloat16")),
+    "model.hidden_sizes": _needs(lambda value: all(isinstance(v, int) and v > 0 for v in value), "positive integers"),
+    "model.dropout": _SHARE,
+    "loss.label_smoothing": _SHARE,
+    "loss.l2_penalty": _NOT_NEGATIVE,
+    "optimizer.learning_rate": _NOT_NEGATIVE,
+    "optimizer.schedule": _one_of(optimizers.SCHEDULES),
+    "optimizer.warmup": _duration_problem,
+    "optimizer.momentum": _SHARE,
+    "optimizer.clip_norm": _NOT_NEGATIVE,
+    "averages.*.kind": _one_of(("none", *averaging.SCHEDULES)),
+    "averages.*.decay": _SHARE,
+    "averages.*.half_life": lambda value: _period_problem(value) if value else "",
+}
+
+
+def _schema(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The default of every field that this config may have."""
+    reference = default.get_config()
+    reference.averages = {name: default.ema() for name in config.get("averages", {})}
+    return flatten(reference)
+
+
+def _problems(config: Mapping[str, Any]) -> Iterator[str]:
+    defaults, values = _schema(config), flatten(config)
+    for name in sorted(defaults.keys() - values.keys()):
+        yield f"{name} is missing; its default is {defaults[name]!r}"
+    for name, value in values.items():
+        if name not in defaults:
+            close = difflib.get_close_matches(name, defaults, n=1)
+            yield f"{name} is unknown" + (f"; did you mean {close[0]}?" if close else "")
+        elif type(value) is not type(defaults[name]):
+            expected = type(defaults[name]).__name__
+            yield f"{name} = {value!r} is a {type(value).__name__}; must be a {expected} such as {defaults[name]!r}"
+        else:
+            parts = name.split(".")
+            rule = _RULES.get(f"averages.*.{parts[-1]}" if parts[0] == "averages" else name)
+            if rule and (problem := rule(value)):
+                yield f"{name} = {value!r}: {problem}"
+    yield from _joint_problems(values, defaults, list(config.get("averages", {})))
+
+
+def _joint_problems(values: Mapping[str, Any], defaults: Mapping[str, Any], averages: list[str]) -> Iterator[str]:
+    """Fields that are wrong in view of others."""
+    for name in averages:
+        if name in ("raw", "train") or not name.isidentifier():
+            yield f"averages.{name}: the name must be letters, digits and _, and neither 'raw' nor 'train'"
+    kept = [name for name in averages if values.get(f"averages.{name}.kind") != "none"]
+    if values.get("best_curve", "") not in ("", "raw", *kept):
+        yield f"best_curve = {values['best_curve']!r}: must be empty or one of {', '.join(['raw', *kept])}"
+    model = values.get("model.name")
+    if model in models.MODELS:
+        for name, value in values.items():
+            group, _, field = name.partition(".")
+            unused = group == "model" and field != "name" and field not in models.model_fields(model)
+            if unused and name in defaults and value != defaults[name]:
+                yield f"{name} = {value!r}: model {model!r} has no such field; leave it at {defaults[name]!r}"
+
+
+def check(config: Mapping[str, Any]) -> None:
+    """Checks everything that can be checked without knowing the data set.
+
+    Raises:
+        UserError: naming every wrong field, what it holds and what would be right.
+    """
+    problems = list(_problems(config))
+    if problems:
+        raise UserError("\n".join(["the config is wrong; configs/default.py documents every field", *problems]))
+
+
+def resolve(config: Mapping[str, Any], *, num_train: int, num_devices: int) -> ml_collections.FrozenConfigDict:
+    """The config in plain numbers, which is what training runs on and what `config.json` holds.
+
+    Durations become numbers of steps: `duration` and `optimizer.warmup` are rounded up, periods and half-lives stay
+    exact (int or Fraction). Averages of kind "none" are gone, `decay` follows from `half_life`, `best_curve` has a
+    name, and `optimizer.decay_steps` says over how many steps the learning rate is annealed (0: it is constant).
+
+    Args:
+        config: one that passed `check`.
+        num_train: training images of the data set, validation images included.
+        num_devices: over which each batch is split.
+
+    Raises:
+        UserError: naming the fields that do not fit the data set or the devices.
+    """
+    resolved = ml_collections.ConfigDict(config).to_dict()
+    num_examples = num_train - resolved["num_validation"]
+    batch_size = resolved["batch_size"]
+    if num_examples < 1:
+        raise UserError(
+            f"num_validation = {resolved['num_validation']}: must be below the {num_train} training images "
+            f"of {resolved['dataset']}"
+        )
+    if batch_size > num_examples:
+        raise UserError(
+            f"batch_size = {batch_size}: must be at most {num_examples}, the number of training images "
+            f"of {resolved['dataset']}"
+        )
+    if batch_size % num_devices:
+        nearest = max(1, round(batch_size / num_devices)) * num_devices
+        raise UserError(
+            f"batch_size = {batch_size}: must be a multiple of {num_devices}, the number of devices; "
+            f"the nearest is {nearest}"
+        )
+
+    def steps(text: str, total: Fraction | int | None = None) -> Fraction | int:
+        exact = durations.parse(text).to_steps(batch_size=batch_size, num_examples=num_examples, total=total)
+        return exact.numerator if exact.denominator == 1 else exact
+
+    total = steps(resolved["duration"])
+    resolved["duration"] = math.ceil(total)
+    for name in PERIODS:
+        resolved[name] = steps(resolved[name], total)
+
+    optimizer = resolved["optimizer"]
+    optimizer["warmup"] = math.ceil(steps(optimizer["warmup"], total))
+    if optimizer["warmup"] > resolved["duration"]:
+        raise UserError(
+            f"optimizer.warmup = {config['optimizer']['warmup']!r}: {optimizer['warmup']} steps are longer than the "
+            f"training of {resolved['duration']} steps"
+        )
+    annealed = optimizer["schedule"] != "constant"
+    optimizer["decay_steps"] = resolved["duration"] - optimizer["warmup"] if annealed else 0
+
+    averages = {name: average for name, average in resolved["averages"].items() if average["kind"] != "none"}
+    for average in averages.values():
+        if average["half_life"]:
+            average["half_life"] = steps(average["half_life"], total)
+            average["decay"] = averaging.half_life_to_decay(float(average["half_life"]))
+    resolved["averages"] = averages
+    resolved["best_curve"] = resolved["best_curve"] or next(iter(averages), "raw")
+    return ml_collections.FrozenConfigDict(resolved)
+
+
+def describe(config: ml_collections.FrozenConfigDict) -> str:
+    """The resolved numbers that a reader of the config cannot see, in one line."""
+    parts = [f"{config.duration} steps"]
+    parts += [f"{name.replace('_', ' ')} {float(config[name]):g} steps" for name in PERIODS]
+    parts += [f"{name}: decay {average.decay:.6g}" for name, average in config.averages.items()]
+    return ", ".join(parts)
+
+
+def next_due_step(config: ml_collections.FrozenConfigDict, step: int) -> int:
+    """The first step after `step` at which something is due; of a resolved config."""
+    return min(config.duration, *(durations.next_due(step, config[name]) for name in PERIODS))
+
+
+def is_due(config: ml_collections.FrozenConfigDict, name: str, step: int) -> bool:
+    """Whether what has the period `config[name]` is due at `step`; at the end of training everything is."""
+    return step == config.duration or durations.is_due(step, config[name])
+
+
+def create_averages(config: ml_collections.FrozenConfigDict) -> tuple[averaging.Average, ...]:
+    """The averages of a resolved config."""
+    return tuple(
+        averaging.Average(name, average.kind, (("decay", average.decay), ("debias", average.debias)))
+        for name, average in config.averages.items()
+    )
+
+
+def to_json(config: ml_collections.FrozenConfigDict) -> str:
+    """A resolved config as JSON; fractions of steps become strings such as "1875/2"."""
+    return json.dumps(config.to_dict(), indent=2, default=str) + "\n"
+
+
+def write(config: ml_collections.FrozenConfigDict, workdir: pathlib.Path) -> None:
+    """Writes `config.json`, creating the folder if need be."""
+    workdir.mkdir(parents=True, exist_ok=True)
+    # In one move, so that a run killed at this moment leaves the old file or the new one, not half of one.
+    partial = workdir / "config.json.partial"
+    partial.write_text(to_json(config))
+    partial.replace(workdir / "config.json")
+
+
+def check_same_run(old: str, new: str, workdir: str) -> list[str]:
+    """Checks that a run made with one resolved config may be continued with another.
+
+    Args:
+        old: `to_json` of the config that the run was started with.
+        new: the same of the present config.
+        workdir: for the message.
+
+    Returns:
+        What differs but may, in words, for the log.
+
+    Raises:
+        UserError: naming the fields that differ and may not.
+    """
+    before, now = flatten(json.loads(old)), flatten(json.loads(new))
+    differing = {
+        name: f"{name}: {before.get(name, 'absent')} before, {now.get(name, 'absent')} now"
+        for name in [*before, *(name for name in now if name not in before)]
+        if before.get(name) != now.get(name)
+    }
+    refused = [text for name, text in differing.items() if not name.startswith(MAY_CHANGE)]
+    if now["duration"] < before["duration"]:
+        refused.append(differing["duration"])
+    if refused:
+        raise UserError(
+            f"{workdir} holds a run of another config:\n" + "\n".join(refused) + "\nUse another --workdir, repeat the "
+            "run's own config, or pass --config_change=accept to continue the run with this one."
+        )
+    return list(differing.values())

@@ -1,0 +1,122 @@
+"""The table and the picture of a finished run, from its `metrics.jsonl`.
+
+    python -m tools.report runs/digits
+"""
+
+import itertools
+import json
+import math
+import pathlib
+import sys
+from collections.abc import Mapping
+from typing import Any
+
+Metrics = Mapping[str, Any]
+
+
+def read(workdir: pathlib.Path) -> list[dict[str, Any]]:
+    """The lines of `metrics.jsonl`."""
+    return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+
+
+def table(metrics: Mapping[str, Metrics]) -> str:
+    """Raw against averaged weights as text.
+
+    Args:
+        metrics: of each curve, and of each paired difference `NAME-raw`, as `evaluation.evaluate` returns them.
+    """
+    header = ("weights", "accuracy", "loss", "calibration error", "accuracy minus raw, points (95 % interval)")
+    rows = [header]
+    for curve, values in metrics.items():
+        if curve.endswith("-raw"):
+            continue
+        difference = metrics.get(f"{curve}-raw", {})
+        points = ["accuracy", "accuracy_low", "accuracy_high"]
+        interval = "{:+.2f} ({:+.2f} .. {:+.2f})".format(*(100 * difference[p] for p in points)) if difference else ""
+        rows.append(
+            (
+                curve,
+                _format(values.get("accuracy"), "{:.2%}"),
+                _format(values.get("loss"), "{:.4f}"),
+                _format(values.get("calibration_error"), "{:.2%}"),
+                interval,
+            )
+        )
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return "\n".join("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows)
+
+
+def _format(value: float | None, template: str) -> str:
+    return "-" if value is None else template.format(value)
+
+
+def draw(lines: list[dict[str, Any]], path: pathlib.Path) -> None:
+    """Draws accuracy, loss, and the paired difference to the raw weights with its interval, over the steps.
+
+    Args:
+        lines: of `metrics.jsonl`.
+        path: of the picture.
+    """
+    from matplotlib.figure import Figure
+
+    split = next(line["split"] for line in lines if "split" in line)
+    curves: dict[str, list[dict[str, Any]]] = {}
+    for line in lines:
+        if line.get("split") == split:
+            curves.setdefault(line["curve"], []).append(line)
+    # Okabe & Ito's colours can be told apart with any colour vision; the markers, without colour, too.
+    styles = zip(("#000000", "#D55E00", "#0072B2", "#009E73", "#CC79A7"), "os^Dv", strict=True)
+    names = [name for name in curves if not name.endswith("-raw")]
+    style_of = dict(zip(names, itertools.cycle(styles), strict=False))
+
+    figure = Figure(figsize=(8, 9), layout="constrained")
+    accuracy, loss, difference = figure.subplots(3, sharex=True)
+    for name in names:
+        color, marker = style_of[name]
+        style = {"color": color, "marker": marker, "markersize": 4, "label": name}
+        steps = [line["step"] for line in curves[name]]
+        accuracy.plot(steps, _column(curves[name], "accuracy", 100), **style)
+        loss.plot(steps, _column(curves[name], "loss"), **style)
+        pairs = curves.get(f"{name}-raw", [])
+        if pairs:
+            steps = [line["step"] for line in pairs]
+            difference.plot(steps, _column(pairs, "accuracy", 100), **style)
+            low, high = (_column(pairs, bound, 100) for bound in ("accuracy_low", "accuracy_high"))
+            difference.fill_between(steps, low, high, color=color, alpha=0.2, linewidth=0)
+    difference.axhline(0, color="gray", linewidth=1)
+    accuracy.set(ylabel=f"accuracy, % of {split} images")
+    loss.set(ylabel="negative log-likelihood")
+    difference.set(ylabel="accuracy minus raw, points\n(band: 95 %, paired)", xlabel="step")
+    accuracy.set_title(f"Raw and averaged weights, {path.parent.name}")
+    for axes in (accuracy, loss, difference):
+        axes.grid(alpha=0.3)
+    accuracy.legend()
+    figure.savefig(path, dpi=120)
+
+
+def _column(lines: list[dict[str, Any]], name: str, factor: float = 1) -> list[float]:
+    """One value of every line; a gap where it is missing or was not finite."""
+    return [math.nan if line.get(name) is None else factor * line[name] for line in lines]
+
+
+def write(workdir: pathlib.Path) -> str:
+    """Draws `curves.png`, and returns the table of the last evaluation with the picture's path below it."""
+    lines = read(workdir)
+    evaluations = [line for line in lines if "split" in line]
+    last = evaluations[-1]
+    metrics = {
+        line["curve"]: line
+        for line in evaluations
+        if line["step"] == last["step"] and line["split"] == last["split"]
+    }
+    draw(lines, workdir / "curves.png")
+    title = f"{workdir}, step {last['step']}, {last['split']} images"
+    return f"{title}\n{table(metrics)}\nCurves: {workdir / 'curves.png'}"
+
+
+if __name__ == "__main__":
+    if len(sys.argv) != 2 or sys.argv[1].startswith("-"):
+        sys.exit(__doc__)
+    if not (pathlib.Path(sys.argv[1]) / "metrics.jsonl").is_file():
+        sys.exit(f"error: {sys.argv[1]} holds no metrics.jsonl; python main.py --workdir={sys.argv[1]} makes one")
+    print(write(pathlib.Path(sys.argv[1])))

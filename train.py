@@ -1,0 +1,370 @@
+"""The training loop, its step, and the evaluation of raw and averaged weights.
+
+Reading order: `loss_fn`, `train_step`, `train_and_evaluate`; the rest is called from there.
+"""
+
+import contextlib
+import dataclasses
+import functools
+import math
+import pathlib
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+import optax
+from clu import parameter_overview
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
+
+import environment
+import evaluation
+import input_pipeline
+import models
+import optimizers
+import settings
+from checkpointing import Checkpoints, Record
+from errors import UserError
+from metric_writing import MetricWriter
+from tools import report
+from train_state import CustomTrainState, stream_key
+
+Batch = Mapping[str, jax.Array]
+# A metric is a sum and the count it is divided by in the end. Sums add up over steps; means would not.
+Metrics = dict[str, tuple[jax.Array, jax.Array]]
+# (params, state, batch) -> objective, (metrics, new batch statistics)
+LossFn = Callable[[Any, CustomTrainState, Batch], tuple[jax.Array, tuple[Metrics, Any]]]
+
+
+def loss_fn(
+    params: Any, state: CustomTrainState, batch: Batch, *, label_smoothing: float = 0.0, l2_penalty: float = 0.0
+) -> tuple[jax.Array, tuple[Metrics, Any]]:
+    """The objective of one batch: cross-entropy with smoothed labels plus an L2 penalty.
+
+    A fork with another task replaces this function and `evaluation.score_fn`.
+
+    Args:
+        params: the parameters to differentiate by.
+        state: everything else, the averages too, for objectives that involve them.
+        batch: `image` [batch, height, width, channels] and `label` [batch].
+        label_smoothing: share of the label's weight that is spread over all classes (Szegedy et al. 2016).
+        l2_penalty: factor of half the sum of squares of all kernels.
+
+    Returns:
+        The objective, a scalar, and (metrics, new batch statistics).
+    """
+    logits, updates = state.apply_fn(
+        {"params": params, "batch_stats": state.batch_stats},
+        batch["image"],
+        train=True,
+        mutable=["batch_stats"],
+        rngs={"dropout": state.step_key("dropout")},
+    )
+    labels = optax.smooth_labels(jax.nn.one_hot(batch["label"], logits.shape[-1]), label_smoothing)
+    kernels = [p for p in jax.tree.leaves(params) if p.ndim > 1]
+    penalty = 0.5 * l2_penalty * sum(jnp.sum(jnp.square(kernel)) for kernel in kernels)
+    objective = optax.softmax_cross_entropy(logits, labels).mean() + penalty
+
+    nll = optax.softmax_cross_entropy_with_integer_labels(logits, batch["label"])
+    correct = jnp.argmax(logits, axis=-1) == batch["label"]
+    metrics = {"loss": (nll.sum(), nll.size), "accuracy": (correct.sum(), correct.size)}
+    return objective, (metrics, updates.get("batch_stats", {}))
+
+
+def train_step(state: CustomTrainState, batch: Batch, loss_fn: LossFn) -> tuple[CustomTrainState, Metrics]:
+    """One step: gradients, the optimizer's update, then the averages', which so see the updated parameters.
+
+    Args:
+        state: before the step.
+        batch: what `loss_fn` understands.
+        loss_fn: the objective.
+
+    Returns:
+        The state after the step and its metrics. A step with a non-finite objective or gradient is rejected: see
+        `CustomTrainState.accept_if`; its metrics are all 0 of 0.
+    """
+    gradient_fn = jax.value_and_grad(loss_fn, has_aux=True)
+    (objective, (metrics, batch_stats)), grads = gradient_fn(state.params, state, batch)
+    grad_norm = optax.global_norm(grads)
+    candidate = state.apply_gradients(grads=grads, batch_stats=batch_stats).apply_ema()
+    # The optimizer keeps its present rate in its state, beside a schedule's own state of the same name.
+    learning_rate = optax.tree.get(
+        candidate.opt_state, "learning_rate", filtering=lambda path, value: isinstance(value, jax.Array)
+    )
+    metrics |= {"objective": (objective, 1), "grad_norm": (grad_norm, 1), "learning_rate": (learning_rate, 1)}
+
+    ok = jnp.isfinite(objective) & jnp.isfinite(grad_norm)
+    metrics = {
+        name: (jnp.where(ok, total, 0).astype(jnp.float32), jnp.where(ok, count, 0).astype(jnp.int32))
+        for name, (total, count) in metrics.items()
+    }
+    return state.accept_if(ok, candidate), metrics
+
+
+def next_batch(state: CustomTrainState, data: input_pipeline.TrainData) -> Batch:
+    """The batch of the state's next step."""
+    return data.batch(stream_key(state.rng, "permutation"), state.step)
+
+
+def create_train_program(loss_fn: LossFn, mesh: jax.sharding.Mesh) -> Callable[..., tuple[CustomTrainState, Metrics]]:
+    """The one compiled program of training: make the batch, take a step, add its metrics up.
+
+    Returns:
+        A jitted function of (state, sums, data) that gives the next (state, sums). It may overwrite (donate) what it
+        is given of the first two.
+    """
+
+    def program(
+        state: CustomTrainState, sums: Metrics, data: input_pipeline.TrainData
+    ) -> tuple[CustomTrainState, Metrics]:
+        batch = jax.lax.with_sharding_constraint(next_batch(state, data), NamedSharding(mesh, PartitionSpec("data")))
+        state, metrics = train_step(state, batch, loss_fn)
+        return state, jax.tree.map(jnp.add, sums, metrics)
+
+    return jax.jit(program, donate_argnums=(0, 1), out_shardings=replicated(mesh))
+
+
+def create_mesh() -> jax.sharding.Mesh:
+    """All devices in one axis, "data", over which batches are split."""
+    # Linen modules work on Auto axes only; make_mesh would make Explicit ones.
+    return jax.make_mesh((jax.device_count(),), ("data",), axis_types=(AxisType.Auto,))
+
+
+def replicated(mesh: jax.sharding.Mesh) -> NamedSharding:
+    """The sharding of state and data sets: a copy on every device."""
+    return NamedSharding(mesh, PartitionSpec())
+
+
+def create_train_state(
+    config: ml_collections.FrozenConfigDict, *, image_shape: tuple[int, ...], num_classes: int, mesh: jax.sharding.Mesh
+) -> CustomTrainState:
+    """The state at step 0, a function of the resolved config alone.
+
+    Args:
+        config: from `settings.resolve`.
+        image_shape: (height, width, channels).
+        num_classes: of the data set.
+        mesh: the devices to put it on.
+    """
+    model = models.create_model(num_classes=num_classes, **config.model)
+    optimizer = config.optimizer
+    schedule = optimizers.create_schedule(
+        optimizer.learning_rate, optimizer.schedule, optimizer.warmup, optimizer.decay_steps
+    )
+    tx = optimizers.create_optimizer(
+        learning_rate=schedule, momentum=optimizer.momentum, clip_norm=optimizer.clip_norm
+    )
+    averages = settings.create_averages(config)
+
+    def create(rng: jax.Array) -> CustomTrainState:
+        variables = model.init(stream_key(rng, "params"), jnp.zeros((1, *image_shape)), train=False)
+        return CustomTrainState.create(
+            apply_fn=model.apply,
+            params=variables["params"],
+            tx=tx,
+            batch_stats=variables.get("batch_stats", {}),
+            rng=rng,
+            averages=averages,
+        )
+
+    # Created by a jitted function with the same shardings as the training program's results, the state lets that
+    # program compile once; created otherwise, twice.
+    return jax.jit(create, out_shardings=replicated(mesh))(jax.random.key(config.seed))
+
+
+@dataclasses.dataclass(frozen=True)
+class Experiment:
+    """A checked config with everything on the devices that training and evaluation need."""
+
+    config: ml_collections.FrozenConfigDict
+    mesh: jax.sharding.Mesh
+    state: CustomTrainState  # at step 0
+    train_data: input_pipeline.TrainData
+    eval_data: Mapping[str, input_pipeline.EvalData]  # "test", and "validation" if there is any
+
+
+def set_up(config: ml_collections.ConfigDict, workdir: str | pathlib.Path, config_change: str) -> Experiment:
+    """Checks the config, alone, against the data set and against the workdir's run; then loads the data.
+
+    Raises:
+        UserError: what is wrong, before anything is loaded or written.
+    """
+    settings.check(config)
+    source = input_pipeline.find_source(config.dataset)
+    resolved = settings.resolve(config, num_train=source.num_train, num_devices=jax.device_count())
+    config_file = pathlib.Path(workdir) / "config.json"
+    if config_file.exists() and config_change == "refuse":
+        for change in settings.check_same_run(config_file.read_text(), settings.to_json(resolved), str(workdir)):
+            print(f"Continuing with another {change}")
+
+    splits = input_pipeline.load_splits(
+        source, num_validation=resolved.num_validation, label_noise=resolved.label_noise, seed=resolved.seed
+    )
+    mesh = create_mesh()
+    normalization = input_pipeline.Normalization.of(splits.train.image)
+    eval_data = {
+        name: input_pipeline.EvalData.of(images, normalization, resolved.eval_batch_size, mesh.size)
+        for name, images in (("validation", splits.validation), ("test", splits.test))
+        if len(images)
+    }
+    train_data = input_pipeline.TrainData.of(splits.train, normalization, resolved.batch_size)
+    train_data, eval_data = jax.device_put((train_data, eval_data), replicated(mesh))
+    state = create_train_state(
+        resolved, image_shape=source.image_shape, num_classes=source.num_classes, mesh=mesh
+    )
+    return Experiment(resolved, mesh, state, train_data, eval_data)
+
+
+def train_and_evaluate(
+    config: ml_collections.ConfigDict,
+    workdir: str | pathlib.Path,
+    *,
+    config_change: str = "refuse",
+    loss_fn: Callable[..., Any] = loss_fn,
+    score_fn: evaluation.ScoreFn = evaluation.score_fn,
+) -> CustomTrainState:
+    """Trains, and evaluates raw and averaged weights as it goes. Continues the run that `workdir` holds, if any.
+
+    Args:
+        config: see configs/default.py.
+        workdir: folder of the run; created if it does not exist.
+        config_change: "accept" continues a run although the config differs from the one it was started with.
+        loss_fn: the objective; gets the fields of `config.loss` as keyword arguments.
+        score_fn: what evaluation scores.
+
+    Returns:
+        The state at the end.
+
+    Raises:
+        UserError: a config, data set or workdir that cannot be used, or too many rejected steps in a row.
+    """
+    workdir = pathlib.Path(workdir)
+    experiment = set_up(config, workdir, config_change)
+    config, state, train_data = experiment.config, experiment.state, experiment.train_data
+    settings.write(config, workdir)
+    environment.write(workdir)
+    print(parameter_overview.get_parameter_overview(state.params, include_stats=False))
+    print(f"Training for {settings.describe(config)}", flush=True)
+
+    loss = functools.partial(loss_fn, **config.loss)
+    train_program = create_train_program(loss, experiment.mesh)
+    zero_sums = create_zero_sums(loss, state, train_data, experiment.mesh)
+    curve_split, *final_splits = experiment.eval_data
+
+    with contextlib.ExitStack() as stack:
+        checkpoints = stack.enter_context(Checkpoints(workdir, config.keep_checkpoints))
+        record, sums = checkpoints.read_record() or Record(), zero_sums()
+        if record.step:
+            state, sums = checkpoints.restore_state(state, record), checkpoints.restore_sums(sums, record)
+            print(f"Continuing {workdir} at step {record.step}", flush=True)
+        writer = stack.enter_context(MetricWriter(workdir, config.duration, record.writer))
+        step, best = record.step, record.best
+
+        def evaluate(split: str) -> dict[str, dict[str, float]]:
+            data = experiment.eval_data[split]
+            metrics = evaluation.evaluate(state.curves(), data, apply_fn=state.apply_fn, score_fn=score_fn)
+            for curve, values in metrics.items():
+                writer.write(step, curve, values, split=split)
+            return metrics
+
+        # An iteration trains up to the next step at which something is due, then logs, evaluates and saves, in this
+        # order: so a checkpoint knows of everything written up to its step, and a run that continues from it repeats
+        # nothing and loses nothing.
+        while step < config.duration:
+            previous, step = step, settings.next_due_step(config, step)
+            with writer.training_clock():
+                for _ in range(previous, step):
+                    state, sums = train_program(state, sums, train_data)
+                rejected = jax.device_get(state.rejected)  # waits for the steps to finish
+            check_rejections(rejected, step, config.max_rejected_steps)
+
+            if settings.is_due(config, "log_every", step):
+                writer.write(step, "train", mean_metrics(sums) | {"rejected_steps": int(rejected["total"])})
+                sums = zero_sums()
+            if settings.is_due(config, "eval_every", step):
+                best = better(best, step, evaluate(curve_split), config.best_curve, config.best_metric)
+            if step == config.duration:
+                for split in final_splits:
+                    evaluate(split)
+            writer.write_progress(step)
+            if settings.is_due(config, "checkpoint_every", step) or (best and best["step"] == step):
+                checkpoints.save(state, sums, Record(step, best, writer.record(), tuple(state.ema_params)))
+
+    print(report.write(workdir), flush=True)
+    return state
+
+
+def create_zero_sums(
+    loss_fn: LossFn, state: CustomTrainState, data: input_pipeline.TrainData, mesh: jax.sharding.Mesh
+) -> Callable[[], Metrics]:
+    """A function that returns metric sums over no steps, for the metrics that this loss function has."""
+    metrics = jax.eval_shape(lambda *args: train_step(*args, loss_fn)[1], state, jax.eval_shape(next_batch, state, data))
+    return jax.jit(lambda: jax.tree.map(lambda m: jnp.zeros(m.shape, m.dtype), metrics), out_shardings=replicated(mesh))
+
+
+def mean_metrics(sums: Metrics) -> dict[str, float]:
+    """Each metric's sum divided by its count; not a number where every step was rejected."""
+    return {name: float(total) / count if count else math.nan for name, (total, count) in jax.device_get(sums).items()}
+
+
+def better(
+    best: dict[str, Any] | None, step: int, metrics: Mapping[str, Mapping[str, float]], curve: str, metric: str
+) -> dict[str, Any] | None:
+    """The best evaluation so far: `best`, or this step's if there was none of this curve and metric or it is better."""
+    value = metrics[curve][metric]
+    new = {"step": step, "curve": curve, "metric": metric, "value": value}
+    if best is None or (best["curve"], best["metric"]) != (curve, metric):
+        return new if math.isfinite(value) else None
+    return new if (value < best["value"] if metric == "loss" else value > best["value"]) else best
+
+
+def check_rejections(rejected: Mapping[str, Any], step: int, limit: int) -> None:
+    """Raises `UserError` once `limit` steps in a row were rejected."""
+    if rejected["longest"] >= limit:
+        raise UserError(
+            f"{limit} steps in a row, up to step {step}, had a loss or gradient that is not finite; max_rejected_steps "
+            "allows no more. A smaller optimizer.learning_rate or a limit for the gradient such as "
+            "--config.optimizer.clip_norm=1 may help. The last checkpoint is as it was."
+        )
+
+
+def evaluate_checkpoint(
+    config: ml_collections.ConfigDict,
+    workdir: str | pathlib.Path,
+    *,
+    which: str = "latest",
+    config_change: str = "refuse",
+    score_fn: evaluation.ScoreFn = evaluation.score_fn,
+) -> dict[str, dict[str, float]]:
+    """Scores a checkpoint of an existing run on the test set. Trains nothing and writes nothing.
+
+    Args:
+        config: the run's config.
+        workdir: folder of the run.
+        which: "latest" or "best".
+        config_change: see `train_and_evaluate`.
+        score_fn: see `train_and_evaluate`.
+
+    Returns:
+        The metrics of every curve and paired difference.
+
+    Raises:
+        UserError: a config, data set or workdir that cannot be used.
+    """
+    missing = UserError(f"{workdir} holds no checkpoint; --mode=train makes one")
+    if not (pathlib.Path(workdir) / "checkpoints").is_dir():
+        raise missing
+    experiment = set_up(config, workdir, config_change)
+    with Checkpoints(workdir) as checkpoints:
+        record = checkpoints.read_record()
+        if record is not None and which == "best":
+            record = checkpoints.read_record(record.best["step"]) if record.best else None
+        if record is None:
+            raise missing
+        state = checkpoints.restore_state(experiment.state, record)
+    metrics = evaluation.evaluate(
+        state.curves(), experiment.eval_data["test"], apply_fn=state.apply_fn, score_fn=score_fn
+    )
+    print(f"{workdir}, {which} checkpoint, step {record.step}, test images\n{report.table(metrics)}", flush=True)
+    return metrics

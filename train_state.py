@@ -1,0 +1,116 @@
+"""The state of a training run: everything that one step reads and changes."""
+
+import zlib
+from typing import Any, Self
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+from flax.training import train_state
+
+import averaging
+
+
+def stream_key(rng: jax.Array, stream: str) -> jax.Array:
+    """The key of a named stream of randomness: no stream disturbs another, and adding one changes none."""
+    return jax.random.fold_in(rng, zlib.crc32(stream.encode()))
+
+
+class CustomTrainState(train_state.TrainState):
+    """Flax's `TrainState` with batch statistics, a root key, weight averages and a record of rejected steps.
+
+    Attributes:
+        step: int32 scalar, the number of batches consumed, rejected ones included.
+        batch_stats: batch-norm statistics of the raw parameters; empty for a model without any.
+        rng: typed root key, never split and never changed: every key is derived from it with `fold_in`.
+        rejected: int32 scalars "total", "streak" (the current run of rejected steps) and "longest".
+        ema_params: for each average its parameters, in at least float32.
+        ema_batch_stats: for each average its batch statistics.
+        ema_count: for each average an int32 scalar, the updates since it was created: the `t` of its schedule.
+        averages: which averages there are.
+    """
+
+    batch_stats: Any
+    rng: jax.Array
+    rejected: dict[str, jax.Array]
+    ema_params: dict[str, Any]
+    ema_batch_stats: dict[str, Any]
+    ema_count: dict[str, jax.Array]
+    averages: tuple[averaging.Average, ...] = struct.field(pytree_node=False)
+
+    @classmethod
+    def create(cls, *, batch_stats: Any, rng: jax.Array, averages: tuple[averaging.Average, ...], **kwargs: Any) -> Self:
+        """A state at step 0 whose averages are copies of its parameters.
+
+        Args:
+            batch_stats: the model's initial batch statistics, `{}` if it has none.
+            rng: typed root key.
+            averages: the averages to keep; none is fine and costs nothing.
+            **kwargs: `apply_fn`, `params` and `tx` of `flax.training.train_state.TrainState.create`.
+        """
+        state = super().create(
+            batch_stats=batch_stats,
+            rng=rng,
+            rejected={name: jnp.zeros((), jnp.int32) for name in ("total", "streak", "longest")},
+            ema_params={},
+            ema_batch_stats={},
+            ema_count={},
+            averages=(),
+            **kwargs,
+        )
+        return state.replace(step=jnp.zeros((), jnp.int32)).with_averages(averages)
+
+    def with_averages(self, averages: tuple[averaging.Average, ...]) -> Self:
+        """This state with exactly these averages.
+
+        One that the state has already keeps its weights and count; a new one starts from the present parameters with
+        its count at 0; one that is not asked for is dropped.
+        """
+        names = [average.name for average in averages]
+        new = [name for name in names if name not in self.ema_params]
+        started = {
+            "ema_params": {name: averaging.init(self.params) for name in new},
+            "ema_batch_stats": {name: averaging.init(self.batch_stats) for name in new},
+            "ema_count": {name: jnp.zeros((), jnp.int32) for name in new},
+        }
+        fields = {
+            field: {name: (values if name in new else getattr(self, field))[name] for name in names}
+            for field, values in started.items()
+        }
+        return self.replace(averages=averages, **fields)
+
+    def step_key(self, stream: str) -> jax.Array:
+        """The key of a stream of randomness at the present step."""
+        return jax.random.fold_in(stream_key(self.rng, stream), self.step)
+
+    def apply_ema(self) -> Self:
+        """Moves every average, and its batch statistics, towards the present ones. Call after `apply_gradients`."""
+        ema_params, ema_batch_stats, ema_count = {}, {}, {}
+        for average in self.averages:
+            name = average.name
+            ema_count[name] = self.ema_count[name] + 1
+            step_size = average.step_size(ema_count[name])
+            ema_params[name] = averaging.update(self.ema_params[name], self.params, step_size)
+            ema_batch_stats[name] = averaging.update(self.ema_batch_stats[name], self.batch_stats, step_size)
+        return self.replace(ema_params=ema_params, ema_batch_stats=ema_batch_stats, ema_count=ema_count)
+
+    def accept_if(self, ok: jax.Array, candidate: Self) -> Self:
+        """`candidate`, the state after one more step, or, where `ok` is false, this state with that step rejected.
+
+        Of a rejected step only `step` goes on, so that the next one has another batch and other keys.
+        """
+        chosen = jax.tree.map(lambda new, old: jnp.where(ok, new, old), candidate, self)
+        streak = jnp.where(ok, 0, self.rejected["streak"] + 1)
+        rejected = {
+            "total": self.rejected["total"] + jnp.where(ok, 0, 1),
+            "streak": streak,
+            "longest": jnp.maximum(self.rejected["longest"], streak),
+        }
+        return chosen.replace(step=candidate.step, rejected=rejected)
+
+    def curves(self) -> dict[str, dict[str, Any]]:
+        """The variables to evaluate: those of the raw weights, named `raw`, then those of each average."""
+        curves = {"raw": {"params": self.params, "batch_stats": self.batch_stats}}
+        for name in (average.name for average in self.averages):
+            curves[name] = {"params": self.ema_params[name], "batch_stats": self.ema_batch_stats[name]}
+        return curves
