@@ -110,11 +110,11 @@ def _tfds_source(dataset: str) -> Source:
             f"found {', '.join(info.splits) or 'none'}"
         )
     image_key, label_key = info.supervised_keys or (None, None)
-    features = info.features
+    features = dict(info.features.items())
     if not isinstance(features.get(image_key), tfds.features.Image) or not isinstance(
         features.get(label_key), tfds.features.ClassLabel
     ):
-        raise UserError(f"dataset = {dataset!r} is no image classification set: its features are {dict(features)}")
+        raise UserError(f"dataset = {dataset!r} is no image classification set: its features are {features}")
     shape = features[image_key].shape
     if None in shape:
         raise UserError(f"dataset = {dataset!r} has images of different sizes, {shape}; all must have the same size")

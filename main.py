@@ -47,6 +47,8 @@ def main(argv: list[str]) -> None:
 
 def parse_flags(argv: list[str]) -> list[str]:
     """Parses flags as absl does, with one message instead of a traceback for what config_flags lets through."""
+    # absl would show INFO by default, and the libraries that log through it would drown what the run itself prints.
+    argv = [argv[0], "--verbosity=-1", *argv[1:]]
     try:
         return app.parse_flags_with_usage(argv)
     except FileNotFoundError as error:
