@@ -42,7 +42,7 @@ class _LatestAndBest(PreservationPolicy):
     Orbax's `best_fn` together with a limit would keep the best ones only, so that continuing a run would roll it back.
     """
 
-    def __init__(self, num_latest: int):
+    def __init__(self, num_latest: int) -> None:
         self.num_latest = num_latest
         self.best_step: int | None = None
 
@@ -58,7 +58,7 @@ class Checkpoints:
     A context manager: leaving it, by an exception too, waits until what was saved is on disk.
     """
 
-    def __init__(self, workdir: str | pathlib.Path, keep: int = 1):
+    def __init__(self, workdir: str | pathlib.Path, keep: int = 1) -> None:
         """Opens the folder, or creates it.
 
         Args:

@@ -1,4 +1,4 @@
-"""Where a run took place: versions, devices, command and commit, for `environment.json`."""
+"""What surrounds a run: versions, devices, command and commit, and TensorFlow kept at bay."""
 
 import json
 import os
@@ -12,7 +12,17 @@ from typing import Any
 
 import jax
 
-PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "clu", "ml_collections", "tensorflow-datasets", "numpy")
+PACKAGES = (
+    "jax",
+    "jaxlib",
+    "flax",
+    "optax",
+    "orbax-checkpoint",
+    "clu",
+    "ml_collections",
+    "tensorflow-datasets",
+    "numpy",
+)
 
 
 def describe() -> dict[str, Any]:
@@ -34,6 +44,19 @@ def describe() -> dict[str, Any]:
 def write(workdir: pathlib.Path) -> None:
     """Writes `environment.json`."""
     (workdir / "environment.json").write_text(json.dumps(describe(), indent=2) + "\n")
+
+
+def import_tensorflow() -> None:
+    """Imports TensorFlow, which reads data sets and writes TensorBoard files, such that it disturbs nothing.
+
+    It would reserve the memory of every accelerator that it sees, and greet with pages of hints.
+    """
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
+    import tensorflow as tf
+
+    for kind in ("GPU", "TPU"):
+        tf.config.set_visible_devices([], kind)
 
 
 def _processor() -> str:

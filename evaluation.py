@@ -111,7 +111,7 @@ def compare(scores: Scores, reference: Scores) -> dict[str, float]:
         difference could be off because of which images the test set has, for these weights of this one run. They say
         nothing of how it varies from run to run.
     """
-    metrics = {}
+    metrics: dict[str, float] = {}
     names = ("loss", "loss_low", "loss_high")
     metrics |= zip(names, mean_interval(scores["loss"] - reference["loss"]), strict=True)
     if "correct" in scores:

@@ -6,7 +6,6 @@ A fork with data of its own adds a function to `SOURCES`; nothing else needs to 
 import dataclasses
 import difflib
 import math
-import os
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -15,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
+import environment
 from errors import UserError
 
 
@@ -80,20 +80,10 @@ def _digits_source() -> Source:
     return Source(image.shape[1:], 10, len(splits["train"]), splits.__getitem__)
 
 
-def _import_tfds() -> Any:
-    """TensorFlow Datasets, with every accelerator hidden from TensorFlow: it would take the memory that JAX needs."""
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-    import tensorflow as tf
-
-    for kind in ("GPU", "TPU"):
-        tf.config.set_visible_devices([], kind)
+def _tfds_source(dataset: str) -> Source:
+    environment.import_tensorflow()
     import tensorflow_datasets as tfds
 
-    return tfds
-
-
-def _tfds_source(dataset: str) -> Source:
-    tfds = _import_tfds()
     try:
         builder = tfds.builder(dataset)
     except (tfds.core.DatasetNotFoundError, ValueError) as error:
@@ -167,9 +157,7 @@ def load_splits(source: Source, *, num_validation: int, label_noise: float, seed
     train, test = source.load("train"), source.load("test")
     order = np.random.default_rng([seed, 0]).permutation(len(train))
     # Sorted, so that without validation images the training set keeps its order.
-    validation, train = (
-        train.take(np.sort(part)) for part in (order[:num_validation], order[num_validation:])
-    )
+    validation, train = (train.take(np.sort(part)) for part in (order[:num_validation], order[num_validation:]))
     rng = np.random.default_rng([seed, 1])
     noisy = rng.choice(len(train), size=round(label_noise * len(train)), replace=False)
     label = train.label.copy()
@@ -209,6 +197,7 @@ class TrainData(struct.PyTreeNode):
 
     @classmethod
     def of(cls, images: Images, normalization: Normalization, batch_size: int) -> "TrainData":
+        """Puts images on the device."""
         return cls(jnp.asarray(images.image), jnp.asarray(images.label), normalization, batch_size)
 
     def batch(self, key: jax.Array, step: jax.Array) -> dict[str, jax.Array]:
@@ -249,6 +238,7 @@ class EvalData(struct.PyTreeNode):
 
     @property
     def num_batches(self) -> int:
+        """How many batches there are."""
         return len(self.label) // self.batch_size
 
     def batch(self, index: jax.Array) -> dict[str, jax.Array]:

@@ -6,6 +6,7 @@ The same command continues a run that was interrupted. Any field of the config c
 --config.optimizer.learning_rate=0.01.
 """
 
+import re
 import sys
 
 from absl import app, flags
@@ -14,7 +15,7 @@ from ml_collections import config_flags
 from errors import UserError
 
 _CONFIG = config_flags.DEFINE_config_file("config", help_string="File with the config, such as configs/digits.py.")
-_WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run: everything it writes goes there.")
+_WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run: everything it writes goes there.", required=True)
 _MODE = flags.DEFINE_enum("mode", "train", ["train", "eval"], "eval scores a checkpoint of an existing run.")
 _CHECKPOINT = flags.DEFINE_enum("checkpoint", "latest", ["latest", "best"], "Which one --mode=eval scores.")
 _CONFIG_CHANGE = flags.DEFINE_enum(
@@ -23,10 +24,11 @@ _CONFIG_CHANGE = flags.DEFINE_enum(
     ["refuse", "accept"],
     "Whether to continue a run although the config is not the one that it was started with.",
 )
-flags.mark_flags_as_required(["config", "workdir"])
+flags.mark_flag_as_required("config")
 
 
 def main(argv: list[str]) -> None:
+    """Trains or scores, as the flags say."""
     if len(argv) > 1:
         sys.exit(f"error: unknown argument {argv[1]!r}; flags are written --name=value")
     import jax
@@ -50,12 +52,17 @@ def parse_flags(argv: list[str]) -> list[str]:
     # absl would show INFO by default, and the libraries that log through it would drown what the run itself prints.
     argv = [argv[0], "--verbosity=-1", *argv[1:]]
     try:
-        return app.parse_flags_with_usage(argv)
-    except FileNotFoundError as error:
-        sys.exit(f"error: --config: {error}")
+        positional = app.parse_flags_with_usage(argv)
+        _CONFIG.value.lock  # noqa: B018  # reading any attribute reports a file that could not be read
+    except OSError as error:
+        reason = str(error).strip().splitlines()[-1].strip()
+        sys.exit(f"error: the file that --config names cannot be read: {reason}")
     except (AttributeError, KeyError) as error:
-        found = " ".join(str(error.args[0]).split())
-        sys.exit(f"error: the config has no field {found} configs/default.py documents every field.")
+        field, close = re.search(r"\w+", str(error)), re.search(r'mean "(\w+)"', str(error))
+        hint = f"Did you mean {close[1]}? " if close else ""
+        name = field[0] if field else error
+        sys.exit(f"error: the config has no field {name!r}. {hint}configs/default.py documents every field.")
+    return positional
 
 
 if __name__ == "__main__":

@@ -11,20 +11,21 @@ from collections.abc import Iterator, Mapping
 from types import TracebackType
 from typing import Any, Self
 
+import environment
 from errors import UserError
 
 
 class _JsonLines:
     """A file of JSON objects, one a line, that can be cut back to a length it once had."""
 
-    def __init__(self, path: pathlib.Path, length: int):
+    def __init__(self, path: pathlib.Path, length: int) -> None:
         size = path.stat().st_size if path.exists() else 0
         if size < length:
             raise UserError(
                 f"{path} has {size} bytes, but the checkpoint to continue from was made when it had {length}. "
                 "Restore the file, or use another --workdir."
             )
-        self._file = open(path, "ab")
+        self._file = path.open("ab")
         self._file.truncate(length)
 
     def write(self, values: Mapping[str, Any]) -> None:
@@ -47,7 +48,7 @@ class MetricWriter:
 
     FILES = ("metrics.jsonl", "timing.jsonl")
 
-    def __init__(self, workdir: str | pathlib.Path, num_steps: int, record: Mapping[str, Any]):
+    def __init__(self, workdir: str | pathlib.Path, num_steps: int, record: Mapping[str, Any]) -> None:
         """Opens the files.
 
         Args:
@@ -142,12 +143,7 @@ def format_seconds(seconds: float) -> str:
 
 
 def _tensorboard(logdir: pathlib.Path) -> Any:
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-    import tensorflow as tf
-
-    # TensorFlow would take the accelerator's memory.
-    for kind in ("GPU", "TPU"):
-        tf.config.set_visible_devices([], kind)
+    environment.import_tensorflow()
     from clu import metric_writers
 
     return metric_writers.SummaryWriter(str(logdir))

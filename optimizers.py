@@ -4,7 +4,6 @@ from collections.abc import Callable, Mapping
 
 import optax
 
-
 # A new schedule is a function of (peak learning rate, steps from the end of warm-up to the end of training), and its
 # name here.
 SCHEDULES: Mapping[str, Callable[[float, int], optax.Schedule]] = {

@@ -23,12 +23,20 @@ from errors import UserError
 PERIODS = ("log_every", "eval_every", "checkpoint_every")
 # Fields that may differ when a run is continued: they change what is kept or printed, not what is computed. That a
 # longer `duration` may differ, too, is decided in `check_same_run`.
-MAY_CHANGE = ("log_every", "eval_batch_size", "keep_checkpoints", "best_", "max_rejected_steps", "averages.", "duration")
+MAY_CHANGE = (
+    "log_every",
+    "eval_batch_size",
+    "keep_checkpoints",
+    "best_",
+    "max_rejected_steps",
+    "averages.",
+    "duration",
+)
 
 
 def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """`{"a": {"b": 1}}` as `{"a.b": 1}`."""
-    flat = {}
+    flat: dict[str, Any] = {}
     for key, value in config.items():
         nested = isinstance(value, (Mapping, ml_collections.ConfigDict))
         flat |= flatten(value, f"{prefix}{key}.") if nested else {f"{prefix}{key}": value}

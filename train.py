@@ -152,9 +152,7 @@ def create_train_state(
     schedule = optimizers.create_schedule(
         optimizer.learning_rate, optimizer.schedule, optimizer.warmup, optimizer.decay_steps
     )
-    tx = optimizers.create_optimizer(
-        learning_rate=schedule, momentum=optimizer.momentum, clip_norm=optimizer.clip_norm
-    )
+    tx = optimizers.create_optimizer(learning_rate=schedule, momentum=optimizer.momentum, clip_norm=optimizer.clip_norm)
     averages = settings.create_averages(config)
 
     def create(rng: jax.Array) -> CustomTrainState:
@@ -210,9 +208,7 @@ def set_up(config: ml_collections.ConfigDict, workdir: str | pathlib.Path, confi
     }
     train_data = input_pipeline.TrainData.of(splits.train, normalization, resolved.batch_size)
     train_data, eval_data = jax.device_put((train_data, eval_data), replicated(mesh))
-    state = create_train_state(
-        resolved, image_shape=source.image_shape, num_classes=source.num_classes, mesh=mesh
-    )
+    state = create_train_state(resolved, image_shape=source.image_shape, num_classes=source.num_classes, mesh=mesh)
     return Experiment(resolved, mesh, state, train_data, eval_data)
 
 
@@ -299,7 +295,7 @@ def create_zero_sums(
     loss_fn: LossFn, state: CustomTrainState, data: input_pipeline.TrainData, mesh: jax.sharding.Mesh
 ) -> Callable[[], Metrics]:
     """A function that returns metric sums over no steps, for the metrics that this loss function has."""
-    metrics = jax.eval_shape(lambda *args: train_step(*args, loss_fn)[1], state, jax.eval_shape(next_batch, state, data))
+    metrics = jax.eval_shape(lambda state, data: train_step(state, next_batch(state, data), loss_fn)[1], state, data)
     return jax.jit(lambda: jax.tree.map(lambda m: jnp.zeros(m.shape, m.dtype), metrics), out_shardings=replicated(mesh))
 
 

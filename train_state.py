@@ -5,6 +5,7 @@ from typing import Any, Self
 
 import jax
 import jax.numpy as jnp
+import optax
 from flax import struct
 from flax.training import train_state
 
@@ -30,6 +31,7 @@ class CustomTrainState(train_state.TrainState):
         averages: which averages there are.
     """
 
+    step: jax.Array
     batch_stats: Any
     rng: jax.Array
     rejected: dict[str, jax.Array]
@@ -39,16 +41,32 @@ class CustomTrainState(train_state.TrainState):
     averages: tuple[averaging.Average, ...] = struct.field(pytree_node=False)
 
     @classmethod
-    def create(cls, *, batch_stats: Any, rng: jax.Array, averages: tuple[averaging.Average, ...], **kwargs: Any) -> Self:
+    def create(  # type: ignore[override]  # what a state needs, it asks for
+        cls,
+        *,
+        apply_fn: Any,
+        params: Any,
+        tx: optax.GradientTransformation,
+        batch_stats: Any,
+        rng: jax.Array,
+        averages: tuple[averaging.Average, ...] = (),
+        **kwargs: Any,
+    ) -> Self:
         """A state at step 0 whose averages are copies of its parameters.
 
         Args:
+            apply_fn: the model's `apply`.
+            params: the model's initial parameters.
+            tx: the optimizer.
             batch_stats: the model's initial batch statistics, `{}` if it has none.
             rng: typed root key.
             averages: the averages to keep; none is fine and costs nothing.
-            **kwargs: `apply_fn`, `params` and `tx` of `flax.training.train_state.TrainState.create`.
+            **kwargs: fields that a fork adds.
         """
         state = super().create(
+            apply_fn=apply_fn,
+            params=params,
+            tx=tx,
             batch_stats=batch_stats,
             rng=rng,
             rejected={name: jnp.zeros((), jnp.int32) for name in ("total", "streak", "longest")},

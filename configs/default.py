@@ -14,7 +14,7 @@ import ml_collections
 def get_config() -> ml_collections.ConfigDict:
     config = ml_collections.ConfigDict()
 
-    # Initial parameters, order of the images, dropout, validation split, label noise: everything random follows from it.
+    # Everything random follows from it: initial parameters, order of images, dropout, validation split, label noise.
     config.seed = 0
 
     # "digits" (8x8, part of scikit-learn, no download) or the name of a TFDS image-classification set such as "mnist".

@@ -1,6 +1,6 @@
 """Handwritten digits of 8x8 pixels with 40 % wrong training labels: what averaging buys at a constant learning rate.
 
-    python main.py --config=configs/digits.py --workdir=runs/digits
+python main.py --config=configs/digits.py --workdir=runs/digits
 """
 
 import ml_collections

@@ -1,6 +1,6 @@
 """MNIST with the convolutional network of the Flax example.
 
-    python main.py --config=configs/mnist.py --workdir=runs/mnist
+python main.py --config=configs/mnist.py --workdir=runs/mnist
 """
 
 import ml_collections

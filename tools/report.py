@@ -1,6 +1,6 @@
 """The table and the picture of a finished run, from its `metrics.jsonl`.
 
-    python -m tools.report runs/digits
+python -m tools.report runs/digits
 """
 
 import itertools
@@ -105,9 +105,7 @@ def write(workdir: pathlib.Path) -> str:
     evaluations = [line for line in lines if "split" in line]
     last = evaluations[-1]
     metrics = {
-        line["curve"]: line
-        for line in evaluations
-        if line["step"] == last["step"] and line["split"] == last["split"]
+        line["curve"]: line for line in evaluations if line["step"] == last["step"] and line["split"] == last["split"]
     }
     draw(lines, workdir / "curves.png")
     title = f"{workdir}, step {last['step']}, {last['split']} images"
