@@ -99,17 +99,20 @@ def _column(lines: list[dict[str, Any]], name: str, factor: float = 1) -> list[f
     return [math.nan if line.get(name) is None else factor * line[name] for line in lines]
 
 
+def last_evaluation(lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The lines of the last evaluation: the test set's, where the curves come from a validation set."""
+    evaluations = [line for line in lines if "split" in line]
+    step, split = (evaluations[-1][key] for key in ("step", "split"))
+    return [line for line in evaluations if (line["step"], line["split"]) == (step, split)]
+
+
 def write(workdir: pathlib.Path) -> str:
     """Draws `curves.png`, and returns the table of the last evaluation with the picture's path below it."""
     lines = read(workdir)
-    evaluations = [line for line in lines if "split" in line]
-    last = evaluations[-1]
-    metrics = {
-        line["curve"]: line for line in evaluations if line["step"] == last["step"] and line["split"] == last["split"]
-    }
+    last = last_evaluation(lines)
     draw(lines, workdir / "curves.png")
-    title = f"{workdir}, step {last['step']}, {last['split']} images"
-    return f"{title}\n{table(metrics)}\nCurves: {workdir / 'curves.png'}"
+    title = f"{workdir}, step {last[0]['step']}, {last[0]['split']} images"
+    return f"{title}\n{table({line['curve']: line for line in last})}\nCurves: {workdir / 'curves.png'}"
 
 
 if __name__ == "__main__":
