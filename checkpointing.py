@@ -111,7 +111,7 @@ class Checkpoints:
                 start from the restored parameters, those that `state` lacks are dropped.
             record: of the checkpoint.
         """
-        averages, sharding = state.averages, state.step.sharding
+        sharding = state.step.sharding
         # A checkpoint can only be read as what it is, so the averages are exchanged before and after. Which schedules
         # they have does not matter for that.
         saved = tuple(averaging.Average(name, kind="", arguments=()) for name in record.averages)
@@ -119,8 +119,7 @@ class Checkpoints:
         abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), like)
         args = ocp.args.Composite(state=ocp.args.StandardRestore(abstract))
         restored = self._manager.restore(record.step, args=args)["state"]
-        exchange = jax.jit(lambda s: s.with_averages(averages), donate_argnums=0, out_shardings=sharding)
-        return exchange(restored)
+        return restored.with_averages(state.averages)
 
     def restore_sums(self, sums: Any, record: Record) -> Any:
         """The metric sums in the checkpoint that `record` belongs to, with shapes and shardings like `sums`."""

@@ -17,6 +17,8 @@ from flax import struct
 import environment
 from errors import UserError
 
+Array = jax.Array | np.ndarray
+
 
 @dataclasses.dataclass(frozen=True)
 class Images:
@@ -168,8 +170,8 @@ def load_splits(source: Source, *, num_validation: int, label_noise: float, seed
 class Normalization(struct.PyTreeNode):
     """Mean and standard deviation of each channel of the training images: float32 [channels], in units of uint8."""
 
-    mean: jax.Array
-    std: jax.Array
+    mean: Array
+    std: Array
 
     @classmethod
     def of(cls, image: np.ndarray) -> "Normalization":
@@ -180,7 +182,7 @@ class Normalization(struct.PyTreeNode):
         var = np.array([np.average((levels - m) ** 2, weights=count) for m, count in zip(mean, counts, strict=True)])
         # A channel without any variation is only centred.
         std = np.where(var > 0, np.sqrt(var), 1)
-        return cls(jnp.asarray(mean, jnp.float32), jnp.asarray(std, jnp.float32))
+        return cls(mean.astype(np.float32), std.astype(np.float32))
 
     def __call__(self, image: jax.Array) -> jax.Array:
         """uint8 images to float32 with mean 0 and standard deviation 1 in each channel."""
@@ -188,17 +190,12 @@ class Normalization(struct.PyTreeNode):
 
 
 class TrainData(struct.PyTreeNode):
-    """The training set on the device: uint8 [n, height, width, channels] and int32 [n]."""
+    """The training set, to be put on the device: uint8 [n, height, width, channels] and int32 [n]."""
 
-    image: jax.Array
-    label: jax.Array
+    image: Array
+    label: Array
     normalization: Normalization
     batch_size: int = struct.field(pytree_node=False)
-
-    @classmethod
-    def of(cls, images: Images, normalization: Normalization, batch_size: int) -> "TrainData":
-        """Puts images on the device."""
-        return cls(jnp.asarray(images.image), jnp.asarray(images.label), normalization, batch_size)
 
     def batch(self, key: jax.Array, step: jax.Array) -> dict[str, jax.Array]:
         """The batch of this step: `image` float32 [batch, height, width, channels], `label` int32 [batch].
@@ -215,11 +212,11 @@ class TrainData(struct.PyTreeNode):
 
 
 class EvalData(struct.PyTreeNode):
-    """An evaluation set on the device, padded to whole batches: `mask` [n] is false where an image is padding."""
+    """An evaluation set padded to whole batches, to be put on the device; `mask` [n] is false for padding."""
 
-    image: jax.Array
-    label: jax.Array
-    mask: jax.Array
+    image: Array
+    label: Array
+    mask: Array
     normalization: Normalization
     batch_size: int = struct.field(pytree_node=False)
 
@@ -230,8 +227,8 @@ class EvalData(struct.PyTreeNode):
         batch_size = math.ceil(len(images) / (num_batches * num_devices)) * num_devices
         padding = num_batches * batch_size - len(images)
 
-        def pad(x: np.ndarray) -> jax.Array:
-            return jnp.asarray(np.pad(x, [(0, padding)] + [(0, 0)] * (x.ndim - 1)))
+        def pad(x: np.ndarray) -> np.ndarray:
+            return np.pad(x, [(0, padding)] + [(0, 0)] * (x.ndim - 1))
 
         mask = np.ones(len(images), bool)
         return cls(pad(images.image), pad(images.label), pad(mask), normalization, batch_size)
@@ -244,7 +241,7 @@ class EvalData(struct.PyTreeNode):
     def batch(self, index: jax.Array) -> dict[str, jax.Array]:
         """Batch `index` of `num_batches`: `image`, `label` and `mask`."""
 
-        def cut(x: jax.Array) -> jax.Array:
+        def cut(x: Array) -> jax.Array:
             return jax.lax.dynamic_slice_in_dim(x, index * self.batch_size, self.batch_size)
 
         return {"image": self.normalization(cut(self.image)), "label": cut(self.label), "mask": cut(self.mask)}
@@ -279,7 +276,8 @@ def permute(position: jax.Array, key: jax.Array, epoch: jax.Array, num_examples:
         uint32 [n].
     """
     rounds = 8  # even, so that halves of unequal width have changed places back at the end
-    num_bits = max(2, (num_examples - 1).bit_length())
+    # Narrower networks are measurably not uniform.
+    num_bits = max(8, (num_examples - 1).bit_length())
     widths = (num_bits - num_bits // 2, num_bits // 2)
     round_keys = jax.vmap(lambda e: jax.random.bits(jax.random.fold_in(key, e), (rounds,), jnp.uint32))(epoch)
 

@@ -63,12 +63,14 @@ class MetricWriter:
         self._files = {name: _JsonLines(self._workdir / name, lengths.get(name, 0)) for name in self.FILES}
         self._train_seconds = record.get("train_seconds", 0.0)
         self._previous = record.get("step", 0), self._train_seconds  # at the last line of progress
+        self._curve_split: str | None = None
         self._latest: dict[str, Mapping[str, Any]] = {}
         self._boards: dict[str, Any] = {}
         # TensorBoard's files cannot be cut, and would show the steps after the checkpoint twice. They are made anew.
         shutil.rmtree(self._workdir / "tensorboard", ignore_errors=True)
         for line in (self._workdir / "metrics.jsonl").read_text().splitlines():
-            self._show(**json.loads(line))
+            metrics = json.loads(line)
+            self._show(metrics.pop("step"), metrics.pop("curve"), metrics.pop("split", None), metrics)
 
     def __enter__(self) -> Self:
         return self
@@ -90,25 +92,32 @@ class MetricWriter:
         yield
         self._train_seconds += time.perf_counter() - started
 
-    def write(self, step: int, curve: str, metrics: Mapping[str, float], **labels: str) -> None:
+    def write(self, step: int, curve: str, metrics: Mapping[str, float], split: str | None = None) -> None:
         """Writes the metrics of one curve at one step; what is not finite is written as null.
 
         Args:
             step: steps done.
             curve: "train", "raw", an average's name, or "NAME-raw" for a paired difference.
             metrics: values by name.
-            **labels: strings that belong to the line, such as the `split` that was scored.
+            split: which images were scored, "validation" or "test"; none on the curve of training. Where both occur,
+                the curves come from the first, and the other stands in TensorBoard under a prefix.
         """
         finite = {name: value if math.isfinite(value) else None for name, value in metrics.items()}
-        self._files["metrics.jsonl"].write({"step": step, "curve": curve, **labels, **finite})
-        self._show(step=step, curve=curve, **labels, **finite)
+        label = {"split": split} if split else {}
+        self._files["metrics.jsonl"].write({"step": step, "curve": curve, **label, **finite})
+        self._show(step, curve, split, finite)
 
-    def _show(self, step: int, curve: str, **values: Any) -> None:
-        self._latest[curve] = values
+    def _show(self, step: int, curve: str, split: str | None, metrics: Mapping[str, float | None]) -> None:
+        """Passes metrics on to TensorBoard and to the line of progress."""
+        self._curve_split = self._curve_split or split
+        prefix = f"{split}/"
+        if split in (None, self._curve_split):
+            self._latest[curve] = metrics
+            prefix = ""
         if curve not in self._boards:
             self._boards[curve] = _tensorboard(self._workdir / "tensorboard" / curve)
-        numbers = {name: value for name, value in values.items() if isinstance(value, (int, float))}
-        self._boards[curve].write_scalars(step, numbers)
+        scalars = {prefix + name: value for name, value in metrics.items() if value is not None}
+        self._boards[curve].write_scalars(step, scalars)
 
     def write_progress(self, step: int) -> None:
         """Writes a line to `timing.jsonl` and one to the console, with the latest accuracy of every curve."""

@@ -206,7 +206,8 @@ def set_up(config: ml_collections.ConfigDict, workdir: str | pathlib.Path, confi
         for name, images in (("validation", splits.validation), ("test", splits.test))
         if len(images)
     }
-    train_data = input_pipeline.TrainData.of(splits.train, normalization, resolved.batch_size)
+    train = splits.train
+    train_data = input_pipeline.TrainData(train.image, train.label, normalization, resolved.batch_size)
     train_data, eval_data = jax.device_put((train_data, eval_data), replicated(mesh))
     state = create_train_state(resolved, image_shape=source.image_shape, num_classes=source.num_classes, mesh=mesh)
     return Experiment(resolved, mesh, state, train_data, eval_data)
@@ -246,7 +247,7 @@ def train_and_evaluate(
     loss = functools.partial(loss_fn, **config.loss)
     train_program = create_train_program(loss, experiment.mesh)
     zero_sums = create_zero_sums(loss, state, train_data, experiment.mesh)
-    curve_split, *final_splits = experiment.eval_data
+    curve_split = "validation" if config.num_validation else "test"
 
     with contextlib.ExitStack() as stack:
         checkpoints = stack.enter_context(Checkpoints(workdir, config.keep_checkpoints))
@@ -280,9 +281,8 @@ def train_and_evaluate(
                 sums = zero_sums()
             if settings.is_due(config, "eval_every", step):
                 best = better(best, step, evaluate(curve_split), config.best_curve, config.best_metric)
-            if step == config.duration:
-                for split in final_splits:
-                    evaluate(split)
+            if step == config.duration and curve_split != "test":
+                evaluate("test")
             writer.write_progress(step)
             if settings.is_due(config, "checkpoint_every", step) or (best and best["step"] == step):
                 checkpoints.save(state, sums, Record(step, best, writer.record(), tuple(state.ema_params)))

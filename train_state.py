@@ -89,7 +89,7 @@ class CustomTrainState(train_state.TrainState):
         started = {
             "ema_params": {name: averaging.init(self.params) for name in new},
             "ema_batch_stats": {name: averaging.init(self.batch_stats) for name in new},
-            "ema_count": {name: jnp.zeros((), jnp.int32) for name in new},
+            "ema_count": {name: jnp.zeros_like(self.step) for name in new},
         }
         fields = {
             field: {name: (values if name in new else getattr(self, field))[name] for name in names}

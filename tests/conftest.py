@@ -1,0 +1,58 @@
+"""What the tests share: a small experiment, real processes, real data."""
+
+import json
+import os
+import pathlib
+import subprocess
+import sys
+
+import ml_collections
+import pytest
+
+from configs import default
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+
+
+def digits_config(**overrides) -> ml_collections.ConfigDict:
+    """A run of 20 steps on the digits; overrides are written with `__` for the dot."""
+    config = default.get_config()
+    config.batch_size = 32
+    config.duration = "20 steps"
+    config.log_every = "5 steps"
+    config.eval_every = "10 steps"
+    config.checkpoint_every = "10 steps"
+    config.model.hidden_sizes = (32,)
+    config.averages.ema = default.ema(decay=0.9)
+    for name, value in overrides.items():
+        *groups, field = name.split("__")
+        group = config
+        for key in groups:
+            group = group[key]
+        group[field] = value
+    return config
+
+
+def read_metrics(workdir, curve=None) -> list[dict]:
+    lines = [json.loads(line) for line in (pathlib.Path(workdir) / "metrics.jsonl").read_text().splitlines()]
+    return [line for line in lines if curve in (None, line["curve"])]
+
+
+def command(*flags: str, config: str = "configs/digits.py") -> list[str]:
+    return [sys.executable, "main.py", f"--config={config}", *flags]
+
+
+def run_main(*flags: str, config: str = "configs/digits.py", **environment: str) -> subprocess.CompletedProcess:
+    """Runs main.py to its end in a process of its own."""
+    return subprocess.run(
+        command(*flags, config=config), cwd=ROOT, env=os.environ | environment, capture_output=True, text=True
+    )
+
+
+@pytest.fixture(scope="session")
+def mnist() -> None:
+    """Real MNIST where TFDS finds it without a network; the test is skipped elsewhere."""
+    folder = pathlib.Path(os.environ.get("TFDS_DATA_DIR", ROOT.parent / "shared" / "tfds")).resolve()
+    if not (folder / "mnist").is_dir():
+        pytest.skip("no prepared MNIST; TFDS_DATA_DIR=... names a folder that has it")
+    os.environ["TFDS_DATA_DIR"] = str(folder)

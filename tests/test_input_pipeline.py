@@ -1,0 +1,184 @@
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from scipy import stats
+
+import input_pipeline
+from errors import UserError
+
+KEY = jax.random.key(0)
+
+
+def indices(step, *, batch_size, num_examples, key=KEY):
+    return np.asarray(
+        input_pipeline.example_indices(key, jnp.int32(step), batch_size=batch_size, num_examples=num_examples)
+    )
+
+
+def source(num_train=100, num_test=20, num_classes=5):
+    """Images whose pixels tell which one they are."""
+
+    def load(split):
+        n = {"train": num_train, "test": num_test}[split]
+        image = np.broadcast_to(np.arange(n, dtype=np.uint8)[:, None, None, None], (n, 2, 2, 1))
+        return input_pipeline.Images(image, (np.arange(n) % num_classes).astype(np.int32))
+
+    return input_pipeline.Source((2, 2, 1), num_classes, num_train, load)
+
+
+@pytest.mark.parametrize(("num_examples", "batch_size"), [(901, 32), (64, 16), (7, 7), (10, 4), (2, 1), (1, 1)])
+def test_every_epoch_visits_every_image_once_though_batches_straddle_epochs(num_examples, batch_size):
+    num_epochs = 4
+    steps = -(-num_epochs * num_examples // batch_size)
+    visits = np.concatenate([indices(s, batch_size=batch_size, num_examples=num_examples) for s in range(steps)])
+    epochs = visits[: num_epochs * num_examples].reshape(num_epochs, num_examples)
+    np.testing.assert_array_equal(np.sort(epochs), np.tile(np.arange(num_examples), (num_epochs, 1)))
+    if num_examples > 7:
+        assert len({tuple(epoch) for epoch in epochs}) == num_epochs
+
+
+def test_a_batch_depends_on_nothing_but_key_and_step():
+    batch = indices(17, batch_size=32, num_examples=901)
+    np.testing.assert_array_equal(batch, indices(17, batch_size=32, num_examples=901))
+    assert (batch != indices(18, batch_size=32, num_examples=901)).any()
+    assert (batch != indices(17, batch_size=32, num_examples=901, key=jax.random.key(1))).any()
+
+
+@pytest.mark.parametrize("step", [0, 2813, 10**8, 2**31 - 1])
+def test_epoch_and_position_are_exact_even_where_their_product_overflows_int32(step):
+    batch_size, num_examples = 128, 60000
+    i = [step * batch_size + j for j in range(batch_size)]  # Python's integers do not overflow
+    position = jnp.asarray([k % num_examples for k in i], jnp.uint32)
+    epoch = jnp.asarray([k // num_examples for k in i], jnp.uint32)
+    expected = input_pipeline.permute(position, KEY, epoch, num_examples)
+    np.testing.assert_array_equal(indices(step, batch_size=batch_size, num_examples=num_examples), expected)
+
+
+def test_permutations_are_as_uniform_as_random_ones():
+    """Which of 6 images stands where, over 3,000 permutations: all 720 orders, by a chi-square test."""
+    n, num_permutations = 6, 3000
+    position = jnp.tile(jnp.arange(n, dtype=jnp.uint32), num_permutations)
+    epoch = jnp.repeat(jnp.arange(num_permutations, dtype=jnp.uint32), n)
+    orders = np.asarray(input_pipeline.permute(position, KEY, epoch, n)).reshape(num_permutations, n)
+    _, counts = np.unique(orders @ n ** np.arange(n), return_counts=True)
+    counts = np.append(counts, np.zeros(720 - len(counts)))
+    # The key is fixed, so this either always passes or never does.
+    assert stats.chisquare(counts).pvalue > 0.01
+
+
+def test_neighbours_are_torn_apart_like_in_a_random_permutation():
+    """Successive images of an ordered set are uncorrelated after shuffling; 4 standard errors of a random order."""
+    n = 60000
+    position = jnp.arange(n, dtype=jnp.uint32)
+    order = np.asarray(input_pipeline.permute(position, KEY, jnp.zeros(n, jnp.uint32), n), np.float64)
+    assert abs(np.corrcoef(order[:-1], order[1:])[0, 1]) < 4 / np.sqrt(n)
+    assert abs(np.corrcoef(order, np.arange(n))[0, 1]) < 4 / np.sqrt(n)
+
+
+def test_training_images_are_normalised_to_mean_zero_and_deviation_one():
+    image = np.random.default_rng(0).integers(0, 256, size=(50, 4, 4, 3)).astype(np.uint8)
+    image[..., 2] = 9  # a constant channel
+    normalized = input_pipeline.Normalization.of(image)(jnp.asarray(image))
+    normalized = np.asarray(normalized, np.float64)
+    np.testing.assert_allclose(np.mean(normalized, axis=(0, 1, 2)), 0, atol=1e-6)  # float32 rounding
+    np.testing.assert_allclose(np.std(normalized, axis=(0, 1, 2)), [1, 1, 0], atol=1e-6)
+
+
+def test_a_batch_holds_the_images_and_labels_of_its_indices():
+    splits = input_pipeline.load_splits(source(), num_validation=0, label_noise=0.0, seed=0)
+    identity = input_pipeline.Normalization(np.zeros(1, np.float32), np.ones(1, np.float32))
+    data = input_pipeline.TrainData(splits.train.image, splits.train.label, identity, 8)
+    batch = jax.jit(lambda data, step: data.batch(KEY, step))(data, jnp.int32(3))
+    expected = indices(3, batch_size=8, num_examples=100)
+    np.testing.assert_array_equal(batch["image"][:, 0, 0, 0], expected)
+    np.testing.assert_array_equal(batch["label"], expected % 5)
+
+
+@pytest.mark.parametrize("num_images", [1, 7, 8, 9, 20])
+@pytest.mark.parametrize(("batch_size", "num_devices"), [(8, 1), (8, 4), (100, 3)])
+def test_evaluation_batches_are_equal_in_size_and_show_every_image_once(num_images, batch_size, num_devices):
+    images = source(num_test=num_images).load("test")
+    identity = input_pipeline.Normalization(np.zeros(1, np.float32), np.ones(1, np.float32))
+    data = jax.device_put(input_pipeline.EvalData.of(images, identity, batch_size, num_devices))
+    seen = []
+    for index in range(data.num_batches):
+        batch = data.batch(jnp.int32(index))
+        assert len(batch["mask"]) % num_devices == 0
+        seen += np.asarray(batch["image"][:, 0, 0, 0])[np.asarray(batch["mask"])].tolist()
+    assert seen == list(range(num_images))
+
+
+def test_label_noise_replaces_an_exact_share_by_other_classes_in_training_only():
+    clean = input_pipeline.load_splits(source(), num_validation=10, label_noise=0.0, seed=3)
+    noisy = input_pipeline.load_splits(source(), num_validation=10, label_noise=0.4, seed=3)
+    assert np.sum(noisy.train.label != clean.train.label) == 36
+    assert set(noisy.train.label) == set(range(5))
+    np.testing.assert_array_equal(noisy.train.image, clean.train.image)
+    for split in ("validation", "test"):
+        np.testing.assert_array_equal(getattr(noisy, split).label, getattr(clean, split).label)
+        np.testing.assert_array_equal(getattr(noisy, split).label, getattr(clean, split).image[:, 0, 0, 0] % 5)
+
+
+def test_noisy_labels_are_uniform_over_the_other_classes():
+    noisy = input_pipeline.load_splits(source(250, num_classes=5), num_validation=0, label_noise=0.99, seed=0)
+    offset = (noisy.train.label - np.arange(250) % 5) % 5
+    _, counts = np.unique(offset[offset > 0], return_counts=True)
+    assert stats.chisquare(counts).pvalue > 0.01
+
+
+def test_the_seed_fixes_noise_and_validation_images():
+    first, again, other = (
+        input_pipeline.load_splits(source(), num_validation=10, label_noise=0.4, seed=s) for s in (0, 0, 1)
+    )
+    for a, b, c in zip(*map(dataclasses.astuple, (first.train, again.train, other.train)), strict=True):
+        np.testing.assert_array_equal(a, b)
+        assert (a != c).any()
+
+
+def test_validation_images_are_taken_off_the_training_set():
+    splits = input_pipeline.load_splits(source(), num_validation=30, label_noise=0.0, seed=0)
+    ids = [set(images.image[:, 0, 0, 0].tolist()) for images in (splits.train, splits.validation)]
+    assert len(ids[0]) == 70
+    assert len(ids[1]) == 30
+    assert ids[0] | ids[1] == set(range(100))
+
+
+def test_digits_are_split_into_stratified_halves():
+    digits = input_pipeline.find_source("digits")
+    train, test = digits.load("train"), digits.load("test")
+    assert (len(train), len(test), digits.num_train) == (901, 896, 901)
+    assert train.image.shape[1:] == digits.image_shape == (8, 8, 1)
+    assert train.image.dtype == np.uint8
+    assert (train.image.min(), train.image.max()) == (0, 255)
+    difference = np.bincount(train.label) - np.bincount(test.label)
+    assert set(difference.tolist()) <= {0, 1}
+    images = np.concatenate([train.image, test.image]).reshape(1797, -1)
+    assert len(np.unique(images, axis=0)) == 1797
+
+
+@pytest.mark.usefixtures("mnist")
+def test_a_tfds_set_brings_its_own_shape_classes_and_sizes():
+    mnist = input_pipeline.find_source("mnist")
+    assert (mnist.image_shape, mnist.num_classes, mnist.num_train) == ((28, 28, 1), 10, 60000)
+    test = mnist.load("test")
+    assert test.image.shape == (10000, 28, 28, 1)
+    # The published number of test images of each digit.
+    assert np.bincount(test.label).tolist() == [980, 1135, 1032, 1010, 982, 892, 958, 1028, 974, 1009]
+    np.testing.assert_array_equal(test.label, mnist.load("test").label)
+
+
+def test_a_data_set_that_cannot_be_had_says_how_to_get_it(monkeypatch, tmp_path):
+    monkeypatch.setenv("HTTPS_PROXY", "http://127.0.0.1:1")  # no network
+    monkeypatch.setattr("tensorflow_datasets.core.constants.DATA_DIR", str(tmp_path))
+    with pytest.raises(UserError) as error:
+        input_pipeline.find_source("fashion_mnist")
+    for part in ("fashion_mnist", str(tmp_path), "TFDS_DATA_DIR", "tfds build fashion_mnist"):
+        assert part in str(error.value)
+
+
+def test_an_unknown_data_set_is_refused_with_the_nearest_names():
+    with pytest.raises(UserError, match="did you mean .*mnist"):
+        input_pipeline.find_source("mnits")

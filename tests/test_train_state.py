@@ -1,0 +1,108 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import averaging
+from train_state import CustomTrainState, stream_key
+
+
+def ema(name, decay, debias=True):
+    return averaging.Average(name, "ema", (("decay", decay), ("debias", debias)))
+
+
+def create(*averages, batch_stats=None):
+    return CustomTrainState.create(
+        apply_fn=None,
+        params={"w": jnp.array([1.0, -2.0])},
+        tx=optax.sgd(0.5),
+        batch_stats={"mean": jnp.array([4.0])} if batch_stats is None else batch_stats,
+        rng=jax.random.key(0),
+        averages=averages,
+    )
+
+
+def step(state, gradient, mean):
+    grads, batch_stats = {"w": jnp.asarray(gradient)}, {"mean": jnp.asarray(mean)}
+    return state.apply_gradients(grads=grads, batch_stats=batch_stats).apply_ema()
+
+
+@pytest.mark.parametrize("debias", [True, False])
+def test_averages_follow_a_float64_recursion_over_updated_parameters_and_batch_statistics(debias):
+    state = create(ema("fast", 0.5, debias), ema("slow", 0.9, debias))
+    rng = np.random.default_rng(0)
+    params, averages = np.array([1.0, -2.0]), {"fast": np.array([1.0, -2.0, 4.0]), "slow": np.array([1.0, -2.0, 4.0])}
+    for t in range(1, 30):
+        gradient, mean = rng.normal(size=2), rng.normal(size=1)
+        state = step(state, gradient.astype(np.float32), mean.astype(np.float32))
+        params = params - 0.5 * gradient
+        for name, decay in (("fast", 0.5), ("slow", 0.9)):
+            s = (1 - decay) / (1 - decay**t) if debias else 1 - decay
+            averages[name] = averages[name] + s * (np.append(params, mean) - averages[name])
+    for name, expected in averages.items():
+        found = np.append(state.ema_params[name]["w"], state.ema_batch_stats[name]["mean"])
+        np.testing.assert_allclose(found, expected, atol=3e-6)  # 30 float32 updates of numbers below 10
+        assert state.ema_count[name] == 29
+
+
+def test_without_averages_there_is_nothing_to_keep():
+    state = step(create(), [1.0, 1.0], [0.0])
+    assert (state.ema_params, state.ema_batch_stats, state.ema_count) == ({}, {}, {})
+
+
+def test_a_rejected_step_leaves_everything_but_the_step_untouched():
+    before = step(create(ema("ema", 0.5)), [1.0, 1.0], [2.0])
+    candidate = step(before, [jnp.nan, 1.0], [jnp.inf])
+    after = jax.jit(CustomTrainState.accept_if)(before, jnp.bool_(False), candidate)
+    assert after.step == before.step + 1
+    assert {name: int(n) for name, n in after.rejected.items()} == {"total": 1, "streak": 1, "longest": 1}
+    for field in ("params", "opt_state", "batch_stats", "ema_params", "ema_batch_stats", "ema_count"):
+        jax.tree.map(np.testing.assert_array_equal, getattr(after, field), getattr(before, field))
+    assert (jax.random.key_data(after.rng) == jax.random.key_data(before.rng)).all()
+
+
+def test_an_accepted_step_is_the_candidate_and_ends_a_streak():
+    before = create(ema("ema", 0.5))
+    for ok in (False, False, True, False):
+        candidate = step(before, [1.0, 1.0], [2.0])
+        before = before.accept_if(jnp.bool_(ok), candidate)
+    assert {name: int(n) for name, n in before.rejected.items()} == {"total": 3, "streak": 1, "longest": 2}
+    assert before.step == 4
+    assert before.ema_count["ema"] == 1
+    np.testing.assert_array_equal(before.params["w"], [0.5, -2.5])
+
+
+def test_exchanged_averages_are_kept_started_from_the_parameters_or_dropped():
+    state = step(create(ema("kept", 0.9), ema("dropped", 0.9)), [1.0, 1.0], [2.0])
+    state = step(state, [1.0, 1.0], [2.0])
+    exchanged = state.with_averages((ema("kept", 0.99), ema("new", 0.5)))
+    assert set(exchanged.ema_params) == set(exchanged.ema_batch_stats) == set(exchanged.ema_count) == {"kept", "new"}
+    np.testing.assert_array_equal(exchanged.ema_params["kept"]["w"], state.ema_params["kept"]["w"])
+    np.testing.assert_array_equal(exchanged.ema_params["new"]["w"], state.params["w"])
+    np.testing.assert_array_equal(exchanged.ema_batch_stats["new"]["mean"], state.batch_stats["mean"])
+    assert {name: int(n) for name, n in exchanged.ema_count.items()} == {"kept": 2, "new": 0}
+
+
+def test_curves_are_raw_and_then_the_averages_as_configured():
+    state = step(create(ema("z", 0.5), ema("a", 0.9)), [1.0, 1.0], [2.0])
+    curves = state.curves()
+    assert list(curves) == ["raw", "z", "a"]
+    assert curves["raw"] == {"params": state.params, "batch_stats": state.batch_stats}
+    assert curves["a"] == {"params": state.ema_params["a"], "batch_stats": state.ema_batch_stats["a"]}
+
+
+def test_keys_differ_between_streams_and_steps_and_repeat_with_both():
+    state = create()
+    later = step(state, [1.0, 1.0], [2.0])
+    keys = [state.step_key("a"), state.step_key("b"), later.step_key("a"), stream_key(state.rng, "a")]
+    assert len({tuple(jax.random.key_data(key).tolist()) for key in keys}) == 4
+    assert (jax.random.key_data(state.step_key("a")) == jax.random.key_data(create().step_key("a"))).all()
+
+
+def test_a_new_state_can_be_donated():
+    with_averages = jax.jit(lambda: create(ema("a", 0.5), ema("b", 0.9)))()
+    doubled = jax.jit(lambda s: jax.tree.map(lambda x: x, s.replace(step=s.step + 1)), donate_argnums=0)(with_averages)
+    assert doubled.step == 1
+    pointers = [x.unsafe_buffer_pointer() for x in jax.tree.leaves(doubled.replace(rng=None))]
+    assert len(set(pointers)) == len(pointers)
