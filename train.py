@@ -86,7 +86,7 @@ def train_step(state: CustomTrainState, batch: Batch, loss_fn: LossFn) -> tuple[
     """
     gradient_fn = jax.value_and_grad(loss_fn, has_aux=True)
     (objective, (metrics, batch_stats)), grads = gradient_fn(state.params, state, batch)
-    grad_norm = optax.global_norm(grads)
+    grad_norm = optax.tree.norm(grads)
     candidate = state.apply_gradients(grads=grads, batch_stats=batch_stats).apply_ema()
     # The optimizer keeps its present rate in its state, beside a schedule's own state of the same name.
     learning_rate = optax.tree.get(

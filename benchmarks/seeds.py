@@ -1,20 +1,22 @@
-r"""How much do averaged weights gain over raw ones, over several seeds?
+r"""How much better are averaged weights than raw ones, over several seeds?
 
     python -m benchmarks.seeds --config=configs/digits.py --seeds=10 --name=digits
     python -m benchmarks.seeds --config=configs/digits.py --seeds=10 --name=digits_cosine \
         --config.optimizer.schedule=cosine
 
-Trains the config once per seed, prints a table and writes `benchmarks/results/NAME.json`: the scores of every seed,
-their mean and spread, the mean difference paired over seeds with its interval, the resolved config and the hardware.
+Trains the config once per seed, prints a table and writes `benchmarks/results/NAME.json`: what each seed scored, mean
+and spread over the seeds, the difference paired over the seeds, the resolved config and the hardware.
 """
 
 import datetime
 import json
 import pathlib
 import tempfile
+from typing import Any
 
+import ml_collections
 import numpy as np
-from absl import app, flags
+from absl import app, flags, logging
 from ml_collections import config_flags
 
 import environment
@@ -27,66 +29,61 @@ _SEEDS = flags.DEFINE_integer("seeds", 3, "Number of seeds: 0, 1, ...", lower_bo
 _NAME = flags.DEFINE_string("name", None, "Of the result.", required=True)
 
 
-def run(seed: int) -> dict[str, dict[str, float]]:
-    """Trains with one seed; returns the final metrics of every curve, and the seconds of training as "time"."""
-    config = _CONFIG.value.copy_and_resolve_references()
-    config.seed = seed
-    with tempfile.TemporaryDirectory() as workdir:
+def run(config: ml_collections.ConfigDict) -> dict[str, Any]:
+    """Trains once; returns the resolved config, the lines of the last evaluation and the seconds spent in training."""
+    with tempfile.TemporaryDirectory() as folder:
+        workdir = pathlib.Path(folder)
         train.train_and_evaluate(config, workdir)
-        path = pathlib.Path(workdir)
-        timing = json.loads((path / "timing.jsonl").read_text().splitlines()[-1])
-        metrics = {
-            line["curve"]: {key: value for key, value in line.items() if isinstance(value, float)}
-            for line in report.last_evaluation(report.read(path))
+        timing = json.loads((workdir / "timing.jsonl").read_text().splitlines()[-1])
+        return {
+            "config": json.loads((workdir / "config.json").read_text()),
+            "metrics": report.last_evaluation(report.read(workdir)),
+            "train_seconds": timing["train_seconds"],
         }
-        _RESOLVED.update(json.loads((path / "config.json").read_text()))
-    return metrics | {"time": {"train_seconds": timing["train_seconds"]}}
 
 
-_RESOLVED: dict[str, object] = {}
-
-
-def summarize(results: list[dict[str, dict[str, float]]]) -> dict[str, dict[str, float]]:
-    """Mean and standard deviation over the seeds of each curve's accuracy, and of each paired difference."""
-    summary = {}
-    for curve in results[0]:
-        if curve == "time":
-            continue
-        mean, low, high = evaluation.mean_interval(np.array([result[curve]["accuracy"] for result in results]))
-        summary[curve] = {
-            "mean": mean,
-            "low": low,
-            "high": high,
-            "standard_deviation": float(np.std([result[curve]["accuracy"] for result in results], ddof=1)),
-        }
-        if curve.endswith("-raw"):
-            summary[curve]["seeds_above_zero"] = sum(result[curve]["accuracy_low"] > 0 for result in results)
-    return summary
+def summarize(runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """For each curve and paired difference the accuracy over the seeds: mean, 95 % interval (Student's t), spread."""
+    rows = []
+    for lines in zip(*(run["metrics"] for run in runs), strict=True):
+        accuracies = np.array([line["accuracy"] for line in lines])
+        mean, low, high = evaluation.mean_interval(accuracies)
+        spread = float(np.std(accuracies, ddof=1))
+        row = {"curve": lines[0]["curve"], "mean": mean, "low": low, "high": high, "standard_deviation": spread}
+        if "accuracy_low" in lines[0]:
+            row["seeds_with_interval_above_0"] = sum(line["accuracy_low"] > 0 for line in lines)
+        rows.append(row)
+    return rows
 
 
 def main(argv: list[str]) -> None:
-    """Trains once per seed and writes the result."""
+    """Trains once per seed, prints the table and writes the result."""
     del argv
-    results = [run(seed) for seed in range(_SEEDS.value)]
-    summary = summarize(results)
+    logging.set_verbosity(logging.WARNING)
+    runs = []
+    for seed in range(_SEEDS.value):
+        config = ml_collections.ConfigDict(_CONFIG.value)
+        config.seed = seed
+        runs.append(run(config))
+    rows = summarize(runs)
     result = {
         "date": datetime.date.today().isoformat(),
         "environment": environment.describe(),
-        "config": {key: value for key, value in _RESOLVED.items() if key != "seed"},
-        "summary": summary,
-        "seeds": results,
+        "config": {name: value for name, value in runs[0]["config"].items() if name != "seed"},
+        "summary": rows,
+        "seeds": [{"metrics": run["metrics"], "train_seconds": run["train_seconds"]} for run in runs],
     }
     path = pathlib.Path(__file__).parent / "results" / f"{_NAME.value}.json"
     path.parent.mkdir(exist_ok=True)
-    path.write_text(json.dumps(result, indent=2) + "\n")
-    seconds = [r["time"]["train_seconds"] for r in results]
-    print(f"\n{_NAME.value}: accuracy over {len(results)} seeds, training {min(seconds):.0f} .. {max(seconds):.0f} s")
-    for curve, values in summary.items():
-        line = "{:10} {mean:8.2%}, 95 % interval {low:.2%} .. {high:.2%}, standard deviation {standard_deviation:.2%}"
-        text = line.format(curve, **values)
-        if "seeds_above_zero" in values:
-            text += f"; interval of the test images above 0 in {values['seeds_above_zero']} of {len(results)} seeds"
-        print(text)
+    path.write_text(json.dumps(result, indent=1) + "\n")
+
+    seconds = sorted(run["train_seconds"] for run in runs)
+    print(f"\n{_NAME.value}: {len(runs)} seeds, training {seconds[0]:.0f} .. {seconds[-1]:.0f} s each; accuracy")
+    for row in rows:
+        above = row.get("seeds_with_interval_above_0")
+        text = "{curve:8} {mean:7.2%}  ({low:.2%} .. {high:.2%}), standard deviation {standard_deviation:.2%}"
+        note = "" if above is None else f"; interval over the test images above 0 in {above} of {len(runs)} seeds"
+        print(text.format(**row) + note)
     print(f"Written to {path}")
 
 

@@ -12,10 +12,11 @@ from errors import UserError
 KEY = jax.random.key(0)
 
 
+_example_indices = jax.jit(input_pipeline.example_indices, static_argnames=("batch_size", "num_examples"))
+
+
 def indices(step, *, batch_size, num_examples, key=KEY):
-    return np.asarray(
-        input_pipeline.example_indices(key, jnp.int32(step), batch_size=batch_size, num_examples=num_examples)
-    )
+    return np.asarray(_example_indices(key, jnp.int32(step), batch_size=batch_size, num_examples=num_examples))
 
 
 def source(num_train=100, num_test=20, num_classes=5):
@@ -180,5 +181,5 @@ def test_a_data_set_that_cannot_be_had_says_how_to_get_it(monkeypatch, tmp_path)
 
 
 def test_an_unknown_data_set_is_refused_with_the_nearest_names():
-    with pytest.raises(UserError, match="did you mean .*mnist"):
+    with pytest.raises(UserError, match=r"did you mean .*mnist"):
         input_pipeline.find_source("mnits")

@@ -1,0 +1,33 @@
+# Everything here can be done by hand, too; see README.md.
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: demo test lint clean
+
+# Trains configs/digits.py and shows raw against averaged weights.
+demo: .venv/runtime
+	$(BIN)/python main.py --config=configs/digits.py --workdir=runs/digits
+
+test: .venv/dev
+	$(BIN)/python -m pytest
+
+lint: .venv/dev
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+clean:
+	rm -rf .venv
+
+.venv/bin/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+		|| { echo "error: $(PYTHON) is older than Python 3.11; make PYTHON=python3.12 names another"; exit 1; }
+	$(PYTHON) -m venv .venv
+
+.venv/runtime: requirements.txt constraints.txt | .venv/bin/python
+	$(BIN)/python -m pip install --quiet -r requirements.txt
+	@touch $@
+
+.venv/dev: requirements-dev.txt .venv/runtime
+	$(BIN)/python -m pip install --quiet -r requirements-dev.txt
+	@touch $@

@@ -1,0 +1,55 @@
+import pytest
+from conftest import run_main
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--config.sed=1"], "has no field 'sed'. Did you mean seed?"),
+        (["--config.averages.slow.decay=0.9"], "has no field 'slow'"),
+        (["--config.seed=one"], "--config.seed=one"),
+        (["--config.label_noise=1.5"], "label_noise = 1.5: must be in [0, 1)"),
+        (["--config.batch_size=5000"], "batch_size = 5000: must be at most 901"),
+        (["--config.dataset=no_such_set"], "dataset = 'no_such_set'"),
+        (["seed=1"], "unknown argument 'seed=1'"),
+        (["--mode=evaluate"], "--mode=evaluate"),
+        (["--mode=eval"], "holds no checkpoint; --mode=train makes one"),
+    ],
+)
+def test_a_mistake_on_the_command_line_is_one_message_without_a_traceback_or_a_trace_on_disk(tmp_path, flags, message):
+    workdir = tmp_path / "run"
+    result = run_main(f"--workdir={workdir}", *flags)
+    assert result.returncode == 1
+    assert message in result.stderr
+    assert "Traceback" not in result.stderr
+    assert not workdir.exists()
+
+
+def test_a_missing_config_file_is_named():
+    result = run_main("--workdir=unused", config="configs/no_such_config.py")
+    assert result.returncode == 1
+    assert "configs/no_such_config.py" in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+def test_another_config_on_a_workdir_is_refused_until_it_is_accepted_and_evaluation_writes_nothing(tmp_path):
+    flags = (f"--workdir={tmp_path / 'run'}", "--config.duration=30 steps")
+    first = run_main(*flags)
+    assert first.returncode == 0, first.stderr
+    assert "accuracy minus raw" in first.stdout
+    assert str(tmp_path / "run" / "curves.png") in first.stdout
+
+    def contents():
+        return {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()}
+
+    before = contents()
+    changed = (*flags, "--config.optimizer.learning_rate=0.05")
+    refused = run_main(*changed)
+    assert refused.returncode == 1
+    assert "optimizer.learning_rate: 0.1 before, 0.05 now" in refused.stderr
+    assert "--config_change=accept" in refused.stderr
+    assert run_main(*changed, "--mode=eval", "--config_change=accept").returncode == 0
+    evaluated = run_main(*flags, "--mode=eval", "--checkpoint=best")
+    assert evaluated.returncode == 0, evaluated.stderr
+    assert "best checkpoint, step" in evaluated.stdout
+    assert contents() == before

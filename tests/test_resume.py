@@ -1,0 +1,178 @@
+import shutil
+import signal
+import subprocess
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from conftest import ROOT, command, digits_config, read_metrics, run_main
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.util import tensor_util
+
+import train
+from checkpointing import Checkpoints, Record
+from configs import default
+from errors import UserError
+
+FLAGS = (
+    "--config.duration=60 steps",
+    "--config.log_every=7 steps",  # logging, evaluating and saving never coincide before the end
+    "--config.eval_every=11 steps",
+    "--config.checkpoint_every=13 steps",
+    "--config.model.name=cnn",
+    "--config.model.batch_norm=True",
+    "--config.model.dropout=0.25",
+)
+
+
+def assert_same_leaves(a, b):
+    for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
+        if jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key):
+            x, y = jax.random.key_data(x), jax.random.key_data(y)
+        np.testing.assert_array_equal(x, y)
+        assert x.dtype == y.dtype
+
+
+def saved_state(workdir, config):
+    """The state in the latest checkpoint."""
+    state = train.set_up(config, workdir, "accept").state
+    with Checkpoints(workdir) as checkpoints:
+        return checkpoints.restore_state(state, checkpoints.read_record())
+
+
+def test_a_run_killed_again_and_again_ends_with_the_same_bits(tmp_path):
+    """Real processes, each killed right after it printed a line, while training and saving go on in the background."""
+    interrupted, uninterrupted = tmp_path / "interrupted", tmp_path / "uninterrupted"
+    flags = (f"--workdir={interrupted}", *FLAGS)
+    for seen in ("step 7/60", "step 22/60", "step 49/60"):
+        with subprocess.Popen(command(*flags), cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
+            for line in process.stdout:
+                if line.startswith(seen):
+                    process.kill()
+                    break
+            else:
+                pytest.fail(f"the run ended before it printed {seen!r}")
+        assert process.returncode == -signal.SIGKILL
+    for result in (run_main(*flags), run_main(f"--workdir={uninterrupted}", *FLAGS)):
+        assert result.returncode == 0, result.stderr
+    assert (interrupted / "metrics.jsonl").read_bytes() == (uninterrupted / "metrics.jsonl").read_bytes()
+    assert best(interrupted) == best(uninterrupted)
+    config = digits_config(model__name="cnn", model__hidden_sizes=(256, 256), model__batch_norm=True)
+    assert_same_leaves(saved_state(interrupted, config), saved_state(uninterrupted, config))
+
+
+def best(workdir):
+    with Checkpoints(workdir) as checkpoints:
+        return checkpoints.read_record().best
+
+
+def test_a_checkpoint_is_what_the_state_was_though_its_buffers_were_donated_since(tmp_path):
+    """Saving goes on in the background while the next steps overwrite the state."""
+    config = digits_config(checkpoint_every="1 steps", keep_checkpoints=50, eval_every="100%", log_every="100%")
+    final = train.train_and_evaluate(config, tmp_path)
+    assert_same_leaves(saved_state(tmp_path, config), final)
+    experiment = train.set_up(config, tmp_path, "refuse")
+    program = train.create_train_program(train.loss_fn, experiment.mesh)
+    state, sums = experiment.state, train.create_zero_sums(
+        train.loss_fn, experiment.state, experiment.train_data, experiment.mesh
+    )()  # fmt: skip
+    with Checkpoints(tmp_path, keep=50) as checkpoints:
+        for step in range(1, 21):
+            state, sums = program(state, sums, experiment.train_data)
+            record = checkpoints.read_record(step)
+            assert record.step == step
+            assert_same_leaves(checkpoints.restore_state(experiment.state, record), state)
+            if step < 20:
+                assert_same_leaves(checkpoints.restore_sums(sums, record), sums)
+
+
+def test_starting_a_finished_run_again_changes_nothing(tmp_path):
+    train.train_and_evaluate(digits_config(), tmp_path)
+    before = {name: (tmp_path / name).read_bytes() for name in ("metrics.jsonl", "timing.jsonl", "config.json")}
+    train.train_and_evaluate(digits_config(), tmp_path)
+    assert before == {name: (tmp_path / name).read_bytes() for name in before}
+
+
+def test_a_longer_run_is_the_continued_shorter_one(tmp_path):
+    config = digits_config(log_every="5 steps", eval_every="10 steps", checkpoint_every="10 steps")
+    train.train_and_evaluate(config, tmp_path / "a")
+    config.duration = "40 steps"
+    assert_same_leaves(
+        train.train_and_evaluate(config, tmp_path / "a"), train.train_and_evaluate(config, tmp_path / "b")
+    )
+    assert (tmp_path / "a/metrics.jsonl").read_bytes() == (tmp_path / "b/metrics.jsonl").read_bytes()
+
+
+def test_tensorboard_shows_every_step_once_after_a_restart(tmp_path):
+    train.train_and_evaluate(digits_config(), tmp_path)
+    # Back to the checkpoint at step 10, as if the run had been killed before it saved the last one.
+    shutil.rmtree(tmp_path / "checkpoints" / "20")
+    train.train_and_evaluate(digits_config(), tmp_path)
+    for curve in ("train", "raw", "ema", "ema-raw"):
+        events = EventAccumulator(str(tmp_path / "tensorboard" / curve)).Reload()
+        lines = read_metrics(tmp_path, curve)
+        assert [line["step"] for line in lines] == ([5, 10, 15, 20] if curve == "train" else [10, 20])
+        for tag in ("accuracy", "loss"):
+            found = [(event.step, tensor_util.make_ndarray(event.tensor_proto).item()) for event in events.Tensors(tag)]
+            assert found == [(line["step"], pytest.approx(line[tag])) for line in lines]
+
+
+def test_a_run_may_go_on_with_other_averages_and_none_starts_at_random(tmp_path, capsys):
+    config = digits_config()
+    config.averages.dropped = default.ema(decay=0.5)
+    before = train.train_and_evaluate(config, tmp_path)
+    after = digits_config(duration="21 steps", averages__ema__decay=0.99)
+    after.averages.new = default.ema(decay=0.5)
+    state = train.train_and_evaluate(after, tmp_path)
+    assert {name: int(count) for name, count in state.ema_count.items()} == {"ema": 21, "new": 1}
+    # Its first step size is 1, so after one update the new average is the present parameters.
+    assert_same_leaves(state.ema_params["new"], state.params)
+    s = 0.01 / (1 - 0.99**21)
+    expected = jax.tree.map(lambda a, p: a + s * (p - a), before.ema_params["ema"], state.params)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7), state.ema_params["ema"], expected)
+    said = capsys.readouterr().out
+    assert "averages.ema.decay: 0.9 before, 0.99 now" in said
+    assert "averages.new.decay: absent before, 0.5 now" in said
+    assert "averages.dropped.decay: 0.5 before, absent now" in said
+
+
+def test_the_latest_and_the_best_checkpoints_are_kept_by_separate_rules(tmp_path):
+    config = digits_config(
+        eval_every="2 steps", checkpoint_every="2 steps", keep_checkpoints=2, best_curve="raw", best_metric="loss",
+    )  # fmt: skip
+
+    def climbs_from_step_8(params, state, batch, **kwargs):
+        objective, aux = train.loss_fn(params, state, batch, **kwargs)
+        return jnp.where(state.step < 8, objective, -objective), aux
+
+    train.train_and_evaluate(config, tmp_path, loss_fn=climbs_from_step_8)
+    losses = {line["step"]: line["loss"] for line in read_metrics(tmp_path, "raw")}
+    best_step = min(losses, key=losses.get)
+    assert best_step < 16, "the best checkpoint must be older than the latest ones for this test to say anything"
+    assert {int(path.name) for path in (tmp_path / "checkpoints").iterdir()} == {best_step, 18, 20}
+    assert best(tmp_path) == {"step": best_step, "curve": "raw", "metric": "loss", "value": losses[best_step]}
+    metrics = train.evaluate_checkpoint(config, tmp_path, which="best")
+    assert metrics["raw"]["loss"] == losses[best_step]
+
+
+def test_an_evaluation_better_than_all_before_is_saved_between_checkpoints(tmp_path):
+    train.train_and_evaluate(digits_config(eval_every="4 steps", checkpoint_every="100%"), tmp_path)
+    accuracies = {line["step"]: line["accuracy"] for line in read_metrics(tmp_path, "ema")}
+    assert best(tmp_path)["value"] == max(accuracies.values())
+
+
+def test_a_checkpoint_of_another_format_is_refused_by_name(tmp_path):
+    config = digits_config()
+    experiment = train.set_up(config, tmp_path, "refuse")
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(experiment.state, experiment.state.rejected, Record(step=3, format=0))
+    with pytest.raises(UserError, match=r"checkpoints/3 has format 0; this version reads 1"):
+        train.train_and_evaluate(config, tmp_path)
+
+
+def test_metrics_that_are_shorter_than_the_checkpoint_remembers_are_not_made_up(tmp_path):
+    train.train_and_evaluate(digits_config(), tmp_path)
+    (tmp_path / "metrics.jsonl").write_text("")
+    with pytest.raises(UserError, match=r"metrics.jsonl has 0 bytes"):
+        train.train_and_evaluate(digits_config(), tmp_path)

@@ -1,0 +1,177 @@
+from fractions import Fraction
+
+import pytest
+from conftest import digits_config
+
+import settings
+from configs import default
+from errors import UserError
+
+
+def resolve(config, num_train=901, num_devices=1):
+    settings.check(config)
+    return settings.resolve(config, num_train=num_train, num_devices=num_devices)
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "right"),
+    [
+        ("seed", -1, "in [0, 2**32)"),
+        ("num_validation", -1, "at least 0"),
+        ("label_noise", 1.0, "in [0, 1)"),
+        ("batch_size", 0, "at least 1"),
+        ("duration", "ten epochs", '"10 epochs"'),
+        ("duration", "50%", "percentage of itself"),
+        ("duration", "0 steps", "longer than 0"),
+        ("log_every", "0%", "longer than 0"),
+        ("eval_every", "often", '"10 epochs"'),
+        ("checkpoint_every", "", '"10 epochs"'),
+        ("keep_checkpoints", 0, "at least 1"),
+        ("best_curve", "average", "raw, ema"),
+        ("best_metric", "error", "'accuracy', 'loss'"),
+        ("max_rejected_steps", 0, "at least 1"),
+        ("model__name", "rnn", "'mlp', 'cnn'"),
+        ("model__dtype", "float16", "'float32', 'bfloat16'"),
+        ("model__hidden_sizes", (8, 0), "positive integers"),
+        ("model__dropout", 0.5, "leave it at 0.0"),
+        ("loss__label_smoothing", 1.0, "in [0, 1)"),
+        ("loss__l2_penalty", -1.0, "at least 0"),
+        ("optimizer__learning_rate", float("nan"), "finite"),
+        ("optimizer__schedule", "linear", "'constant', 'cosine'"),
+        ("optimizer__warmup", "a while", '"10 epochs"'),
+        ("optimizer__momentum", 1.0, "in [0, 1)"),
+        ("optimizer__clip_norm", -1.0, "at least 0"),
+        ("averages__ema__decay", 1.0, "in [0, 1)"),
+        ("averages__ema__half_life", "long", '"10 epochs"'),
+        ("averages__ema__kind", "emma", "'none', 'ema'"),
+    ],
+)
+def test_a_wrong_value_is_refused_with_its_field_and_what_would_be_right(field, value, right):
+    with pytest.raises(UserError) as error:
+        settings.check(digits_config(**{field: value}))
+    message = str(error.value)
+    assert field.replace("__", ".") in message
+    assert str(value) in message
+    assert right in message
+    assert len(message.splitlines()) == 2
+
+
+def test_every_wrong_field_is_named_at_once():
+    with pytest.raises(UserError) as error:
+        settings.check(digits_config(batch_size=0, label_noise=2.0, duration="soon"))
+    for field in ("batch_size", "label_noise", "duration"):
+        assert field in str(error.value)
+
+
+def test_an_unknown_field_is_refused_with_the_nearest_one():
+    config = digits_config()
+    config.averages.ema["decy"] = 0.9
+    config["sed"] = 1
+    with pytest.raises(UserError) as error:
+        settings.check(config)
+    assert "averages.ema.decy is unknown; did you mean averages.ema.decay?" in str(error.value)
+    assert "sed is unknown; did you mean seed?" in str(error.value)
+
+
+def test_a_wrong_type_or_a_missing_field_is_refused():
+    config = digits_config().to_dict()
+    config["batch_size"] = 32.0
+    del config["seed"]
+    with pytest.raises(UserError) as error:
+        settings.check(config)
+    assert "batch_size = 32.0 is a float; must be a int such as 128" in str(error.value)
+    assert "seed is missing; its default is 0" in str(error.value)
+
+
+@pytest.mark.parametrize("name", ["raw", "train", "a b", "up/down"])
+def test_an_average_has_a_name_of_its_own(name):
+    config = digits_config()
+    config.averages[name] = default.ema()
+    with pytest.raises(UserError, match="the name must be"):
+        settings.check(config)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "num_devices", "message"),
+    [
+        ({"batch_size": 902}, 1, "batch_size = 902: must be at most 901"),
+        ({"batch_size": 32, "num_validation": 880}, 1, "batch_size = 32: must be at most 21"),
+        ({"num_validation": 901}, 1, "num_validation = 901: must be below the 901 training images"),
+        ({"batch_size": 34}, 8, "batch_size = 34: must be a multiple of 8, .*nearest is 32"),
+        ({"optimizer__warmup": "21 steps"}, 1, "21 steps are longer than the training of 20 steps"),
+    ],
+)
+def test_what_does_not_fit_the_data_or_the_devices_is_refused(overrides, num_devices, message):
+    with pytest.raises(UserError, match=message):
+        resolve(digits_config(**overrides), num_devices=num_devices)
+
+
+def test_durations_become_exact_numbers_of_steps():
+    config = resolve(
+        digits_config(
+            duration="10 epochs", log_every="2%", eval_every="1 epoch", checkpoint_every="3200 examples",
+            optimizer__warmup="1%", optimizer__schedule="cosine", num_validation=1,
+        )
+    )  # fmt: skip
+    assert config.duration == 282  # 281.25 rounded up
+    assert config.log_every == Fraction("5.625")
+    assert config.eval_every == Fraction("28.125")
+    assert config.checkpoint_every == 100
+    assert config.optimizer.warmup == 3  # 2.8125 rounded up
+    assert config.optimizer.decay_steps == 279
+
+
+def test_a_half_life_means_the_same_share_of_training_whatever_the_batch_size():
+    for batch_size in (16, 32, 64):
+        config = digits_config(batch_size=batch_size, duration="64 epochs", averages__ema__half_life="5%")
+        num_steps = 64 * 901 / batch_size
+        assert resolve(config).averages.ema.decay ** (0.05 * num_steps) == pytest.approx(0.5, rel=1e-12)
+
+
+def test_removed_averages_are_gone_and_the_best_curve_is_what_is_left():
+    config = digits_config()
+    config.averages.slow = default.ema()
+    assert resolve(config).best_curve == "ema"
+    config.averages.ema.kind = "none"
+    assert list(resolve(config).averages) == ["slow"]
+    assert resolve(config).best_curve == "slow"
+    config.averages.slow.kind = "none"
+    assert resolve(config).best_curve == "raw"
+    assert settings.create_averages(resolve(config)) == ()
+
+
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        ({}, []),
+        ({"duration": "640 examples"}, []),  # 20 steps in other words
+        ({"duration": "30 steps"}, ["duration: 20 before, 30 now"]),
+        ({"log_every": "1 steps"}, ["log_every: 5 before, 1 now"]),
+        ({"averages__ema__decay": 0.5}, ["averages.ema.decay: 0.9 before, 0.5 now"]),
+    ],
+)
+def test_a_run_may_be_continued_with_what_changes_no_result_so_far(overrides, said):
+    old, new = (settings.to_json(resolve(config)) for config in (digits_config(), digits_config(**overrides)))
+    assert settings.check_same_run(old, new, "runs/a") == said
+
+
+@pytest.mark.parametrize(
+    ("overrides", "field"),
+    [
+        ({"seed": 1}, "seed: 0 before, 1 now"),
+        ({"optimizer__learning_rate": 0.2}, "optimizer.learning_rate: 0.1 before, 0.2 now"),
+        ({"duration": "10 steps"}, "duration: 20 before, 10 now"),
+        ({"eval_every": "50%", "duration": "30 steps"}, "eval_every: 10 before, 15 now"),
+    ],
+)
+def test_another_run_is_refused_with_the_differing_fields(overrides, field):
+    old, new = (settings.to_json(resolve(config)) for config in (digits_config(), digits_config(**overrides)))
+    with pytest.raises(UserError, match=field):
+        settings.check_same_run(old, new, "runs/a")
+
+
+def test_a_longer_duration_is_refused_where_the_learning_rate_is_annealed_to_its_end():
+    configs = (digits_config(optimizer__schedule="cosine", duration=d) for d in ("20 steps", "30 steps"))
+    old, new = (settings.to_json(resolve(config)) for config in configs)
+    with pytest.raises(UserError, match=r"optimizer.decay_steps: 20 before, 30 now"):
+        settings.check_same_run(old, new, "runs/a")

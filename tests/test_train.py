@@ -1,0 +1,191 @@
+import functools
+import importlib
+import json
+import pathlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from conftest import ROOT, digits_config, read_metrics, run_main
+
+import evaluation
+import train
+from errors import UserError
+
+CONFIGS = sorted(path.stem for path in (ROOT / "configs").glob("*.py") if path.stem != "default")
+
+
+@pytest.fixture(scope="module")
+def experiment(tmp_path_factory):
+    return train.set_up(digits_config(), tmp_path_factory.mktemp("none"), "refuse")
+
+
+def first_batch(experiment):
+    return jax.jit(train.next_batch)(experiment.state, experiment.train_data)
+
+
+def numpy_logits(params, image):
+    x = np.asarray(image, np.float64).reshape(len(image), -1)
+    x = np.maximum(x @ np.asarray(params["Dense_0"]["kernel"], np.float64) + np.asarray(params["Dense_0"]["bias"]), 0)
+    return x @ np.asarray(params["Dense_1"]["kernel"], np.float64) + np.asarray(params["Dense_1"]["bias"])
+
+
+def test_objective_and_metrics_are_what_their_formulas_say(experiment):
+    batch = first_batch(experiment)
+    params = experiment.state.params
+    objective, (metrics, _) = train.loss_fn(params, experiment.state, batch, label_smoothing=0.1, l2_penalty=0.01)
+    logits, label = numpy_logits(params, batch["image"]), np.asarray(batch["label"])
+    log_p = logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
+    nll = -log_p[np.arange(32), label]
+    smoothed = -(0.9 * log_p[np.arange(32), label] + 0.1 * log_p.mean(axis=1))
+    kernels = [np.asarray(params[name]["kernel"], np.float64) for name in ("Dense_0", "Dense_1")]
+    penalty = 0.5 * 0.01 * sum((kernel**2).sum() for kernel in kernels)
+    assert objective == pytest.approx(smoothed.mean() + penalty, rel=1e-6)
+    assert metrics["loss"][0] / metrics["loss"][1] == pytest.approx(nll.mean(), rel=1e-6)
+    assert metrics["accuracy"][0] == np.sum(logits.argmax(axis=1) == label)
+
+
+def test_a_step_updates_the_parameters_and_then_moves_the_average_to_them(experiment):
+    batch = first_batch(experiment)
+    state, metrics = jax.jit(train.train_step, static_argnums=2)(experiment.state, batch, train.loss_fn)
+    grads = jax.grad(lambda p: train.loss_fn(p, experiment.state, batch)[0])(experiment.state.params)
+    expected = jax.tree.map(lambda p, g: p - 0.1 * g, experiment.state.params, grads)
+    jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-7), state.params, expected)
+    # The first step size of a bias-corrected average is 1.
+    jax.tree.map(np.testing.assert_array_equal, state.ema_params["ema"], state.params)
+    assert metrics["grad_norm"][0] == pytest.approx(float(optax.tree.norm(grads)), rel=1e-5)
+    assert metrics["learning_rate"][0] == pytest.approx(0.1)
+
+
+def test_gradients_of_the_logged_norm_are_those_before_clipping(tmp_path):
+    train.train_and_evaluate(digits_config(optimizer__clip_norm=1e-3), tmp_path)
+    assert all(line["grad_norm"] > 0.1 for line in read_metrics(tmp_path, "train"))
+
+
+def test_the_training_program_compiles_once(tmp_path, monkeypatch):
+    programs = []
+
+    def remember(*args, **kwargs):
+        programs.append(create(*args, **kwargs))
+        return programs[-1]
+
+    create = train.create_train_program
+    monkeypatch.setattr(train, "create_train_program", remember)
+    train.train_and_evaluate(digits_config(), tmp_path)
+    # A continued run starts from a restored state, with an average that it did not have.
+    config = digits_config(duration="40 steps")
+    config.averages.slow = config.averages.ema
+    train.train_and_evaluate(config, tmp_path)
+    assert [program._cache_size() for program in programs] == [1, 1]
+
+
+def test_averaging_does_not_touch_the_raw_parameters(tmp_path):
+    states = [
+        train.train_and_evaluate(digits_config(averages__ema__kind=kind), tmp_path / kind) for kind in ("ema", "none")
+    ]
+    jax.tree.map(np.testing.assert_array_equal, states[0].params, states[1].params)
+    raw = [[line for line in read_metrics(tmp_path / kind, "raw")] for kind in ("ema", "none")]
+    assert raw[0] == raw[1]
+    assert {line["curve"] for line in read_metrics(tmp_path / "none")} == {"train", "raw"}
+
+
+def poison(poisoned_steps):
+    """The loss function with objectives that are not finite at some steps."""
+
+    def loss_fn(params, state, batch, **kwargs):
+        objective, aux = train.loss_fn(params, state, batch, **kwargs)
+        return jnp.where(jnp.isin(state.step, jnp.asarray(poisoned_steps)), jnp.nan, 1) * objective, aux
+
+    return loss_fn
+
+
+def test_one_poisoned_batch_is_one_rejection_and_training_finishes(tmp_path):
+    state = train.train_and_evaluate(digits_config(), tmp_path, loss_fn=poison([7]))
+    assert {name: int(n) for name, n in state.rejected.items()} == {"total": 1, "streak": 0, "longest": 1}
+    assert state.step == 20
+    assert state.ema_count["ema"] == 19
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves((state.params, state.ema_params, state.opt_state)))
+    lines = read_metrics(tmp_path, "train")
+    assert [line["rejected_steps"] for line in lines] == [0, 1, 1, 1]
+    assert all(np.isfinite(line["loss"]) for line in lines)
+
+
+def test_too_many_rejected_steps_in_a_row_end_the_run(tmp_path):
+    with pytest.raises(UserError, match=r"5 steps in a row.*learning_rate"):
+        train.train_and_evaluate(digits_config(max_rejected_steps=5), tmp_path, loss_fn=poison([11, 12, 13, 14, 15]))
+    train.train_and_evaluate(digits_config(max_rejected_steps=5), tmp_path / "fine", loss_fn=poison([1, 2, 3, 4, 9]))
+
+
+def test_metrics_of_a_window_without_any_accepted_step_are_null(tmp_path):
+    train.train_and_evaluate(digits_config(), tmp_path, loss_fn=poison(list(range(5, 10))))
+    losses = [line["loss"] for line in read_metrics(tmp_path, "train")]
+    assert [loss is None for loss in losses] == [False, True, False, False]
+
+
+def test_the_last_curves_are_the_scores_of_the_returned_state(tmp_path):
+    config = digits_config(model__name="cnn", model__hidden_sizes=(256, 256), model__batch_norm=True)
+    state = train.train_and_evaluate(config, tmp_path)
+    data = train.set_up(config, tmp_path, "refuse").eval_data["test"]
+    metrics = evaluation.evaluate(state.curves(), data, apply_fn=state.apply_fn)
+    for curve in ("raw", "ema", "ema-raw"):
+        line = read_metrics(tmp_path, curve)[-1]
+        assert {key: line[key] for key in metrics[curve]} == metrics[curve]
+    # Batch statistics are averaged along: neither the raw ones nor the initial ones.
+    statistics = [jax.tree.leaves(tree) for tree in (state.ema_batch_stats["ema"], state.batch_stats)]
+    assert all((a != b).any() for a, b in zip(*statistics, strict=True))
+
+
+def test_with_validation_images_the_test_set_is_scored_once_at_the_end(tmp_path):
+    train.train_and_evaluate(digits_config(num_validation=100), tmp_path)
+    scored = [(line["step"], line["split"]) for line in read_metrics(tmp_path, "raw")]
+    assert scored == [(10, "validation"), (20, "validation"), (20, "test")]
+
+
+def test_eight_devices_give_the_losses_of_one(tmp_path):
+    """A CNN with batch norm and dropout over 20 steps.
+
+    Devices add up in another order. At a larger learning rate than here, a ReLU that such a rounding switches makes
+    the paths part for good, as they do on one device when the compiler changes.
+    """
+    losses = {}
+    for devices in (1, 8):
+        result = run_main(
+            f"--workdir={tmp_path / str(devices)}", "--config.duration=20 steps", "--config.log_every=1 steps",
+            "--config.eval_every=20 steps", "--config.model.name=cnn", "--config.model.batch_norm=True",
+            "--config.model.dropout=0.25", "--config.optimizer.learning_rate=0.01",
+            XLA_FLAGS=f"--xla_force_host_platform_device_count={devices}",
+        )  # fmt: skip
+        assert result.returncode == 0, result.stderr
+        assert f"{devices} x cpu" in result.stdout
+        losses[devices] = [line["loss"] for line in read_metrics(tmp_path / str(devices), "train")]
+    assert len(losses[1]) == 20
+    np.testing.assert_allclose(losses[8], losses[1], rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_every_shipped_config_trains_two_steps(name, tmp_path, request):
+    config = importlib.import_module(f"configs.{name}").get_config()
+    if config.dataset != "digits":
+        request.getfixturevalue("mnist")
+    config.duration = "2 steps"
+    state = train.train_and_evaluate(config, tmp_path)
+    assert state.step == 2
+    for file in ("config.json", "environment.json", "metrics.jsonl", "timing.jsonl", "curves.png"):
+        assert (tmp_path / file).stat().st_size > 0
+
+
+def test_a_run_leaves_what_it_promises(tmp_path):
+    train.train_and_evaluate(digits_config(), tmp_path)
+    assert [line["step"] for line in read_metrics(tmp_path, "train")] == [5, 10, 15, 20]
+    expected = {"step", "curve", "loss", "objective", "accuracy", "grad_norm", "learning_rate", "rejected_steps"}
+    assert set(read_metrics(tmp_path, "train")[0]) == expected
+    for curve in ("raw", "ema", "ema-raw"):
+        assert [line["step"] for line in read_metrics(tmp_path, curve)] == [10, 20]
+    timing = [json.loads(line) for line in (tmp_path / "timing.jsonl").read_text().splitlines()]
+    assert all(line["steps_per_second"] > 0 for line in timing)
+    environment = json.loads((tmp_path / "environment.json").read_text())
+    assert environment["packages"]["jax"] == jax.__version__
+    assert json.loads((tmp_path / "config.json").read_text())["duration"] == 20
+    assert (pathlib.Path(tmp_path) / "curves.png").read_bytes().startswith(b"\x89PNG")
