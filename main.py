@@ -45,6 +45,9 @@ def main(argv: list[str]) -> None:
             )
     except UserError as error:
         sys.exit(f"error: {error}")
+    except KeyboardInterrupt:
+        print("Interrupted. The same command continues from the last checkpoint.", file=sys.stderr)
+        sys.exit(130)  # what shells report for a process that Ctrl-C ended
 
 
 def parse_flags(argv: list[str]) -> list[str]:

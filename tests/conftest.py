@@ -5,6 +5,12 @@ import os
 import pathlib
 import subprocess
 import sys
+import tempfile
+
+# Many tests compile the same small programs; compiling is most of their time. Inherited by the processes they start.
+_CACHE = tempfile.TemporaryDirectory()
+os.environ["JAX_COMPILATION_CACHE_DIR"] = _CACHE.name
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 
 import ml_collections
 import pytest

@@ -11,6 +11,7 @@ import pytest
 from conftest import ROOT, digits_config, read_metrics, run_main
 
 import evaluation
+import models
 import train
 from errors import UserError
 
@@ -57,6 +58,64 @@ def test_a_step_updates_the_parameters_and_then_moves_the_average_to_them(experi
     jax.tree.map(np.testing.assert_array_equal, state.ema_params["ema"], state.params)
     assert metrics["grad_norm"][0] == pytest.approx(float(optax.tree.norm(grads)), rel=1e-5)
     assert metrics["learning_rate"][0] == pytest.approx(0.1)
+
+
+def test_dropout_differs_from_step_to_step_and_repeats_at_the_same_step(experiment):
+    model = models.create_model("cnn", num_classes=10, dtype="float32", batch_norm=False, dropout=0.5)
+    batch = first_batch(experiment)
+    params = model.init(jax.random.key(0), batch["image"], train=False)["params"]
+    state = experiment.state.replace(apply_fn=model.apply)
+    first, again, later = (train.loss_fn(params, state.replace(step=jnp.int32(s)), batch)[0] for s in (3, 3, 4))
+    assert first == again
+    assert first != later
+
+
+CNN = {"model__name": "cnn", "model__hidden_sizes": (256, 256)}
+
+
+@pytest.fixture(scope="module")
+def metrics_of(tmp_path_factory):
+    """The metrics of a run of 4 steps with these overrides; each is run once."""
+
+    @functools.cache
+    def run(**overrides):
+        workdir = tmp_path_factory.mktemp("run")
+        every = {"duration": "4 steps", "log_every": "4 steps"}
+        train.train_and_evaluate(digits_config(**every, **overrides), workdir)
+        return {curve: read_metrics(workdir, curve) for curve in ("train", "ema")}
+
+    return run
+
+
+@pytest.mark.parametrize(
+    ("curve", "base", "option"),
+    [
+        ("train", {}, {"seed": 1}),
+        ("train", {}, {"label_noise": 0.4}),
+        ("train", {}, {"num_validation": 100}),
+        ("train", {}, {"batch_size": 16}),
+        ("train", {}, {"model__hidden_sizes": (16,)}),
+        ("train", {}, {"model__dtype": "bfloat16"}),
+        ("train", {}, CNN),
+        ("train", CNN, {"model__dropout": 0.5}),
+        ("train", CNN, {"model__batch_norm": True}),
+        ("train", {}, {"loss__label_smoothing": 0.1}),
+        ("train", {}, {"loss__l2_penalty": 0.01}),
+        ("train", {}, {"optimizer__learning_rate": 0.2}),
+        ("train", {}, {"optimizer__schedule": "cosine"}),
+        ("train", {}, {"optimizer__warmup": "3 steps"}),
+        ("train", {}, {"optimizer__momentum": 0.0}),
+        ("train", {}, {"optimizer__clip_norm": 0.1}),
+        ("ema", {}, {"averages__ema__decay": 0.5}),
+        ("ema", {}, {"averages__ema__half_life": "50%"}),
+        ("ema", {}, {"averages__ema__debias": False}),
+    ],
+)
+def test_no_option_is_accepted_and_unused(metrics_of, curve, base, option):
+    without, changed = metrics_of(**base), metrics_of(**base | option)
+    assert changed[curve] != without[curve]
+    if curve != "train":
+        assert changed["train"] == without["train"]
 
 
 def test_gradients_of_the_logged_norm_are_those_before_clipping(tmp_path):
