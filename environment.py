@@ -36,7 +36,7 @@ def describe() -> dict[str, Any]:
         "cpu_count": os.cpu_count(),
         "backend": jax.default_backend(),
         "devices": [device.device_kind for device in devices],
-        "command": sys.argv,
+        "command": sys.orig_argv[1:],  # without the path of Python
         "commit": _commit(),
     }
 
