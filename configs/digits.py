@@ -1,6 +1,21 @@
 """Handwritten digits of 8x8 pixels with 40 % wrong training labels: what averaging buys at a constant learning rate.
 
-python main.py --config=configs/digits.py --workdir=runs/digits
+    python main.py --config=configs/digits.py --workdir=runs/digits
+
+Test accuracy over 10 seeds, mean and 95 % interval over the seeds (benchmarks/results/digits.json):
+
+    raw          74.4 %  (71.8 .. 77.1)
+    averaged     83.5 %  (82.2 .. 84.8)
+    difference   +9.1    (+7.6 .. +10.5); the interval over the test images lies above 0 in 10 of 10 seeds
+
+With the learning rate annealed to zero, `--config.optimizer.schedule=cosine`, the same model reaches more, and
+averaging adds next to nothing (benchmarks/results/digits_cosine.json): averaging stands in for annealing.
+
+    raw          86.4 %  (85.4 .. 87.4)
+    averaged     86.6 %  (85.6 .. 87.7)
+    difference   +0.2    (+0.0 .. +0.3); above 0 in 0 of 10 seeds
+
+Training takes 2 s on two cores of an AMD EPYC; with start-up, evaluation and checkpoints the run takes 12 s.
 """
 
 import ml_collections
