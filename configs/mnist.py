@@ -1,6 +1,14 @@
 """MNIST with the convolutional network of the Flax example.
 
-python main.py --config=configs/mnist.py --workdir=runs/mnist
+    python main.py --config=configs/mnist.py --workdir=runs/mnist
+
+Test accuracy over 3 seeds, mean and 95 % interval over the seeds (benchmarks/results/mnist.json):
+
+    raw          99.16 %  (98.88 .. 99.44)
+    averaged     99.41 %  (99.30 .. 99.52)
+    difference   +0.25    (-0.13 .. +0.63); the interval over the test images lies above 0 in 2 of 3 seeds
+
+Training takes 200 to 270 s on two cores of an AMD EPYC.
 """
 
 import ml_collections
