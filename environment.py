@@ -72,7 +72,12 @@ def _commit() -> str:
     git = ["git", "-C", str(pathlib.Path(__file__).parent)]
     try:
         commit = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
-        status = subprocess.run([*git, "status", "--porcelain", "-uno"], capture_output=True, text=True, check=True)
+        status = subprocess.run(
+            [*git, "status", "--porcelain", "-uno", "--", ".", ":!benchmarks/results"],  # results change no run
+            capture_output=True,
+            text=True,
+            check=True,
+        )
     except (OSError, subprocess.CalledProcessError):
         return ""
     return commit + ("+changes" if status.stdout else "")
