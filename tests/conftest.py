@@ -7,15 +7,16 @@ import subprocess
 import sys
 import tempfile
 
-# Many tests compile the same small programs; compiling is most of their time. Inherited by the processes they start.
-_CACHE = tempfile.TemporaryDirectory()
-os.environ["JAX_COMPILATION_CACHE_DIR"] = _CACHE.name
-os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
-
 import ml_collections
 import pytest
 
 from configs import default
+
+# Many tests compile the same small programs, which is most of their time. Set before anything imports JAX, and
+# inherited by the processes that tests start.
+_CACHE = tempfile.TemporaryDirectory()
+os.environ["JAX_COMPILATION_CACHE_DIR"] = _CACHE.name
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 
