@@ -88,8 +88,8 @@ def init(params: Any) -> Any:
     """
 
     def copy(leaf: jax.Array) -> jax.Array:
-        dtype = jnp.promote_types(leaf.dtype, jnp.float32) if _is_float(leaf) else leaf.dtype
-        return jnp.copy(leaf).astype(dtype)
+        new = jnp.copy(leaf)
+        return new.astype(jnp.promote_types(leaf.dtype, jnp.float32)) if _is_float(leaf) else new
 
     return jax.tree.map(copy, params)
 

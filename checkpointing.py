@@ -26,6 +26,7 @@ class Record:
         best: the best evaluation so far as {"step", "curve", "metric", "value"}; none before the first.
         writer: what `MetricWriter.record` returned.
         averages: names of the averages that the state has.
+        leaves: dtype and shape of every leaf of the state, by its path.
         format: `FORMAT` when it was made.
     """
 
@@ -33,6 +34,7 @@ class Record:
     best: dict[str, Any] | None = None
     writer: dict[str, Any] = dataclasses.field(default_factory=dict)
     averages: tuple[str, ...] = ()
+    leaves: dict[str, str] = dataclasses.field(default_factory=dict)
     format: int = FORMAT
 
 
@@ -82,7 +84,7 @@ class Checkpoints:
         args = ocp.args.Composite(
             state=ocp.args.StandardSave(state),
             sums=ocp.args.StandardSave(sums),
-            record=ocp.args.JsonSave(dataclasses.asdict(record)),
+            record=ocp.args.JsonSave(dataclasses.asdict(record) | {"leaves": _describe_leaves(state)}),
         )
         self._manager.save(record.step, args=args)
 
@@ -110,12 +112,24 @@ class Checkpoints:
             state: one whose shapes, dtypes, shardings and averages the result has. Averages that the checkpoint lacks
                 start from the restored parameters, those that `state` lacks are dropped.
             record: of the checkpoint.
+
+        Raises:
+            UserError: the checkpoint is of another model or optimizer.
         """
         sharding = state.step.sharding
         # A checkpoint can only be read as what it is, so the averages are exchanged before and after. Which schedules
         # they have does not matter for that.
         saved = tuple(averaging.Average(name, kind="", arguments=()) for name in record.averages)
         like = jax.eval_shape(lambda s: s.with_averages(saved), state)
+        leaves = _describe_leaves(like)
+        differing = sorted(name for name in leaves | record.leaves if leaves.get(name) != record.leaves.get(name))
+        if differing:
+            name = differing[0]
+            raise UserError(
+                f"{self._directory / str(record.step)} does not fit the config's model or optimizer: it has "
+                f"{record.leaves.get(name, 'no')} {name}, the config {leaves.get(name, 'none')}. Repeat the run's own "
+                "config, or use another --workdir."
+            )
         abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), like)
         args = ocp.args.Composite(state=ocp.args.StandardRestore(abstract))
         restored = self._manager.restore(record.step, args=args)["state"]
@@ -126,3 +140,8 @@ class Checkpoints:
         abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), sums)
         args = ocp.args.Composite(sums=ocp.args.StandardRestore(abstract))
         return self._manager.restore(record.step, args=args)["sums"]
+
+
+def _describe_leaves(state: CustomTrainState) -> dict[str, str]:
+    leaves = jax.tree_util.tree_leaves_with_path(state)
+    return {jax.tree_util.keystr(path): f"{leaf.dtype}{list(leaf.shape)}" for path, leaf in leaves}

@@ -40,16 +40,29 @@ def score_fn(apply_fn: Callable[..., jax.Array], variables: Any, batch: Mapping[
     }
 
 
-@functools.partial(jax.jit, static_argnames=("apply_fn", "score_fn"))
+@functools.partial(jax.jit, static_argnames=("apply_fn", "score_fn", "sharding"))
 def _score_batch(
-    curves: dict[str, Any], data: EvalData, index: jax.Array, *, apply_fn: Callable[..., Any], score_fn: ScoreFn
+    curves: dict[str, Any],
+    data: EvalData,
+    index: jax.Array,
+    *,
+    apply_fn: Callable[..., Any],
+    score_fn: ScoreFn,
+    sharding: jax.sharding.Sharding | None,
 ) -> tuple[jax.Array, dict[str, Scores]]:
     batch = data.batch(index)
+    if sharding is not None:
+        batch = jax.lax.with_sharding_constraint(batch, sharding)
     return batch["mask"], {curve: score_fn(apply_fn, variables, batch) for curve, variables in curves.items()}
 
 
 def score(
-    curves: dict[str, Any], data: EvalData, *, apply_fn: Callable[..., Any], score_fn: ScoreFn = score_fn
+    curves: dict[str, Any],
+    data: EvalData,
+    *,
+    apply_fn: Callable[..., Any],
+    score_fn: ScoreFn = score_fn,
+    sharding: jax.sharding.Sharding | None = None,
 ) -> dict[str, Scores]:
     """Scores several sets of weights on the same images in one pass.
 
@@ -58,12 +71,13 @@ def score(
         data: the images; each is scored once, padding is dropped.
         apply_fn: the model's `apply`.
         score_fn: see the function of that name.
+        sharding: how to split each batch over devices; none leaves it where the data is.
 
     Returns:
         For each curve NumPy arrays [number of images], floats in float64.
     """
     batches = [
-        _score_batch(curves, data, index, apply_fn=apply_fn, score_fn=score_fn)
+        _score_batch(curves, data, index, apply_fn=apply_fn, score_fn=score_fn, sharding=sharding)
         for index in np.arange(data.num_batches, dtype=np.int32)
     ]
     masks, scores = zip(*jax.device_get(batches), strict=True)
@@ -78,13 +92,18 @@ def score(
 
 
 def evaluate(
-    curves: dict[str, Any], data: EvalData, *, apply_fn: Callable[..., Any], score_fn: ScoreFn = score_fn
+    curves: dict[str, Any],
+    data: EvalData,
+    *,
+    apply_fn: Callable[..., Any],
+    score_fn: ScoreFn = score_fn,
+    sharding: jax.sharding.Sharding | None = None,
 ) -> dict[str, dict[str, float]]:
     """Metrics of each curve, and of each average's paired difference to the raw weights, named `NAME-raw`.
 
     Takes what `score` takes; `curves` has one named `raw`.
     """
-    scores = score(curves, data, apply_fn=apply_fn, score_fn=score_fn)
+    scores = score(curves, data, apply_fn=apply_fn, score_fn=score_fn, sharding=sharding)
     metrics = {curve: summarize(values) for curve, values in scores.items()}
     for curve in scores:
         if curve != "raw":

@@ -88,7 +88,7 @@ def _tfds_source(dataset: str) -> Source:
 
     try:
         builder = tfds.builder(dataset)
-    except (tfds.core.DatasetNotFoundError, ValueError) as error:
+    except (tfds.core.DatasetNotFoundError, ValueError, AssertionError, ImportError) as error:
         close = difflib.get_close_matches(dataset, [*SOURCES, *tfds.list_builders(with_community_datasets=False)], n=3)
         hint = f"did you mean {' or '.join(close)}?" if close else "see https://www.tensorflow.org/datasets/catalog"
         raise UserError(f"dataset = {dataset!r}: neither {', '.join(SOURCES)} nor a TFDS data set; {hint}") from error

@@ -8,6 +8,7 @@ The same command continues a run that was interrupted. Any field of the config c
 
 import re
 import sys
+import traceback
 
 from absl import app, flags
 from ml_collections import config_flags
@@ -61,6 +62,8 @@ def parse_flags(argv: list[str]) -> list[str]:
         reason = str(error).strip().splitlines()[-1].strip()
         sys.exit(f"error: the file that --config names cannot be read: {reason}")
     except (AttributeError, KeyError) as error:
+        if "ml_collections" not in traceback.extract_tb(error.__traceback__)[-1].filename:
+            raise  # a mistake in the config file's own code
         field, close = re.search(r"\w+", str(error)), re.search(r'mean "(\w+)"', str(error))
         hint = f"Did you mean {close[1]}? " if close else ""
         name = field[0] if field else error

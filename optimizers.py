@@ -36,5 +36,6 @@ def create_optimizer(
     """
     clip = optax.clip_by_global_norm(clip_norm) if clip_norm else optax.identity()
     # optax reads 0.0 as a momentum to keep a trace for; None keeps none.
-    sgd = optax.inject_hyperparams(optax.sgd)(learning_rate=learning_rate, momentum=momentum or None)
-    return optax.chain(clip, sgd)
+    # Momentum stays out of the state: a restored value would win over the config's.
+    sgd = optax.inject_hyperparams(optax.sgd, static_args="momentum")
+    return optax.chain(clip, sgd(learning_rate=learning_rate, momentum=momentum or None))

@@ -28,7 +28,6 @@ MAY_CHANGE = (
     "eval_batch_size",
     "keep_checkpoints",
     "best_",
-    "max_rejected_steps",
     "averages.",
     "duration",
 )
@@ -200,12 +199,12 @@ def resolve(config: Mapping[str, Any], *, num_train: int, num_devices: int) -> m
 
     optimizer = resolved["optimizer"]
     optimizer["warmup"] = math.ceil(steps(optimizer["warmup"], total))
-    if optimizer["warmup"] > resolved["duration"]:
+    annealed = optimizer["schedule"] != "constant"
+    if optimizer["warmup"] > resolved["duration"] - annealed:
         raise UserError(
-            f"optimizer.warmup = {config['optimizer']['warmup']!r}: {optimizer['warmup']} steps are longer than the "
+            f"optimizer.warmup = {config['optimizer']['warmup']!r}: {optimizer['warmup']} steps leave nothing of the "
             f"training of {resolved['duration']} steps"
         )
-    annealed = optimizer["schedule"] != "constant"
     optimizer["decay_steps"] = resolved["duration"] - optimizer["warmup"] if annealed else 0
 
     averages = {name: average for name, average in resolved["averages"].items() if average["kind"] != "none"}
@@ -214,7 +213,8 @@ def resolve(config: Mapping[str, Any], *, num_train: int, num_devices: int) -> m
             average["half_life"] = steps(average["half_life"], total)
             average["decay"] = averaging.half_life_to_decay(float(average["half_life"]))
     resolved["averages"] = averages
-    resolved["best_curve"] = resolved["best_curve"] or next(iter(averages), "raw")
+    first = "ema" if "ema" in averages else next(iter(averages), "raw")
+    resolved["best_curve"] = resolved["best_curve"] or first
     return ml_collections.FrozenConfigDict(resolved)
 
 
@@ -250,24 +250,24 @@ def to_json(config: ml_collections.FrozenConfigDict) -> str:
 
 
 def write(config: ml_collections.FrozenConfigDict, workdir: pathlib.Path) -> None:
-    """Writes `config.json`, creating the folder if need be."""
-    workdir.mkdir(parents=True, exist_ok=True)
+    """Writes `config.json`."""
     # In one move, so that a run killed at this moment leaves the old file or the new one, not half of one.
     partial = workdir / "config.json.partial"
     partial.write_text(to_json(config))
     partial.replace(workdir / "config.json")
 
 
-def check_same_run(old: str, new: str, workdir: str) -> list[str]:
+def check_same_run(old: str, new: str, workdir: str, *, accept: bool = False) -> list[str]:
     """Checks that a run made with one resolved config may be continued with another.
 
     Args:
         old: `to_json` of the config that the run was started with.
         new: the same of the present config.
         workdir: for the message.
+        accept: whether everything may differ.
 
     Returns:
-        What differs but may, in words, for the log.
+        What differs, in words, for the log.
 
     Raises:
         UserError: naming the fields that differ and may not.
@@ -281,7 +281,7 @@ def check_same_run(old: str, new: str, workdir: str) -> list[str]:
     refused = [text for name, text in differing.items() if not name.startswith(MAY_CHANGE)]
     if now["duration"] < before["duration"]:
         refused.append(differing["duration"])
-    if refused:
+    if refused and not accept:
         raise UserError(
             f"{workdir} holds a run of another config:\n" + "\n".join(refused) + "\nUse another --workdir, repeat the "
             "run's own config, or pass --config_change=accept to continue the run with this one."

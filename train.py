@@ -118,7 +118,7 @@ def create_train_program(loss_fn: LossFn, mesh: jax.sharding.Mesh) -> Callable[.
     def program(
         state: CustomTrainState, sums: Metrics, data: input_pipeline.TrainData
     ) -> tuple[CustomTrainState, Metrics]:
-        batch = jax.lax.with_sharding_constraint(next_batch(state, data), NamedSharding(mesh, PartitionSpec("data")))
+        batch = jax.lax.with_sharding_constraint(next_batch(state, data), split_batch(mesh))
         state, metrics = train_step(state, batch, loss_fn)
         return state, jax.tree.map(jnp.add, sums, metrics)
 
@@ -134,6 +134,11 @@ def create_mesh() -> jax.sharding.Mesh:
 def replicated(mesh: jax.sharding.Mesh) -> NamedSharding:
     """The sharding of state and data sets: a copy on every device."""
     return NamedSharding(mesh, PartitionSpec())
+
+
+def split_batch(mesh: jax.sharding.Mesh) -> NamedSharding:
+    """The sharding of batches: an equal part on every device."""
+    return NamedSharding(mesh, PartitionSpec("data"))
 
 
 def create_train_state(
@@ -192,9 +197,10 @@ def set_up(config: ml_collections.ConfigDict, workdir: str | pathlib.Path, confi
     source = input_pipeline.find_source(config.dataset)
     resolved = settings.resolve(config, num_train=source.num_train, num_devices=jax.device_count())
     config_file = pathlib.Path(workdir) / "config.json"
-    if config_file.exists() and config_change == "refuse":
-        for change in settings.check_same_run(config_file.read_text(), settings.to_json(resolved), str(workdir)):
-            print(f"Continuing with another {change}")
+    if config_file.exists():
+        old, new, accept = config_file.read_text(), settings.to_json(resolved), config_change == "accept"
+        for change in settings.check_same_run(old, new, str(workdir), accept=accept):
+            print(f"Differs from the run's config: {change}", flush=True)
 
     splits = input_pipeline.load_splits(
         source, num_validation=resolved.num_validation, label_noise=resolved.label_noise, seed=resolved.seed
@@ -238,15 +244,17 @@ def train_and_evaluate(
     """
     workdir = pathlib.Path(workdir)
     experiment = set_up(config, workdir, config_change)
-    config, state, train_data = experiment.config, experiment.state, experiment.train_data
-    settings.write(config, workdir)
-    environment.write(workdir)
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"--workdir={workdir} cannot be used: {error}") from error
+    config, state, train_data, mesh = experiment.config, experiment.state, experiment.train_data, experiment.mesh
     print(parameter_overview.get_parameter_overview(state.params, include_stats=False))
     print(f"Training for {settings.describe(config)}", flush=True)
 
     loss = functools.partial(loss_fn, **config.loss)
-    train_program = create_train_program(loss, experiment.mesh)
-    zero_sums = create_zero_sums(loss, state, train_data, experiment.mesh)
+    train_program = create_train_program(loss, mesh)
+    zero_sums = create_zero_sums(loss, state, train_data, mesh)
     curve_split = "validation" if config.num_validation else "test"
 
     with contextlib.ExitStack() as stack:
@@ -255,12 +263,19 @@ def train_and_evaluate(
         if record.step:
             state, sums = checkpoints.restore_state(state, record), checkpoints.restore_sums(sums, record)
             print(f"Continuing {workdir} at step {record.step}", flush=True)
+            for name in sorted(set(state.ema_params).symmetric_difference(record.averages)):
+                what = "starts from the restored parameters" if name in state.ema_params else "is dropped"
+                print(f"The average {name!r} {what}", flush=True)
+        settings.write(config, workdir)
+        environment.write(workdir)
         writer = stack.enter_context(MetricWriter(workdir, config.duration, record.writer))
         step, best = record.step, record.best
 
         def evaluate(split: str) -> dict[str, dict[str, float]]:
             data = experiment.eval_data[split]
-            metrics = evaluation.evaluate(state.curves(), data, apply_fn=state.apply_fn, score_fn=score_fn)
+            metrics = evaluation.evaluate(
+                state.curves(), data, apply_fn=state.apply_fn, score_fn=score_fn, sharding=split_batch(mesh)
+            )
             for curve, values in metrics.items():
                 writer.write(step, curve, values, split=split)
             return metrics
@@ -308,6 +323,8 @@ def better(
     best: dict[str, Any] | None, step: int, metrics: Mapping[str, Mapping[str, float]], curve: str, metric: str
 ) -> dict[str, Any] | None:
     """The best evaluation so far: `best`, or this step's if there was none of this curve and metric or it is better."""
+    if metric not in metrics[curve]:
+        raise UserError(f"best_metric = {metric!r}: what is scored has only {', '.join(metrics[curve])}")
     value = metrics[curve][metric]
     new = {"step": step, "curve": curve, "metric": metric, "value": value}
     if best is None or (best["curve"], best["metric"]) != (curve, metric):
@@ -358,9 +375,15 @@ def evaluate_checkpoint(
             record = checkpoints.read_record(record.best["step"]) if record.best else None
         if record is None:
             raise missing
-        state = checkpoints.restore_state(experiment.state, record)
+        # The config may have averages that the run did not have when it saved; only what was saved can be scored.
+        saved = tuple(average for average in experiment.state.averages if average.name in record.averages)
+        state = checkpoints.restore_state(experiment.state.with_averages(saved), record)
     metrics = evaluation.evaluate(
-        state.curves(), experiment.eval_data["test"], apply_fn=state.apply_fn, score_fn=score_fn
+        state.curves(),
+        experiment.eval_data["test"],
+        apply_fn=state.apply_fn,
+        score_fn=score_fn,
+        sharding=split_batch(experiment.mesh),
     )
     print(f"{workdir}, {which} checkpoint, step {record.step}, test images\n{report.table(metrics)}", flush=True)
     return metrics

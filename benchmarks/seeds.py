@@ -11,6 +11,7 @@ and spread over the seeds, the difference paired over the seeds, the resolved co
 import datetime
 import json
 import pathlib
+import sys
 import tempfile
 from typing import Any
 
@@ -22,6 +23,7 @@ from ml_collections import config_flags
 import environment
 import evaluation
 import train
+from errors import UserError
 from tools import report
 
 _CONFIG = config_flags.DEFINE_config_file("config", help_string="File with the config.")
@@ -64,7 +66,10 @@ def main(argv: list[str]) -> None:
     for seed in range(_SEEDS.value):
         config = ml_collections.ConfigDict(_CONFIG.value)
         config.seed = seed
-        runs.append(run(config))
+        try:
+            runs.append(run(config))
+        except UserError as error:
+            sys.exit(f"error: {error}")
     rows = summarize(runs)
     result = {
         "date": datetime.date.today().isoformat(),

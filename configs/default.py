@@ -28,7 +28,7 @@ def get_config() -> ml_collections.ConfigDict:
 
     # Images per step, over all devices together.
     config.batch_size = 128
-    # The same for evaluation, at most; no result depends on it.
+    # The same for evaluation, at most; nothing but the last bits of a loss depends on it.
     config.eval_batch_size = 1000
     # How long to train, and how often to log training metrics, to evaluate and to save. All of it happens at the end,
     # too.
@@ -38,7 +38,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.checkpoint_every = "10%"
 
     # How many of the latest checkpoints to keep. The best one is kept beside them: the one whose evaluation of
-    # `best_curve` ("raw", an average's name, or empty: the first average, or raw if there is none) had the best
+    # `best_curve` ("raw", an average's name, or empty: "ema" or else what there is) had the best
     # `best_metric` ("accuracy" or "loss").
     config.keep_checkpoints = 3
     config.best_curve = ""

@@ -32,6 +32,22 @@ def test_a_missing_config_file_is_named():
     assert "Traceback" not in result.stderr
 
 
+def test_a_mistake_in_the_code_of_a_config_file_is_shown_where_it_is(tmp_path):
+    (tmp_path / "broken.py").write_text("import math\n\ndef get_config():\n    return math.sqroot(2)\n")
+    result = run_main(f"--workdir={tmp_path / 'run'}", config=str(tmp_path / "broken.py"))
+    assert result.returncode == 1
+    assert "broken.py" in result.stderr
+    assert "sqroot" in result.stderr
+
+
+def test_a_workdir_that_cannot_be_made_is_refused(tmp_path):
+    (tmp_path / "file").write_text("")
+    result = run_main(f"--workdir={tmp_path / 'file'}")
+    assert result.returncode == 1
+    assert "cannot be used" in result.stderr
+    assert "Traceback" not in result.stderr
+
+
 def test_another_config_on_a_workdir_is_refused_until_it_is_accepted_and_evaluation_writes_nothing(tmp_path):
     flags = (f"--workdir={tmp_path / 'run'}", "--config.duration=30 steps")
     first = run_main(*flags)

@@ -44,8 +44,11 @@ def test_the_picture_and_table_can_be_made_again_from_the_workdir(tmp_path):
         assert len(set(picture.convert("RGB").resize((200, 200)).get_flattened_data())) > 10  # not blank
 
 
-@pytest.mark.parametrize("argument", ["", "no/such/run"])
-def test_a_folder_without_a_run_is_refused_with_a_hint(argument):
+@pytest.mark.parametrize("argument", ["", "no/such/run", "not_yet"])
+def test_a_folder_without_an_evaluation_is_refused_with_a_hint(tmp_path, argument):
+    if argument == "not_yet":
+        (tmp_path / "metrics.jsonl").write_text('{"step": 1, "curve": "train", "loss": 1.0}\n')
+        argument = str(tmp_path)
     command = [sys.executable, "-m", "tools.report", *([argument] if argument else [])]
     result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert result.returncode == 1

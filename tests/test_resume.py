@@ -135,6 +135,33 @@ def test_a_run_may_go_on_with_other_averages_and_none_starts_at_random(tmp_path,
     assert "averages.ema.decay: 0.9 before, 0.99 now" in said
     assert "averages.new.decay: absent before, 0.5 now" in said
     assert "averages.dropped.decay: 0.5 before, absent now" in said
+    assert "The average 'new' starts from the restored parameters" in said
+    assert "The average 'dropped' is dropped" in said
+
+
+def test_an_accepted_change_of_the_optimizer_takes_effect(tmp_path):
+    final = []
+    for momentum in (0.9, 0.5):
+        train.train_and_evaluate(digits_config(), tmp_path / str(momentum))
+        config = digits_config(duration="30 steps", optimizer__momentum=momentum)
+        final.append(train.train_and_evaluate(config, tmp_path / str(momentum), config_change="accept"))
+    assert (final[0].params["Dense_0"]["kernel"] != final[1].params["Dense_0"]["kernel"]).any()
+
+
+def test_a_checkpoint_of_another_model_is_refused_and_the_workdir_stays_as_it_was(tmp_path):
+    train.train_and_evaluate(digits_config(), tmp_path)
+    before = (tmp_path / "config.json").read_bytes()
+    with pytest.raises(UserError, match=r"checkpoints/20 does not fit the config's model"):
+        train.train_and_evaluate(digits_config(model__hidden_sizes=(16,)), tmp_path, config_change="accept")
+    assert (tmp_path / "config.json").read_bytes() == before
+    train.train_and_evaluate(digits_config(), tmp_path)
+
+
+def test_an_average_that_was_never_saved_is_not_scored(tmp_path):
+    train.train_and_evaluate(digits_config(), tmp_path)
+    config = digits_config()
+    config.averages.new = default.ema(decay=0.5)
+    assert set(train.evaluate_checkpoint(config, tmp_path)) == {"raw", "ema", "ema-raw"}
 
 
 def test_the_latest_and_the_best_checkpoints_are_kept_by_separate_rules(tmp_path):

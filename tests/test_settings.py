@@ -98,7 +98,8 @@ def test_an_average_has_a_name_of_its_own(name):
         ({"batch_size": 32, "num_validation": 880}, 1, "batch_size = 32: must be at most 21"),
         ({"num_validation": 901}, 1, "num_validation = 901: must be below the 901 training images"),
         ({"batch_size": 34}, 8, "batch_size = 34: must be a multiple of 8, .*nearest is 32"),
-        ({"optimizer__warmup": "21 steps"}, 1, "21 steps are longer than the training of 20 steps"),
+        ({"optimizer__warmup": "21 steps"}, 1, "21 steps leave nothing of the training of 20 steps"),
+        ({"optimizer__warmup": "100%", "optimizer__schedule": "cosine"}, 1, "20 steps leave nothing"),
     ],
 )
 def test_what_does_not_fit_the_data_or_the_devices_is_refused(overrides, num_devices, message):
@@ -130,8 +131,10 @@ def test_a_half_life_means_the_same_share_of_training_whatever_the_batch_size():
 
 def test_removed_averages_are_gone_and_the_best_curve_is_what_is_left():
     config = digits_config()
+    config.averages.added = default.ema()  # first in the alphabet, and still not the best curve
     config.averages.slow = default.ema()
     assert resolve(config).best_curve == "ema"
+    config.averages.added.kind = "none"
     config.averages.ema.kind = "none"
     assert list(resolve(config).averages) == ["slow"]
     assert resolve(config).best_curve == "slow"

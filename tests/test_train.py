@@ -196,6 +196,16 @@ def test_the_last_curves_are_the_scores_of_the_returned_state(tmp_path):
     assert all((a != b).any() for a, b in zip(*statistics, strict=True))
 
 
+def test_a_task_without_classes_needs_a_loss_and_a_score_of_its_own(tmp_path):
+    def squared_error(apply_fn, variables, batch):
+        return {"loss": jnp.square(apply_fn(variables, batch["image"], train=False)[:, 0] - batch["label"])}
+
+    with pytest.raises(UserError, match=r"best_metric = 'accuracy'.*loss"):
+        train.train_and_evaluate(digits_config(), tmp_path / "a", score_fn=squared_error)
+    train.train_and_evaluate(digits_config(best_metric="loss"), tmp_path / "b", score_fn=squared_error)
+    assert set(read_metrics(tmp_path / "b", "raw")[0]) == {"step", "curve", "split", "loss"}
+
+
 def test_with_validation_images_the_test_set_is_scored_once_at_the_end(tmp_path):
     train.train_and_evaluate(digits_config(num_validation=100), tmp_path)
     scored = [(line["step"], line["split"]) for line in read_metrics(tmp_path, "raw")]
@@ -218,8 +228,8 @@ def test_eight_devices_give_the_losses_of_one(tmp_path):
         )  # fmt: skip
         assert result.returncode == 0, result.stderr
         assert f"{devices} x cpu" in result.stdout
-        losses[devices] = [line["loss"] for line in read_metrics(tmp_path / str(devices), "train")]
-    assert len(losses[1]) == 20
+        losses[devices] = [line["loss"] for line in read_metrics(tmp_path / str(devices)) if line["curve"] != "ema-raw"]
+    assert len(losses[1]) == 22  # of 20 steps and two curves
     np.testing.assert_allclose(losses[8], losses[1], rtol=0, atol=1e-4)
 
 

@@ -32,7 +32,10 @@ def table(metrics: Mapping[str, Metrics]) -> str:
             continue
         difference = metrics.get(f"{curve}-raw", {})
         points = ["accuracy", "accuracy_low", "accuracy_high"]
-        interval = "{:+.2f} ({:+.2f} .. {:+.2f})".format(*(100 * difference[p] for p in points)) if difference else ""
+        known = all(difference.get(point) is not None for point in points)
+        interval = (
+            "{:+.2f} ({:+.2f} .. {:+.2f})".format(*(100 * difference[point] for point in points)) if known else ""
+        )
         rows.append(
             (
                 curve,
@@ -120,4 +123,6 @@ if __name__ == "__main__":
         sys.exit(__doc__)
     if not (pathlib.Path(sys.argv[1]) / "metrics.jsonl").is_file():
         sys.exit(f"error: {sys.argv[1]} holds no metrics.jsonl; python main.py --workdir={sys.argv[1]} makes one")
+    if not any("split" in line for line in read(pathlib.Path(sys.argv[1]))):
+        sys.exit(f"error: {sys.argv[1]} has no evaluation yet; python main.py makes the first after config.eval_every")
     print(write(pathlib.Path(sys.argv[1])))
