@@ -1,6 +1,7 @@
 import shutil
 import signal
 import subprocess
+from concurrent.futures import ThreadPoolExecutor
 
 import jax
 import jax.numpy as jnp
@@ -54,7 +55,9 @@ def test_a_run_killed_again_and_again_ends_with_the_same_bits(tmp_path):
             else:
                 pytest.fail(f"the run ended before it printed {seen!r}")
         assert process.returncode == -signal.SIGKILL
-    for result in (run_main(*flags), run_main(f"--workdir={uninterrupted}", *FLAGS)):
+    with ThreadPoolExecutor() as pool:  # side by side, to save time
+        runs = pool.map(lambda workdir: run_main(f"--workdir={workdir}", *FLAGS), (interrupted, uninterrupted))
+    for result in runs:
         assert result.returncode == 0, result.stderr
     assert (interrupted / "metrics.jsonl").read_bytes() == (uninterrupted / "metrics.jsonl").read_bytes()
     assert best(interrupted) == best(uninterrupted)

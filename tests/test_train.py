@@ -2,6 +2,7 @@ import functools
 import importlib
 import json
 import pathlib
+from concurrent.futures import ThreadPoolExecutor
 
 import jax
 import jax.numpy as jnp
@@ -218,14 +219,19 @@ def test_eight_devices_give_the_losses_of_one(tmp_path):
     Devices add up in another order. At a larger learning rate than here, a ReLU that such a rounding switches makes
     the paths part for good, as they do on one device when the compiler changes.
     """
-    losses = {}
-    for devices in (1, 8):
-        result = run_main(
+
+    def run(devices):
+        return run_main(
             f"--workdir={tmp_path / str(devices)}", "--config.duration=20 steps", "--config.log_every=1 steps",
             "--config.eval_every=20 steps", "--config.model.name=cnn", "--config.model.batch_norm=True",
             "--config.model.dropout=0.25", "--config.optimizer.learning_rate=0.01",
             XLA_FLAGS=f"--xla_force_host_platform_device_count={devices}",
         )  # fmt: skip
+
+    losses = {}
+    with ThreadPoolExecutor() as pool:  # side by side, to save time
+        results = dict(zip((1, 8), pool.map(run, (1, 8)), strict=True))
+    for devices, result in results.items():
         assert result.returncode == 0, result.stderr
         assert f"{devices} x cpu" in result.stdout
         losses[devices] = [line["loss"] for line in read_metrics(tmp_path / str(devices)) if line["curve"] != "ema-raw"]
