@@ -14,7 +14,7 @@ import averaging
 from errors import UserError
 from train_state import CustomTrainState
 
-FORMAT = 1  # of what is saved; another one is refused
+FORMAT = 2  # of what is saved; another one is refused
 
 
 @dataclasses.dataclass(frozen=True)
@@ -121,14 +121,10 @@ class Checkpoints:
         # they have does not matter for that.
         saved = tuple(averaging.Average(name, kind="", arguments=()) for name in record.averages)
         like = jax.eval_shape(lambda s: s.with_averages(saved), state)
-        leaves = _describe_leaves(like)
-        differing = sorted(name for name in leaves | record.leaves if leaves.get(name) != record.leaves.get(name))
-        if differing:
-            name = differing[0]
+        if difference := _difference(record.leaves, _describe_leaves(like)):
             raise UserError(
-                f"{self._directory / str(record.step)} does not fit the config's model or optimizer: it has "
-                f"{record.leaves.get(name, 'no')} {name}, the config {leaves.get(name, 'none')}. Repeat the run's own "
-                "config, or use another --workdir."
+                f"{self._directory / str(record.step)} does not fit the config's model or optimizer: {difference}. "
+                "Repeat the run's own config, or use another --workdir."
             )
         abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), like)
         args = ocp.args.Composite(state=ocp.args.StandardRestore(abstract))
@@ -142,6 +138,63 @@ class Checkpoints:
         return self._manager.restore(record.step, args=args)["sums"]
 
 
-def _describe_leaves(state: CustomTrainState) -> dict[str, str]:
-    leaves = jax.tree_util.tree_leaves_with_path(state)
-    return {jax.tree_util.keystr(path): f"{leaf.dtype}{list(leaf.shape)}" for path, leaf in leaves}
+def read_weights(workdir: str | pathlib.Path, name: str, state: CustomTrainState) -> dict[str, Any]:
+    """The weights in the latest checkpoint of a run, whatever optimizer and averages that run has.
+
+    Args:
+        workdir: of the run.
+        name: "raw", or the name of an average.
+        state: one whose parameters and batch statistics have the shapes and shardings to read them with.
+
+    Returns:
+        `params` and `batch_stats`.
+
+    Raises:
+        UserError: there is no such run or average, or it is of another model.
+    """
+    found = f"init_from = {str(workdir)!r}"
+    if not (pathlib.Path(workdir) / "checkpoints").is_dir():
+        raise UserError(f"{found} holds no checkpoint; python main.py --workdir={workdir} makes one")
+    with Checkpoints(workdir) as checkpoints:
+        record = checkpoints.read_record()
+    if record is None:
+        raise UserError(f"{found} holds no checkpoint yet; python main.py --workdir={workdir} makes one")
+    curves = ("raw", *record.averages)
+    if name not in curves:
+        raise UserError(f"init_weights = {name!r}: {workdir} has {', '.join(curves)}")
+
+    fields = {"params": state.params, "batch_stats": state.batch_stats}
+    if name == "raw":
+        tree, roots = fields, tuple(f"{field}/" for field in fields)
+    else:
+        tree = {f"ema_{field}": {name: values} for field, values in fields.items()}
+        roots = tuple(f"ema_{field}/{name}/" for field in fields)
+    # What is read is compared first: orbax would leave what it does not find as it happens to be.
+    saved = {path: leaf for path, leaf in record.leaves.items() if path.startswith(roots)}
+    if difference := _difference(saved, _describe_leaves(tree)):
+        raise UserError(f"{found}, step {record.step}, does not fit the config's model: {difference}")
+    abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), tree)
+    args = ocp.args.PyTreeRestore(
+        abstract, restore_args=ocp.checkpoint_utils.construct_restore_args(abstract), partial_restore=True
+    )
+    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
+        folder = pathlib.Path(workdir).absolute() / "checkpoints" / str(record.step) / "state"
+        restored = checkpointer.restore(folder, args=args)
+    if name == "raw":
+        return restored
+    return {field: restored[f"ema_{field}"][name] for field in fields}
+
+
+def _describe_leaves(tree: Any) -> dict[str, str]:
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    return {
+        jax.tree_util.keystr(path, simple=True, separator="/"): f"{leaf.dtype}{list(leaf.shape)}"
+        for path, leaf in leaves
+    }
+
+
+def _difference(saved: dict[str, str], wanted: dict[str, str]) -> str:
+    """The first leaf that a checkpoint has otherwise than is wanted, in words; empty if there is none."""
+    differing = sorted(name for name in saved | wanted if saved.get(name) != wanted.get(name))
+    name = differing[0] if differing else ""
+    return f"it has {saved.get(name, 'no')} {name}, the config {wanted.get(name, 'none')}" if differing else ""

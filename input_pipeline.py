@@ -15,7 +15,9 @@ import numpy as np
 from flax import struct
 
 import environment
+from augmentation import Augmentation
 from errors import UserError
+from streams import step_key, stream_key
 
 Array = jax.Array | np.ndarray
 
@@ -101,7 +103,7 @@ def _tfds_source(dataset: str) -> Source:
             f"dataset = {dataset!r} in {builder.data_path} has no split {' and '.join(sorted(missing))}; "
             f"found {', '.join(info.splits) or 'none'}"
         )
-    image_key, label_key = info.supervised_keys or (None, None)
+    image_key, label_key = info.supervised_keys or ("image", "label")
     features = dict(info.features.items())
     if not isinstance(features.get(image_key), tfds.features.Image) or not isinstance(
         features.get(label_key), tfds.features.ClassLabel
@@ -195,20 +197,30 @@ class TrainData(struct.PyTreeNode):
     image: Array
     label: Array
     normalization: Normalization
+    num_classes: int = struct.field(pytree_node=False)
     batch_size: int = struct.field(pytree_node=False)
+    augmentation: Augmentation = struct.field(pytree_node=False)
 
-    def batch(self, key: jax.Array, step: jax.Array) -> dict[str, jax.Array]:
-        """The batch of this step: `image` float32 [batch, height, width, channels], `label` int32 [batch].
+    def batch(self, rng: jax.Array, step: jax.Array) -> dict[str, jax.Array]:
+        """The batch of this step, a pure function of (seed, step).
 
         Example `i = step * batch_size + j` is position `i % n` of the permutation of epoch `i // n`. So batches
         straddle epochs, no image is left out, and nothing has to be carried from step to step.
 
         Args:
-            key: typed key; the permutation of an epoch folds the epoch into it.
+            rng: typed root key, made from the seed.
             step: int32 scalar.
+
+        Returns:
+            `image`, float32 [batch, height, width, channels], normalised and augmented; `label`, int32 [batch]; and
+            `target`, float32 [batch, classes], the class probabilities to learn.
         """
-        indices = example_indices(key, step, batch_size=self.batch_size, num_examples=len(self.label))
-        return {"image": self.normalization(self.image[indices]), "label": self.label[indices]}
+        indices = example_indices(
+            stream_key(rng, "permutation"), step, batch_size=self.batch_size, num_examples=len(self.label)
+        )
+        image, label = self.normalization(self.image[indices]), self.label[indices]
+        batch = {"image": image, "label": label, "target": jax.nn.one_hot(label, self.num_classes)}
+        return self.augmentation(step_key(rng, "augmentation", step), batch)
 
 
 class EvalData(struct.PyTreeNode):

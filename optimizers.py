@@ -1,41 +1,186 @@
 """Optimizers and learning-rate schedules from `config.optimizer`."""
 
+import functools
+import inspect
 from collections.abc import Callable, Mapping
+from typing import Any
 
+import jax
+import jax.numpy as jnp
 import optax
+from optax import contrib
 
-# A new schedule is a function of (peak learning rate, steps from the end of warm-up to the end of training), and its
-# name here.
-SCHEDULES: Mapping[str, Callable[[float, int], optax.Schedule]] = {
-    "constant": lambda peak, decay_steps: optax.constant_schedule(peak),
-    "cosine": optax.cosine_decay_schedule,
+
+def constant(peak: float, *, warmup: int, stable: int, decay: int) -> optax.Schedule:
+    """`peak` after a linear warm-up, for good."""
+    del stable, decay
+    return _warm_up(peak, warmup, optax.constant_schedule(peak))
+
+
+def cosine(peak: float, *, warmup: int, stable: int, decay: int) -> optax.Schedule:
+    """From `peak` to 0 along half a cosine, after a linear warm-up (Loshchilov & Hutter 2017)."""
+    del stable
+    return _warm_up(peak, warmup, optax.cosine_decay_schedule(peak, decay))
+
+
+def one_cycle(peak: float, *, warmup: int, stable: int, decay: int) -> optax.Schedule:
+    """From `peak / 25` to `peak` and on to `peak / 250,000`, along half a cosine each (Smith & Topin 2018)."""
+    del stable
+    # What optax.cosine_onecycle_schedule does, which takes the end of the rise as a share and rounds it down.
+    return optax.piecewise_interpolate_schedule("cosine", peak / 25, {warmup: 25, warmup + decay: 1 / 250_000})
+
+
+def warmup_stable_decay(peak: float, *, warmup: int, stable: int, decay: int) -> optax.Schedule:
+    """A linear warm-up to `peak`, `peak` for a while, and a linear decay to 0 (Hu et al. 2024, Hägele et al. 2024)."""
+    fall = optax.linear_schedule(peak, 0, decay)
+    return _warm_up(peak, warmup, optax.join_schedules([optax.constant_schedule(peak), fall], [stable]))
+
+
+def _warm_up(peak: float, steps: int, after: optax.Schedule) -> optax.Schedule:
+    """A linear warm-up whose first step has the rate `peak / steps`, not 0: none is wasted."""
+    if steps == 0:
+        return after
+    return optax.join_schedules([optax.linear_schedule(peak / steps, peak, max(1, steps - 1)), after], [steps])
+
+
+# A new schedule is a function of the peak learning rate and the numbers of updates of its three phases, and its name
+# here. Which phases there are is decided in settings.py.
+SCHEDULES: Mapping[str, Callable[..., optax.Schedule]] = {
+    "constant": constant,
+    "cosine": cosine,
+    "one_cycle": one_cycle,
+    "wsd": warmup_stable_decay,
 }
 
 
-def create_schedule(learning_rate: float, schedule: str, warmup_steps: int, decay_steps: int) -> optax.Schedule:
-    """A linear warm-up to `learning_rate`, then the schedule of this name over `decay_steps`.
+def is_kernel(params: Any) -> Any:
+    """Which parameters weight decay and the L2 penalty apply to: not biases, normalisation, tokens and positions.
 
-    The first step of a warm-up over `w` steps has the rate `learning_rate / w`, not 0: none is wasted.
+    Returns:
+        A tree of bools like `params`: whether the parameter has the name that linen gives to kernels.
     """
-    after = SCHEDULES[schedule](learning_rate, decay_steps)
-    if warmup_steps == 0:
-        return after
-    warmup = optax.linear_schedule(learning_rate / warmup_steps, learning_rate, max(1, warmup_steps - 1))
-    return optax.join_schedules([warmup, after], [warmup_steps])
+    return jax.tree_util.tree_map_with_path(lambda path, _: path[-1].key == "kernel", params)
+
+
+def sgd(
+    learning_rate: optax.ScalarOrSchedule, *, momentum: float, nesterov: bool, weight_decay: float
+) -> optax.GradientTransformation:
+    """Stochastic gradient descent with momentum."""
+    return optax.chain(
+        # A momentum of 0 would keep a trace all the same.
+        optax.trace(momentum, nesterov) if momentum else optax.identity(),
+        optax.add_decayed_weights(weight_decay, is_kernel),
+        optax.scale_by_learning_rate(learning_rate),
+    )
+
+
+def adamw(
+    learning_rate: optax.ScalarOrSchedule, *, b1: float, b2: float, weight_decay: float
+) -> optax.GradientTransformation:
+    """AdamW (Loshchilov & Hutter 2019)."""
+    return optax.adamw(learning_rate, b1, b2, weight_decay=weight_decay, mask=is_kernel)
+
+
+def lion(
+    learning_rate: optax.ScalarOrSchedule, *, b1: float, b2: float, weight_decay: float
+) -> optax.GradientTransformation:
+    """Lion (Chen et al. 2023)."""
+    return optax.lion(learning_rate, b1, b2, weight_decay=weight_decay, mask=is_kernel)
+
+
+def muon(
+    learning_rate: optax.ScalarOrSchedule,
+    *,
+    momentum: float,
+    nesterov: bool,
+    b1: float,
+    b2: float,
+    weight_decay: float,
+) -> optax.GradientTransformation:
+    """Muon (Jordan et al. 2024) for kernels, as matrices of inputs by outputs, and Adam for everything else.
+
+    Muon's updates are scaled to the size of Adam's, so that one learning rate serves both (Liu et al. 2025).
+    """
+
+    def dimensions(params: Any) -> Any:
+        def of(path: Any, kernel: bool, param: jax.Array) -> contrib.MuonDimensionNumbers | None:
+            if not kernel:
+                return None
+            axes = range(param.ndim)
+            # Attention has its outputs, heads by features, in two axes.
+            num_outputs = 2 if {key.key for key in path} & {"query", "key", "value"} else 1
+            return contrib.MuonDimensionNumbers(tuple(axes[:-num_outputs]), tuple(axes[-num_outputs:]))
+
+        return jax.tree_util.tree_map_with_path(of, is_kernel(params), params)
+
+    return contrib.muon(
+        learning_rate,
+        beta=momentum,
+        nesterov=nesterov,
+        adam_b1=b1,
+        adam_b2=b2,
+        weight_decay=weight_decay,
+        muon_weight_dimension_numbers=dimensions,
+        consistent_rms=0.2,
+    )
+
+
+# A new optimizer is a function of the learning rate and of fields of `config.optimizer`, and its name here. What it
+# adds as weight decay is multiplied by the learning rate, and by nothing else: it is decoupled from the gradient.
+OPTIMIZERS: dict[str, Callable[..., optax.GradientTransformation]] = {
+    "sgd": sgd,
+    "adamw": adamw,
+    "lion": lion,
+    "muon": muon,
+}
+
+
+@functools.cache
+def optimizer_fields(name: str) -> frozenset[str]:
+    """The fields of `config.optimizer` that the optimizer of this name takes."""
+    return frozenset(inspect.signature(OPTIMIZERS[name]).parameters) - {"learning_rate"}
 
 
 def create_optimizer(
-    *, learning_rate: optax.Schedule, momentum: float, clip_norm: float
-) -> optax.GradientTransformation:
-    """SGD with momentum, after clipping the gradient to a global norm.
+    name: str, *, learning_rate: optax.Schedule, clip_norm: float, gradient_noise: float, **fields: Any
+) -> optax.GradientTransformationExtraArgs:
+    """The optimizer that `config.optimizer` describes.
 
     Args:
+        name: a key of `OPTIMIZERS`.
         learning_rate: schedule over updates; its present value stands in the optimizer state, where it is logged from.
-        momentum: 0 for none.
         clip_norm: largest global norm of the gradient, 0 for no limit.
+        gradient_noise: see `add_gradient_noise`; added after clipping, which so leaves it whole.
+        **fields: the other fields of `config.optimizer`; the optimizer takes those that it has.
     """
-    clip = optax.clip_by_global_norm(clip_norm) if clip_norm else optax.identity()
-    # optax reads 0.0 as a momentum to keep a trace for; None keeps none.
-    # Momentum stays out of the state: a restored value would win over the config's.
-    sgd = optax.inject_hyperparams(optax.sgd, static_args="momentum")
-    return optax.chain(clip, sgd(learning_rate=learning_rate, momentum=momentum or None))
+    taken = {key: value for key, value in fields.items() if key in optimizer_fields(name)}
+    # Everything but the rate stays out of the state: a restored value would win over the config's.
+    create = optax.inject_hyperparams(OPTIMIZERS[name], static_args=taken)
+    return optax.chain(
+        optax.clip_by_global_norm(clip_norm) if clip_norm else optax.identity(),
+        add_gradient_noise(gradient_noise) if gradient_noise else optax.identity(),
+        create(learning_rate=learning_rate, **taken),
+    )
+
+
+def add_gradient_noise(eta: float, gamma: float = 0.55) -> optax.GradientTransformationExtraArgs:
+    """Adds Gaussian noise of variance `eta / (1 + t) ** gamma` to the gradient at update `t = 0, 1, ...`.
+
+    Neelakantan et al. 2015, who use `eta` of 0.01, 0.3 or 1. Unlike `optax.add_noise` it carries no key: `update`
+    takes the key of the step, which `CustomTrainState.apply_gradients` passes, as `key`.
+    """
+
+    def init(params: Any) -> optax.ScaleByScheduleState:
+        del params
+        return optax.ScaleByScheduleState(count=jnp.zeros((), jnp.int32))
+
+    def update(
+        updates: Any, state: optax.ScaleByScheduleState, params: Any = None, *, key: jax.Array, **extra: Any
+    ) -> tuple[Any, optax.ScaleByScheduleState]:
+        del params, extra
+        std = jnp.sqrt(eta / (1 + state.count) ** gamma)
+        noise = optax.tree.random_like(key, updates)
+        updates = jax.tree.map(lambda g, n: g + std.astype(g.dtype) * n, updates, noise)
+        return updates, optax.ScaleByScheduleState(optax.safe_increment(state.count))
+
+    return optax.GradientTransformationExtraArgs(init, update)

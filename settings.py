@@ -28,6 +28,7 @@ MAY_CHANGE = (
     "eval_batch_size",
     "keep_checkpoints",
     "best_",
+    "profile",
     "averages.",
     "duration",
 )
@@ -74,6 +75,14 @@ _RULES: Mapping[str, Callable[[Any], str]] = {
     "label_noise": _SHARE,
     "batch_size": _POSITIVE_INT,
     "eval_batch_size": _POSITIVE_INT,
+    "accumulate": _POSITIVE_INT,
+    "profile": _needs(
+        lambda value: len(value) == 2 and (value == (0, 0) or 0 <= value[0] < value[1]),
+        "(first, end) with first below end, or (0, 0)",
+    ),
+    "augment.crop_padding": _NOT_NEGATIVE,
+    "augment.cutout": _NOT_NEGATIVE,
+    "augment.mixup": _NOT_NEGATIVE,
     "duration": lambda value: (
         _period_problem(value)
         or ("the length of training cannot be a percentage of itself" if durations.parse(value).unit == "%" else "")
@@ -85,14 +94,23 @@ _RULES: Mapping[str, Callable[[Any], str]] = {
     "model.name": _one_of(models.MODELS),
     "model.dtype": _one_of(("float32", "bfloat16")),
     "model.hidden_sizes": _needs(lambda value: all(isinstance(v, int) and v > 0 for v in value), "positive integers"),
+    "model.width": _POSITIVE_INT,
+    "model.depth": _POSITIVE_INT,
+    "model.patch": _POSITIVE_INT,
     "model.dropout": _SHARE,
     "loss.label_smoothing": _SHARE,
     "loss.l2_penalty": _NOT_NEGATIVE,
+    "optimizer.name": _one_of(optimizers.OPTIMIZERS),
     "optimizer.learning_rate": _NOT_NEGATIVE,
+    "optimizer.momentum": _SHARE,
+    "optimizer.b1": _SHARE,
+    "optimizer.b2": _SHARE,
+    "optimizer.weight_decay": _NOT_NEGATIVE,
+    "optimizer.clip_norm": _NOT_NEGATIVE,
+    "optimizer.gradient_noise": _NOT_NEGATIVE,
     "optimizer.schedule": _one_of(optimizers.SCHEDULES),
     "optimizer.warmup": _duration_problem,
-    "optimizer.momentum": _SHARE,
-    "optimizer.clip_norm": _NOT_NEGATIVE,
+    "optimizer.decay": _period_problem,
     "averages.*.kind": _one_of(("none", *averaging.SCHEDULES)),
     "averages.*.decay": _SHARE,
     "averages.*.half_life": lambda value: _period_problem(value) if value else "",
@@ -122,24 +140,41 @@ def _problems(config: Mapping[str, Any]) -> Iterator[str]:
             rule = _RULES.get(f"averages.*.{parts[-1]}" if parts[0] == "averages" else name)
             if rule and (problem := rule(value)):
                 yield f"{name} = {value!r}: {problem}"
-    yield from _joint_problems(values, defaults, list(config.get("averages", {})))
 
 
-def _joint_problems(values: Mapping[str, Any], defaults: Mapping[str, Any], averages: list[str]) -> Iterator[str]:
-    """Fields that are wrong in view of others."""
-    for name in averages:
+def _joint_problems(config: Mapping[str, Any]) -> Iterator[str]:
+    """Fields that are right by themselves and wrong in view of others."""
+    for name in config["averages"]:
         if name in ("raw", "train") or not name.isidentifier():
             yield f"averages.{name}: the name must be letters, digits and _, and neither 'raw' nor 'train'"
-    kept = [name for name in averages if values.get(f"averages.{name}.kind") != "none"]
-    if values.get("best_curve", "") not in ("", "raw", *kept):
-        yield f"best_curve = {values['best_curve']!r}: must be empty or one of {', '.join(['raw', *kept])}"
-    model = values.get("model.name")
-    if model in models.MODELS:
-        for name, value in values.items():
-            group, _, field = name.partition(".")
-            unused = group == "model" and field != "name" and field not in models.model_fields(model)
-            if unused and name in defaults and value != defaults[name]:
-                yield f"{name} = {value!r}: model {model!r} has no such field; leave it at {defaults[name]!r}"
+    kept = [name for name, average in config["averages"].items() if average["kind"] != "none"]
+    if config["best_curve"] not in ("", "raw", *kept):
+        yield f"best_curve = {config['best_curve']!r}: must be empty or one of {', '.join(['raw', *kept])}"
+    defaults, values = _schema(config), flatten(config)
+    for name, reason in _unused_fields(config):
+        if values[name] != defaults[name]:
+            yield f"{name} = {values[name]!r}: {reason}; leave it at its default, --config.{name}={defaults[name]}"
+    try:
+        models.create_model(num_classes=1, **config["model"])
+    except ValueError as error:
+        yield f"model.{error}"
+    optimizer = config["optimizer"]
+    if optimizer["schedule"] == "one_cycle" and durations.parse(optimizer["warmup"]).number == 0:
+        yield f"optimizer.warmup = {optimizer['warmup']!r}: schedule 'one_cycle' rises during it; usual is \"30%\""
+
+
+def _unused_fields(config: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """The fields that other fields make meaningless, each with the reason."""
+    model, optimizer = config["model"]["name"], config["optimizer"]["name"]
+    for field in set(config["model"]) - models.model_fields(model) - {"name"}:
+        yield f"model.{field}", f"model {model!r} has no such field"
+    for field in set().union(*map(optimizers.optimizer_fields, optimizers.OPTIMIZERS)):
+        if field not in optimizers.optimizer_fields(optimizer):
+            yield f"optimizer.{field}", f"optimizer {optimizer!r} has no such field"
+    if config["optimizer"]["schedule"] != "wsd":
+        yield "optimizer.decay", f"schedule {config['optimizer']['schedule']!r} has no such field"
+    if not config["init_from"]:
+        yield "init_weights", "init_from is empty"
 
 
 def check(config: Mapping[str, Any]) -> None:
@@ -148,7 +183,7 @@ def check(config: Mapping[str, Any]) -> None:
     Raises:
         UserError: naming every wrong field, what it holds and what would be right.
     """
-    problems = list(_problems(config))
+    problems = list(_problems(config)) or list(_joint_problems(config))
     if problems:
         raise UserError("\n".join(["the config is wrong; configs/default.py documents every field", *problems]))
 
@@ -156,9 +191,10 @@ def check(config: Mapping[str, Any]) -> None:
 def resolve(config: Mapping[str, Any], *, num_train: int, num_devices: int) -> ml_collections.FrozenConfigDict:
     """The config in plain numbers, which is what training runs on and what `config.json` holds.
 
-    Durations become numbers of steps: `duration` and `optimizer.warmup` are rounded up, periods and half-lives stay
+    Durations become numbers of steps: `duration` and those of `optimizer` are rounded up, periods and half-lives stay
     exact (int or Fraction). Averages of kind "none" are gone, `decay` follows from `half_life`, `best_curve` has a
-    name, and `optimizer.decay_steps` says over how many steps the learning rate is annealed (0: it is constant).
+    name. The learning rate has three phases: `optimizer.warmup`, `.stable` and `.decay`, of which only the warm-up
+    counts where it is constant.
 
     Args:
         config: one that passed `check`.
@@ -181,11 +217,12 @@ def resolve(config: Mapping[str, Any], *, num_train: int, num_devices: int) -> m
             f"batch_size = {batch_size}: must be at most {num_examples}, the number of training images "
             f"of {resolved['dataset']}"
         )
-    if batch_size % num_devices:
-        nearest = max(1, round(batch_size / num_devices)) * num_devices
+    num_parts = num_devices * resolved["accumulate"]
+    if batch_size % num_parts:
+        nearest = max(1, round(batch_size / num_parts)) * num_parts
+        what = "the number of devices" + (" times accumulate" if resolved["accumulate"] > 1 else "")
         raise UserError(
-            f"batch_size = {batch_size}: must be a multiple of {num_devices}, the number of devices; "
-            f"the nearest is {nearest}"
+            f"batch_size = {batch_size}: must be a multiple of {num_parts}, {what}; the nearest is {nearest}"
         )
 
     def steps(text: str, total: Fraction | int | None = None) -> Fraction | int:
@@ -198,14 +235,20 @@ def resolve(config: Mapping[str, Any], *, num_train: int, num_devices: int) -> m
         resolved[name] = steps(resolved[name], total)
 
     optimizer = resolved["optimizer"]
-    optimizer["warmup"] = math.ceil(steps(optimizer["warmup"], total))
-    annealed = optimizer["schedule"] != "constant"
-    if optimizer["warmup"] > resolved["duration"] - annealed:
+    optimizer |= {name: math.ceil(steps(optimizer[name], total)) for name in ("warmup", "decay")}
+    rest = resolved["duration"] - optimizer["warmup"]
+    match optimizer["schedule"]:
+        case "constant":
+            optimizer |= {"stable": 0, "decay": 0}  # not the present end of training, so that it can be put off
+        case "wsd":
+            optimizer |= {"stable": rest - optimizer["decay"]}
+        case _:
+            optimizer |= {"stable": 0, "decay": rest}
+    if min(rest, optimizer["stable"]) < 0 or (optimizer["schedule"] != "constant" and optimizer["decay"] == 0):
         raise UserError(
-            f"optimizer.warmup = {config['optimizer']['warmup']!r}: {optimizer['warmup']} steps leave nothing of the "
-            f"training of {resolved['duration']} steps"
+            f"optimizer.warmup = {config['optimizer']['warmup']!r} and optimizer.decay = "
+            f"{config['optimizer']['decay']!r} do not fit into the training of {resolved['duration']} steps"
         )
-    optimizer["decay_steps"] = resolved["duration"] - optimizer["warmup"] if annealed else 0
 
     averages = {name: average for name, average in resolved["averages"].items() if average["kind"] != "none"}
     for average in averages.values():
@@ -228,7 +271,8 @@ def describe(config: ml_collections.FrozenConfigDict) -> str:
 
 def next_due_step(config: ml_collections.FrozenConfigDict, step: int) -> int:
     """The first step after `step` at which something is due; of a resolved config."""
-    return min(config.duration, *(durations.next_due(step, config[name]) for name in PERIODS))
+    profile = [end for end in config.profile if end > step]
+    return min(config.duration, *profile, *(durations.next_due(step, config[name]) for name in PERIODS))
 
 
 def is_due(config: ml_collections.FrozenConfigDict, name: str, step: int) -> bool:

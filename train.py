@@ -17,22 +17,27 @@ import ml_collections
 import optax
 from clu import parameter_overview
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
+from jax.typing import ArrayLike
 
+import checkpointing
 import environment
 import evaluation
 import input_pipeline
 import models
 import optimizers
 import settings
+from augmentation import Augmentation
 from checkpointing import Checkpoints, Record
 from errors import UserError
 from metric_writing import MetricWriter
+from profiling import Profiler
+from streams import stream_key
 from tools import report
-from train_state import CustomTrainState, stream_key
+from train_state import CustomTrainState
 
 Batch = Mapping[str, jax.Array]
 # A metric is a sum and the count it is divided by in the end. Sums add up over steps; means would not.
-Metrics = dict[str, tuple[jax.Array, jax.Array]]
+Metrics = dict[str, tuple[ArrayLike, ArrayLike]]
 # (params, state, batch) -> objective, (metrics, new batch statistics)
 LossFn = Callable[[Any, CustomTrainState, Batch], tuple[jax.Array, tuple[Metrics, Any]]]
 
@@ -47,7 +52,8 @@ def loss_fn(
     Args:
         params: the parameters to differentiate by.
         state: everything else, the averages too, for objectives that involve them.
-        batch: `image` [batch, height, width, channels] and `label` [batch].
+        batch: `image` [batch, height, width, channels], `label` [batch] and `target` [batch, classes], the
+            class probabilities to learn: those of the label, unless augmentation mixes several.
         label_smoothing: share of the label's weight that is spread over all classes (Szegedy et al. 2016).
         l2_penalty: factor of half the sum of squares of all kernels.
 
@@ -61,10 +67,10 @@ def loss_fn(
         mutable=["batch_stats"],
         rngs={"dropout": state.step_key("dropout")},
     )
-    labels = optax.smooth_labels(jax.nn.one_hot(batch["label"], logits.shape[-1]), label_smoothing)
-    kernels = [p for p in jax.tree.leaves(params) if p.ndim > 1]
-    penalty = 0.5 * l2_penalty * sum(jnp.sum(jnp.square(kernel)) for kernel in kernels)
-    objective = optax.softmax_cross_entropy(logits, labels).mean() + penalty
+    target = optax.smooth_labels(batch["target"], label_smoothing)
+    kernels = jax.tree.map(lambda p, kernel: p if kernel else None, params, optimizers.is_kernel(params))
+    penalty = 0.5 * l2_penalty * sum(jnp.sum(jnp.square(kernel)) for kernel in jax.tree.leaves(kernels))
+    objective = optax.softmax_cross_entropy(logits, target).mean() + penalty
 
     nll = optax.softmax_cross_entropy_with_integer_labels(logits, batch["label"])
     correct = jnp.argmax(logits, axis=-1) == batch["label"]
@@ -72,20 +78,54 @@ def loss_fn(
     return objective, (metrics, updates.get("batch_stats", {}))
 
 
-def train_step(state: CustomTrainState, batch: Batch, loss_fn: LossFn) -> tuple[CustomTrainState, Metrics]:
+def compute_gradients(
+    state: CustomTrainState, batch: Batch, loss_fn: LossFn, num_microbatches: int
+) -> tuple[jax.Array, Metrics, Any, Any]:
+    """Objective, metrics, new batch statistics and gradients of a batch.
+
+    Args:
+        state: before the step.
+        batch: what `loss_fn` understands.
+        loss_fn: the objective.
+        num_microbatches: into how many equal parts to split the batch, which take their turn, so that the memory of one
+            suffices. Without batch norm and dropout the result is that of the whole batch, but for rounding.
+    """
+    gradient_fn = jax.value_and_grad(loss_fn, has_aux=True)
+    if num_microbatches == 1:
+        (objective, (metrics, batch_stats)), grads = gradient_fn(state.params, state, batch)
+        return objective, metrics, batch_stats, grads
+
+    def accumulate(carry: tuple[Any, Any], microbatch: jax.Array) -> tuple[tuple[Any, Any], tuple[jax.Array, Metrics]]:
+        batch_stats, total = carry
+        # Every n-th example, not a block of them: so each device has an equal share of each microbatch already.
+        part = jax.tree.map(lambda x: x.reshape(-1, num_microbatches, *x.shape[1:])[:, microbatch], batch)
+        part_state = state.replace(batch_stats=batch_stats, microbatch=microbatch)
+        (objective, (metrics, batch_stats)), grads = gradient_fn(state.params, part_state, part)
+        return (batch_stats, jax.tree.map(jnp.add, total, grads)), (objective, metrics)
+
+    start = state.batch_stats, jax.tree.map(jnp.zeros_like, state.params)
+    (batch_stats, total), (objectives, parts) = jax.lax.scan(accumulate, start, jnp.arange(num_microbatches))
+    metrics = jax.tree.map(lambda values: values.sum(axis=0), parts)
+    grads = jax.tree.map(lambda g: g / num_microbatches, total)
+    return objectives.mean(), metrics, batch_stats, grads
+
+
+def train_step(
+    state: CustomTrainState, batch: Batch, loss_fn: LossFn, num_microbatches: int = 1
+) -> tuple[CustomTrainState, Metrics]:
     """One step: gradients, the optimizer's update, then the averages', which so see the updated parameters.
 
     Args:
         state: before the step.
         batch: what `loss_fn` understands.
         loss_fn: the objective.
+        num_microbatches: see `compute_gradients`; optimizer and averages move once, whatever it is.
 
     Returns:
         The state after the step and its metrics. A step with a non-finite objective or gradient is rejected: see
         `CustomTrainState.accept_if`; its metrics are all 0 of 0.
     """
-    gradient_fn = jax.value_and_grad(loss_fn, has_aux=True)
-    (objective, (metrics, batch_stats)), grads = gradient_fn(state.params, state, batch)
+    objective, metrics, batch_stats, grads = compute_gradients(state, batch, loss_fn, num_microbatches)
     grad_norm = optax.tree.norm(grads)
     candidate = state.apply_gradients(grads=grads, batch_stats=batch_stats).apply_ema()
     # The optimizer keeps its present rate in its state, beside a schedule's own state of the same name.
@@ -104,10 +144,12 @@ def train_step(state: CustomTrainState, batch: Batch, loss_fn: LossFn) -> tuple[
 
 def next_batch(state: CustomTrainState, data: input_pipeline.TrainData) -> Batch:
     """The batch of the state's next step."""
-    return data.batch(stream_key(state.rng, "permutation"), state.step)
+    return data.batch(state.rng, state.step)
 
 
-def create_train_program(loss_fn: LossFn, mesh: jax.sharding.Mesh) -> Callable[..., tuple[CustomTrainState, Metrics]]:
+def create_train_program(
+    loss_fn: LossFn, mesh: jax.sharding.Mesh, num_microbatches: int
+) -> Callable[..., tuple[CustomTrainState, Metrics]]:
     """The one compiled program of training: make the batch, take a step, add its metrics up.
 
     Returns:
@@ -119,7 +161,7 @@ def create_train_program(loss_fn: LossFn, mesh: jax.sharding.Mesh) -> Callable[.
         state: CustomTrainState, sums: Metrics, data: input_pipeline.TrainData
     ) -> tuple[CustomTrainState, Metrics]:
         batch = jax.lax.with_sharding_constraint(next_batch(state, data), split_batch(mesh))
-        state, metrics = train_step(state, batch, loss_fn)
+        state, metrics = train_step(state, batch, loss_fn, num_microbatches)
         return state, jax.tree.map(jnp.add, sums, metrics)
 
     return jax.jit(program, donate_argnums=(0, 1), out_shardings=replicated(mesh))
@@ -153,11 +195,10 @@ def create_train_state(
         mesh: the devices to put it on.
     """
     model = models.create_model(num_classes=num_classes, **config.model)
-    optimizer = config.optimizer
-    schedule = optimizers.create_schedule(
-        optimizer.learning_rate, optimizer.schedule, optimizer.warmup, optimizer.decay_steps
-    )
-    tx = optimizers.create_optimizer(learning_rate=schedule, momentum=optimizer.momentum, clip_norm=optimizer.clip_norm)
+    optimizer = config.optimizer.to_dict()
+    phases = {name: optimizer.pop(name) for name in ("warmup", "stable", "decay")}
+    schedule = optimizers.SCHEDULES[optimizer.pop("schedule")](optimizer.pop("learning_rate"), **phases)
+    tx = optimizers.create_optimizer(learning_rate=schedule, **optimizer)
     averages = settings.create_averages(config)
 
     def create(rng: jax.Array) -> CustomTrainState:
@@ -213,7 +254,10 @@ def set_up(config: ml_collections.ConfigDict, workdir: str | pathlib.Path, confi
         if len(images)
     }
     train = splits.train
-    train_data = input_pipeline.TrainData(train.image, train.label, normalization, resolved.batch_size)
+    augmentation = Augmentation(**resolved.augment)
+    train_data = input_pipeline.TrainData(
+        train.image, train.label, normalization, source.num_classes, resolved.batch_size, augmentation
+    )
     train_data, eval_data = jax.device_put((train_data, eval_data), replicated(mesh))
     state = create_train_state(resolved, image_shape=source.image_shape, num_classes=source.num_classes, mesh=mesh)
     return Experiment(resolved, mesh, state, train_data, eval_data)
@@ -253,7 +297,7 @@ def train_and_evaluate(
     print(f"Training for {settings.describe(config)}", flush=True)
 
     loss = functools.partial(loss_fn, **config.loss)
-    train_program = create_train_program(loss, mesh)
+    train_program = create_train_program(loss, mesh, config.accumulate)
     zero_sums = create_zero_sums(loss, state, train_data, mesh)
     curve_split = "validation" if config.num_validation else "test"
 
@@ -266,9 +310,13 @@ def train_and_evaluate(
             for name in sorted(set(state.ema_params).symmetric_difference(record.averages)):
                 what = "starts from the restored parameters" if name in state.ema_params else "is dropped"
                 print(f"The average {name!r} {what}", flush=True)
+        elif config.init_from:
+            state = state.with_weights(**checkpointing.read_weights(config.init_from, config.init_weights, state))
+            print(f"Starting from the {config.init_weights} weights of {config.init_from}", flush=True)
         settings.write(config, workdir)
         environment.write(workdir)
         writer = stack.enter_context(MetricWriter(workdir, config.duration, record.writer))
+        profiler = stack.enter_context(Profiler(workdir / "profile", config.profile))
         step, best = record.step, record.best
 
         def evaluate(split: str) -> dict[str, dict[str, float]]:
@@ -284,6 +332,7 @@ def train_and_evaluate(
         # order: so a checkpoint knows of everything written up to its step, and a run that continues from it repeats
         # nothing and loses nothing.
         while step < config.duration:
+            profiler.at(step)
             previous, step = step, settings.next_due_step(config, step)
             with writer.training_clock():
                 for _ in range(previous, step):

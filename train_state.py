@@ -1,6 +1,5 @@
 """The state of a training run: everything that one step reads and changes."""
 
-import zlib
 from typing import Any, Self
 
 import jax
@@ -10,11 +9,7 @@ from flax import struct
 from flax.training import train_state
 
 import averaging
-
-
-def stream_key(rng: jax.Array, stream: str) -> jax.Array:
-    """The key of a named stream of randomness: no stream disturbs another, and adding one changes none."""
-    return jax.random.fold_in(rng, zlib.crc32(stream.encode()))
+import streams
 
 
 class CustomTrainState(train_state.TrainState):
@@ -28,6 +23,7 @@ class CustomTrainState(train_state.TrainState):
         ema_params: for each average its parameters, in at least float32.
         ema_batch_stats: for each average its batch statistics.
         ema_count: for each average an int32 scalar, the updates since it was created: the `t` of its schedule.
+        microbatch: int32 scalar, which part of an accumulated batch a loss function is called with; none elsewhere.
         averages: which averages there are.
     """
 
@@ -39,6 +35,7 @@ class CustomTrainState(train_state.TrainState):
     ema_batch_stats: dict[str, Any]
     ema_count: dict[str, jax.Array]
     averages: tuple[averaging.Average, ...] = struct.field(pytree_node=False)
+    microbatch: jax.Array | None = None
 
     @classmethod
     def create(  # type: ignore[override]  # what a state needs, it asks for
@@ -98,8 +95,26 @@ class CustomTrainState(train_state.TrainState):
         return self.replace(averages=averages, **fields)
 
     def step_key(self, stream: str) -> jax.Array:
-        """The key of a stream of randomness at the present step."""
-        return jax.random.fold_in(stream_key(self.rng, stream), self.step)
+        """The key of a stream of randomness at the present step, and microbatch if the step has several."""
+        key = streams.step_key(self.rng, stream, self.step)
+        return key if self.microbatch is None else jax.random.fold_in(key, self.microbatch)
+
+    def with_weights(self, params: Any, batch_stats: Any) -> Self:
+        """This state with other parameters and batch statistics, from which all its averages start anew."""
+        averages = self.averages
+        return self.with_averages(()).replace(params=params, batch_stats=batch_stats).with_averages(averages)
+
+    def apply_gradients(self, *, grads: Any, **kwargs: Any) -> Self:
+        """The optimizer's update. Transformations that draw random numbers find this step's key as `key`.
+
+        Args:
+            grads: tree like the parameters.
+            **kwargs: other fields to replace.
+        """
+        tx = optax.with_extra_args_support(self.tx)
+        updates, opt_state = tx.update(grads, self.opt_state, self.params, key=self.step_key("optimizer"))
+        params = optax.apply_updates(self.params, updates)
+        return self.replace(step=self.step + 1, params=params, opt_state=opt_state, **kwargs)
 
     def apply_ema(self) -> Self:
         """Moves every average, and its batch statistics, towards the present ones. Call after `apply_gradients`."""

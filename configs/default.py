@@ -26,8 +26,16 @@ def get_config() -> ml_collections.ConfigDict:
     # which averaging shows clearly.
     config.label_noise = 0.0
 
+    # Another run to start from instead of random parameters: its workdir, and which of its weights, "raw" or the name
+    # of an average. They come from its latest checkpoint; optimizer and averages start anew from them.
+    config.init_from = ""
+    config.init_weights = "raw"
+
     # Images per step, over all devices together.
     config.batch_size = 128
+    # Into how many equal parts to split a step's images, which are then computed one after another to save memory;
+    # optimizer and averages still move once a step. Batch norm sees each part on its own.
+    config.accumulate = 1
     # The same for evaluation, at most; nothing but the last bits of a loss depends on it.
     config.eval_batch_size = 1000
     # How long to train, and how often to log training metrics, to evaluate and to save. All of it happens at the end,
@@ -44,17 +52,33 @@ def get_config() -> ml_collections.ConfigDict:
     config.best_curve = ""
     config.best_metric = "accuracy"
 
+    # Steps to trace with JAX's profiler, (first, end), counted from 0 and without the end; (0, 0) for none. The trace
+    # goes to WORKDIR/profile.
+    config.profile = (0, 0)
+
     # A step with a non-finite loss or gradient is rejected: it changes nothing. After this many in a row, training
     # ends with an error.
     config.max_rejected_steps = 100
 
-    # "mlp" or "cnn"; see models.py. Fields that the model does not have must keep their defaults.
+    # Random changes to the training images; 0 or False for none.
+    config.augment = ml_collections.ConfigDict()
+    config.augment.flip = False  # left to right, every second image; not for digits and letters
+    config.augment.crop_padding = 0  # pixels to pad on each side, then crop to the original size; 4 is usual on CIFAR
+    config.augment.cutout = 0  # side of a blanked square, in pixels; 16 for CIFAR-10, 8 for CIFAR-100 in the paper
+    config.augment.mixup = 0.0  # parameter of the beta distribution; 1 on CIFAR in the paper
+
+    # "mlp", "cnn", "resnet", "wide_resnet" or "vit"; see models.py. Fields that the model does not have must keep their
+    # defaults.
     config.model = ml_collections.ConfigDict()
     config.model.name = "mlp"
     config.model.dtype = "float32"  # or "bfloat16": of the computation; parameters and averages stay float32
     config.model.hidden_sizes = (256, 256)  # mlp
     config.model.batch_norm = False  # cnn
-    config.model.dropout = 0.0  # cnn
+    config.model.depth = 20  # resnet: 18, 20, 34 or 56; wide_resnet: 28 and others; vit: usually 12
+    config.model.width = 1  # resnet: 1; wide_resnet: 10; vit: 1, 2 and 4 are the sizes Ti, S and B
+    config.model.zero_init_residual = False  # resnet: each block starts as an identity
+    config.model.patch = 4  # vit: side of a patch in pixels
+    config.model.dropout = 0.0  # all but mlp
 
     # Training minimises cross-entropy against smoothed labels, plus half the L2 penalty times the sum of the squared
     # weights (biases and normalisation excepted). The metric "loss" stays the plain negative log-likelihood; what is
@@ -63,13 +87,25 @@ def get_config() -> ml_collections.ConfigDict:
     config.loss.label_smoothing = 0.0
     config.loss.l2_penalty = 0.0
 
-    # SGD.
+    # "sgd", "adamw", "lion" or "muon"; see optimizers.py. Fields that the optimizer does not have must keep their
+    # defaults.
     config.optimizer = ml_collections.ConfigDict()
-    config.optimizer.learning_rate = 0.1
-    config.optimizer.schedule = "constant"  # or "cosine", to zero at the end of training
-    config.optimizer.warmup = "0 steps"  # linear, part of the training time
-    config.optimizer.momentum = 0.9
+    config.optimizer.name = "sgd"
+    config.optimizer.learning_rate = 0.1  # at its peak
+    config.optimizer.momentum = 0.9  # sgd; muon, usually 0.95
+    config.optimizer.nesterov = False  # sgd; muon, usually True
+    config.optimizer.b1 = 0.9  # adamw; lion; what muon leaves to Adam
+    config.optimizer.b2 = 0.999  # the same; lion, usually 0.99
+    # The share of every kernel that a step takes off, divided by the learning rate; biases and normalisation are
+    # excepted. With SGD and a momentum of 0.9, ten times a `loss.l2_penalty` has about the effect of that penalty.
+    config.optimizer.weight_decay = 0.0
     config.optimizer.clip_norm = 0.0  # largest global norm of the gradient; 0: no limit
+    config.optimizer.gradient_noise = 0.0  # variance of Gaussian noise on the gradient at step 0; falls as t ** -0.55
+    # "constant"; "cosine", to 0 at the end of training; "one_cycle", up and down along cosines; "wsd", constant but for
+    # a linear decay at the end.
+    config.optimizer.schedule = "constant"
+    config.optimizer.warmup = "0 steps"  # rise to the peak, part of the training time; one_cycle: usually "30%"
+    config.optimizer.decay = "20%"  # wsd: length of the decay
 
     # The weight averages, by name: any number of them, all evaluated beside the raw weights. `kind = "none"` removes
     # one. A config file adds another with `config.averages.NAME = default.ema(...)`; any name but "raw" and "train".

@@ -7,7 +7,9 @@ import pytest
 from scipy import stats
 
 import input_pipeline
+from augmentation import Augmentation
 from errors import UserError
+from streams import stream_key
 
 KEY = jax.random.key(0)
 
@@ -91,11 +93,12 @@ def test_training_images_are_normalised_to_mean_zero_and_deviation_one():
 def test_a_batch_holds_the_images_and_labels_of_its_indices():
     splits = input_pipeline.load_splits(source(), num_validation=0, label_noise=0.0, seed=0)
     identity = input_pipeline.Normalization(np.zeros(1, np.float32), np.ones(1, np.float32))
-    data = input_pipeline.TrainData(splits.train.image, splits.train.label, identity, 8)
+    data = input_pipeline.TrainData(splits.train.image, splits.train.label, identity, 5, 8, Augmentation())
     batch = jax.jit(lambda data, step: data.batch(KEY, step))(data, jnp.int32(3))
-    expected = indices(3, batch_size=8, num_examples=100)
+    expected = indices(3, key=stream_key(KEY, "permutation"), batch_size=8, num_examples=100)
     np.testing.assert_array_equal(batch["image"][:, 0, 0, 0], expected)
     np.testing.assert_array_equal(batch["label"], expected % 5)
+    np.testing.assert_array_equal(batch["target"], np.eye(5)[expected % 5])
 
 
 @pytest.mark.parametrize("num_images", [1, 7, 8, 9, 20])

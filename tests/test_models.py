@@ -1,3 +1,5 @@
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -5,25 +7,97 @@ import pytest
 from flax import linen as nn
 
 import models
+from errors import UserError
+
+# The smallest model of each name.
+FIELDS = {
+    "mlp": {"hidden_sizes": (8,)},
+    "cnn": {"batch_norm": True, "dropout": 0.5},
+    "resnet": {"depth": 20, "width": 1, "zero_init_residual": False, "dropout": 0.5},
+    "wide_resnet": {"depth": 10, "width": 1, "dropout": 0.5},
+    "vit": {"depth": 1, "width": 1, "patch": 4, "dropout": 0.5},
+}
+
+
+def create(name, num_classes=10, dtype="float32", **fields):
+    return models.create_model(name, num_classes=num_classes, dtype=dtype, **FIELDS[name] | fields)
 
 
 def variables_of(model, image_shape):
-    return model.init(jax.random.key(0), jnp.zeros((1, *image_shape)), train=False)
+    return jax.jit(lambda key: model.init(key, jnp.zeros((1, *image_shape)), train=False))(jax.random.key(0))
 
 
-def num_parameters(variables):
+def num_parameters(model, image_shape):
+    variables = jax.eval_shape(
+        lambda key: model.init(key, jnp.zeros((1, *image_shape)), train=False), jax.random.key(0)
+    )
     return sum(p.size for p in jax.tree.leaves(variables["params"]))
 
 
 def test_the_cnn_has_the_parameters_of_the_flax_mnist_example():
-    cnn = models.create_model("cnn", num_classes=10, dtype="float32", batch_norm=False, dropout=0.0)
     # 3*3*1*32 + 32, 3*3*32*64 + 64, 7*7*64*256 + 256, 256*10 + 10
-    assert num_parameters(variables_of(cnn, (28, 28, 1))) == 320 + 18496 + 803072 + 2570
+    assert num_parameters(create("cnn", batch_norm=False), (28, 28, 1)) == 320 + 18496 + 803072 + 2570
 
 
 def test_the_mlp_has_a_layer_for_every_size():
-    mlp = models.create_model("mlp", num_classes=3, dtype="float32", hidden_sizes=(5, 7))
-    assert num_parameters(variables_of(mlp, (2, 2, 1))) == (4 * 5 + 5) + (5 * 7 + 7) + (7 * 3 + 3)
+    mlp = create("mlp", num_classes=3, hidden_sizes=(5, 7))
+    assert num_parameters(mlp, (2, 2, 1)) == (4 * 5 + 5) + (5 * 7 + 7) + (7 * 3 + 3)
+
+
+def _resnet_20_or_56(blocks_per_stage):
+    """He et al. 2016, section 4.2, counted by hand: convolutions, scales and biases of batch norm, last layer."""
+    n = blocks_per_stage
+    convolutions = 9 * (3 * 16 + 2 * n * 16 * 16 + 16 * 32 + (2 * n - 1) * 32 * 32 + 32 * 64 + (2 * n - 1) * 64 * 64)
+    return convolutions + 2 * (16 + 2 * n * (16 + 32 + 64)) + 64 * 10 + 10
+
+
+@pytest.mark.parametrize(
+    ("name", "fields", "paper", "exactly"),
+    [
+        ("resnet", {"depth": 20}, 0.27e6, _resnet_20_or_56(3)),  # He et al. 2016, table 6
+        ("resnet", {"depth": 56}, 0.85e6, _resnet_20_or_56(9)),
+        # The paper's ResNet-18 and -34 for 1,000 classes have 11,689,512 and 21,797,672. A 3x3 convolution instead of
+        # the 7x7 one saves 7,680 of them, 990 classes fewer 507,870.
+        ("resnet", {"depth": 18}, 11.2e6, 11_689_512 - 7_680 - 507_870),
+        ("resnet", {"depth": 34}, 21.3e6, 21_797_672 - 7_680 - 507_870),
+        ("wide_resnet", {"depth": 28, "width": 10}, 36.5e6, 36_479_194),  # Zagoruyko & Komodakis 2016, table 4
+        ("wide_resnet", {"depth": 16, "width": 8}, 11.0e6, None),
+        ("wide_resnet", {"depth": 40, "width": 4}, 8.9e6, None),
+    ],
+)
+def test_a_residual_network_has_the_parameters_of_its_paper(name, fields, paper, exactly):
+    number = num_parameters(create(name, **fields), (32, 32, 3))
+    assert number == pytest.approx(paper, rel=0.01)  # the papers round
+    assert exactly in (None, number)
+
+
+@pytest.mark.parametrize(("width", "paper"), [(1, 5.7e6), (2, 22e6), (4, 86e6)])
+def test_a_vision_transformer_has_the_parameters_of_its_paper(width, paper):
+    """Touvron et al. 2021, table 1: images of 224x224, patches of 16x16, 1,000 classes."""
+    d = 192 * width
+    block = 4 * (d * d + d) + (d * 4 * d + 4 * d) + (4 * d * d + d) + 4 * d
+    by_hand = (16 * 16 * 3 * d + d) + d + 197 * d + 12 * block + 2 * d + (1000 * d + 1000)
+    assert num_parameters(create("vit", 1000, depth=12, width=width, patch=16), (224, 224, 3)) == by_hand
+    assert by_hand == pytest.approx(paper, rel=0.01)
+
+
+def test_zero_initialised_residuals_make_every_block_an_identity():
+    images = jax.random.normal(jax.random.key(1), (4, 8, 8, 3))
+    zero = create("resnet", zero_init_residual=True)
+    variables = variables_of(zero, (8, 8, 3))
+    # With identities for blocks, the convolutions inside them do not matter.
+    changed = jax.tree_util.tree_map_with_path(
+        lambda path, p: p if "Conv_0" in jax.tree_util.keystr(path) or p.ndim < 4 else 2 * p, variables
+    )
+    apply = jax.jit(lambda model_variables: zero.apply(model_variables, images, train=False))
+    np.testing.assert_array_equal(apply(variables), apply(changed))
+    plain = jax.jit(lambda v: create("resnet").init(v, images[:1], train=False))(jax.random.key(0))
+    assert (apply(plain) != apply(variables)).any()
+
+
+def test_images_that_patches_do_not_fill_are_refused():
+    with pytest.raises(UserError, match=r"model.patch = 4: must divide the 8 x 10 pixels"):
+        create("vit").init(jax.random.key(0), jnp.zeros((1, 8, 10, 3)), train=False)
 
 
 @pytest.mark.parametrize("shape", [(2, 8, 8, 3), (2, 7, 9, 3)])
@@ -34,28 +108,33 @@ def test_average_pooling_equals_flaxs(shape):
 
 @pytest.mark.parametrize("name", models.MODELS)
 def test_bfloat16_is_for_the_computation_while_variables_and_logits_stay_float32(name):
-    fields = {"hidden_sizes": (8,), "batch_norm": True, "dropout": 0.1}
     images = jax.random.normal(jax.random.key(1), (4, 8, 8, 1))
     logits = {}
     for dtype in ("float32", "bfloat16"):
-        model = models.create_model(name, num_classes=10, dtype=dtype, **fields)
+        model = create(name, dtype=dtype)
         variables = variables_of(model, (8, 8, 1))
         assert {leaf.dtype for leaf in jax.tree.leaves(variables)} == {jnp.dtype("float32")}
-        logits[dtype] = model.apply(variables, images, train=False)
+        logits[dtype] = jax.jit(functools.partial(model.apply, train=False))(variables, images)
         assert logits[dtype].dtype == jnp.float32
     assert (logits["float32"] != logits["bfloat16"]).any()
 
 
-def test_batch_norm_and_dropout_act_in_training_only():
-    model = models.create_model("cnn", num_classes=10, dtype="float32", batch_norm=True, dropout=0.5)
+@pytest.mark.parametrize("name", [name for name in models.MODELS if "dropout" in FIELDS[name]])
+def test_batch_norm_and_dropout_act_in_training_only(name):
+    model = create(name)
     images = jax.random.normal(jax.random.key(1), (4, 8, 8, 1))
     variables = variables_of(model, (8, 8, 1))
-    outputs = [
-        model.apply(variables, images, train=True, mutable=["batch_stats"], rngs={"dropout": jax.random.key(seed)})
-        for seed in (0, 1)
-    ]
+
+    @jax.jit
+    def train(seed):
+        return model.apply(
+            variables, images, train=True, mutable=["batch_stats"], rngs={"dropout": jax.random.key(seed)}
+        )
+
+    outputs = [train(seed) for seed in (0, 1)]
     assert (outputs[0][0] != outputs[1][0]).any()
-    assert not np.array_equal(
-        jax.tree.leaves(outputs[0][1]["batch_stats"])[0], jax.tree.leaves(variables["batch_stats"])[0]
-    )
-    np.testing.assert_array_equal(*(model.apply(variables, images, train=False) for _ in range(2)))
+    before, after = (jax.tree.leaves(tree.get("batch_stats", {})) for tree in (variables, outputs[0][1]))
+    assert all((a != b).any() for a, b in zip(before, after, strict=True))
+    assert bool(before) == (name != "vit")
+    evaluate = jax.jit(functools.partial(model.apply, train=False))
+    np.testing.assert_array_equal(*(evaluate(variables, images) for _ in range(2)))

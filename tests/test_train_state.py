@@ -5,7 +5,8 @@ import optax
 import pytest
 
 import averaging
-from train_state import CustomTrainState, stream_key
+from streams import stream_key
+from train_state import CustomTrainState
 
 
 def ema(name, decay, debias=True):

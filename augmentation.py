@@ -1,0 +1,97 @@
+"""Random changes to a training batch, as pure functions of a key, made on the device.
+
+Images are normalised, float32 [batch, height, width, channels]: what is filled in is 0, the mean colour.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+
+import jax
+import jax.numpy as jnp
+
+from streams import stream_key
+
+
+@dataclasses.dataclass(frozen=True)
+class Augmentation:
+    """Which changes to make; those that are 0 or false are left out. The fields of `config.augment`.
+
+    Plain values, compared by value, so that it can be a static part of what a jitted function takes. A change of a
+    fork's own is a function below, a field, and a line in `__call__`.
+
+    Attributes:
+        flip: whether to mirror every second image, left to right.
+        crop_padding: pixels to pad on each side before cropping to the original size at a random place.
+        cutout: side of a square that is blanked, in pixels.
+        mixup: parameter of the beta distribution that mixing weights are drawn from.
+    """
+
+    flip: bool = False
+    crop_padding: int = 0
+    cutout: int = 0
+    mixup: float = 0.0
+
+    def __call__(self, key: jax.Array, batch: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
+        """The changed batch. Each change has its own stream: turning one on leaves what the others do as it is.
+
+        Args:
+            key: typed key of this step.
+            batch: `image` [batch, height, width, channels] and `target`, class probabilities [batch, classes]; other
+                entries stay as they are.
+        """
+        image, target = batch["image"], batch["target"]
+        if self.flip:
+            image = flip(stream_key(key, "flip"), image)
+        if self.crop_padding:
+            image = crop(stream_key(key, "crop"), image, self.crop_padding)
+        if self.cutout:
+            image = cutout(stream_key(key, "cutout"), image, self.cutout)
+        if self.mixup:
+            image, target = mixup(stream_key(key, "mixup"), image, target, self.mixup)
+        return {**batch, "image": image, "target": target}
+
+
+def flip(key: jax.Array, image: jax.Array) -> jax.Array:
+    """Mirrors each image, left to right, with probability one half."""
+    flipped = jax.random.bernoulli(key, shape=(len(image), 1, 1, 1))
+    return jnp.where(flipped, image[:, :, ::-1], image)
+
+
+def crop(key: jax.Array, image: jax.Array, padding: int) -> jax.Array:
+    """Pads all sides, then crops to the original size at a uniformly drawn place (He et al. 2016)."""
+    padded = jnp.pad(image, [(0, 0), (padding, padding), (padding, padding), (0, 0)])
+    corner = jax.random.randint(key, (len(image), 2), 0, 2 * padding + 1)
+
+    def cut(image_: jax.Array, corner_: jax.Array) -> jax.Array:
+        return jax.lax.dynamic_slice(image_, (corner_[0], corner_[1], 0), image.shape[1:])
+
+    return jax.vmap(cut)(padded, corner)
+
+
+def cutout(key: jax.Array, image: jax.Array, size: int) -> jax.Array:
+    """Blanks a square of side `size`, centred on a uniformly drawn pixel (DeVries & Taylor 2017)."""
+    _, height, width, _ = image.shape
+
+    def inside(key: jax.Array, length: int) -> jax.Array:
+        first = jax.random.randint(key, (len(image), 1), 0, length) - size // 2
+        position = jnp.arange(length)
+        return (first <= position) & (position < first + size)
+
+    rows, columns = (inside(k, n) for k, n in zip(jax.random.split(key), (height, width), strict=True))
+    return jnp.where((rows[:, :, None] & columns[:, None, :])[..., None], 0, image)
+
+
+def mixup(key: jax.Array, image: jax.Array, target: jax.Array, alpha: float) -> tuple[jax.Array, jax.Array]:
+    """Averages each image and target with those of the next example of the batch (Zhang et al. 2018).
+
+    The weight is drawn from Beta(alpha, alpha) for each example; the larger share is the example's own, so that its
+    label stays the main one. With partners drawn at random, as those of a shuffled batch are, that changes nothing.
+    """
+    weight = jax.random.beta(key, alpha, alpha, (len(image),))
+    weight = jnp.maximum(weight, 1 - weight)
+
+    def mix(x: jax.Array) -> jax.Array:
+        own = weight.reshape(-1, *[1] * (x.ndim - 1))
+        return own * x + (1 - own) * jnp.roll(x, 1, axis=0)
+
+    return mix(image), mix(target)

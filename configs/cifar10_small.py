@@ -1,0 +1,31 @@
+"""CIFAR-10 with ResNet-20, for two CPU cores: what averaging buys at a constant learning rate.
+
+python main.py --config=configs/cifar10_small.py --workdir=runs/cifar10_small
+"""
+
+import ml_collections
+
+from configs import default
+
+
+def get_config() -> ml_collections.ConfigDict:
+    config = default.get_config()
+    config.dataset = "cifar10"
+    config.batch_size = 128
+    config.duration = "3 epochs"
+    config.log_every = "50 steps"
+    config.eval_every = "1 epochs"
+    config.checkpoint_every = "1 epochs"
+
+    config.augment.flip = True
+    config.augment.crop_padding = 4
+
+    config.model.name = "resnet"
+    config.model.depth = 20
+
+    config.optimizer.learning_rate = 0.1
+    config.optimizer.nesterov = True
+    config.optimizer.weight_decay = 5e-3  # ten times the 5e-4 of the literature, which is not decoupled
+
+    config.averages.ema = default.ema(half_life="5%")
+    return config

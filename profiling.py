@@ -1,0 +1,42 @@
+"""Traces of a few training steps, for TensorBoard and Perfetto."""
+
+import pathlib
+from types import TracebackType
+from typing import Self
+
+import jax
+
+
+class Profiler:
+    """Traces the steps that `config.profile` asks for. A context manager: leaving it ends a trace that is under way."""
+
+    def __init__(self, folder: pathlib.Path, steps: tuple[int, int]) -> None:
+        """Traces nothing yet.
+
+        Args:
+            folder: where traces go.
+            steps: the first one, and the one after the last; (0, 0) for none.
+        """
+        self._folder = folder
+        self._first, self._end = steps
+        self._running = False
+
+    def at(self, step: int) -> None:
+        """Starts or ends the trace where `step`, the number of steps done, is one or the other."""
+        if step == self._first < self._end:
+            jax.profiler.start_trace(self._folder, create_perfetto_trace=True)
+            self._running = True
+        elif step >= self._end:
+            self._stop()
+
+    def _stop(self) -> None:
+        if self._running:
+            jax.profiler.stop_trace()
+            self._running = False
+            print(f"Trace of steps {self._first} .. {self._end}: {self._folder}", flush=True)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        self._stop()

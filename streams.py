@@ -1,0 +1,15 @@
+"""Named streams of randomness: every random number of a run is a function of (seed, stream, step)."""
+
+import zlib
+
+import jax
+
+
+def stream_key(rng: jax.Array, stream: str) -> jax.Array:
+    """The key of a named stream of randomness: no stream disturbs another, and adding one changes none."""
+    return jax.random.fold_in(rng, zlib.crc32(stream.encode()))
+
+
+def step_key(rng: jax.Array, stream: str, step: jax.Array) -> jax.Array:
+    """The key of a named stream at one step."""
+    return jax.random.fold_in(stream_key(rng, stream), step)
