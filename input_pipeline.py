@@ -6,6 +6,9 @@ A fork with data of its own adds a function to `SOURCES`; nothing else needs to 
 import dataclasses
 import difflib
 import math
+import os
+import pathlib
+import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -39,12 +42,27 @@ class Images:
 
 @dataclasses.dataclass(frozen=True)
 class Source:
-    """A data set that is known but not loaded: its figures, and a function that loads its "train" and "test" images."""
+    """A data set that is known but not loaded.
 
+    Attributes:
+        name: what `config.dataset` calls it.
+        image_shape: (height, width, channels).
+        num_classes: labels are below it.
+        num_train: number of training images.
+        load: loads the images of a split, "train" or "test".
+        repair: a sentence on what to do if they turn out to be damaged.
+    """
+
+    name: str
     image_shape: tuple[int, int, int]
     num_classes: int
     num_train: int
     load: Callable[[str], Images]
+    repair: str = ""
+
+    def error(self, found: str) -> UserError:
+        """The error to raise if what was found is not right."""
+        return UserError(f"dataset = {self.name!r}: {found}. {self.repair}".strip())
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,28 +99,39 @@ def _digits_source() -> Source:
     images = Images(image, digits.target.astype(np.int32))
     rank_in_class = np.array([np.sum(images.label[:i] == label) for i, label in enumerate(images.label)])
     splits = {"train": images.take(rank_in_class % 2 == 0), "test": images.take(rank_in_class % 2 == 1)}
-    return Source(image.shape[1:], 10, len(splits["train"]), splits.__getitem__)
+    return Source("digits", image.shape[1:], 10, len(splits["train"]), splits.__getitem__)
 
 
 def _tfds_source(dataset: str) -> Source:
     environment.import_tensorflow()
+    import tensorflow as tf
     import tensorflow_datasets as tfds
+    from google.protobuf import json_format
+    from tensorflow_datasets.core import dataset_info
 
+    data_dir = os.environ.get("TFDS_DATA_DIR", tfds.core.constants.DATA_DIR)
+    folder = pathlib.Path(data_dir).expanduser() / dataset
+    repair = f"Remove it and prepare it again: rm -r {folder} && tfds build {dataset}"
     try:
-        builder = tfds.builder(dataset)
+        builder = tfds.builder(dataset, data_dir=data_dir)
+    except (json_format.ParseError, dataset_info.DatasetInfoFileError) as error:
+        raise UserError(f"dataset = {dataset!r}: {folder} is damaged: {str(error).rstrip('.')}. {repair}") from error
     except (tfds.core.DatasetNotFoundError, ValueError, AssertionError, ImportError) as error:
+        if folder.is_dir():
+            raise UserError(f"dataset = {dataset!r}: {folder} is damaged or half prepared. {repair}") from error
         close = difflib.get_close_matches(dataset, [*SOURCES, *tfds.list_builders(with_community_datasets=False)], n=3)
         hint = f"did you mean {' or '.join(close)}?" if close else "see https://www.tensorflow.org/datasets/catalog"
         raise UserError(f"dataset = {dataset!r}: neither {', '.join(SOURCES)} nor a TFDS data set; {hint}") from error
     _prepare(tfds, dataset, builder)
 
     info = builder.info
-    missing = {"train", "test"} - set(info.splits)
-    if missing:
-        raise UserError(
-            f"dataset = {dataset!r} in {builder.data_path} has no split {' and '.join(sorted(missing))}; "
-            f"found {', '.join(info.splits) or 'none'}"
-        )
+    for split in ("train", "test"):
+        if split not in info.splits or not info.splits[split].num_examples:
+            found = ", ".join(f"{name} with {info.splits[name].num_examples} images" for name in info.splits)
+            raise UserError(
+                f"dataset = {dataset!r}: {builder.data_path} has no images in a split {split!r}; it has "
+                f"{found or 'no splits'}. {repair}"
+            )
     image_key, label_key = info.supervised_keys or ("image", "label")
     features = dict(info.features.items())
     if not isinstance(features.get(image_key), tfds.features.Image) or not isinstance(
@@ -115,10 +144,16 @@ def _tfds_source(dataset: str) -> Source:
 
     def load(split: str) -> Images:
         # A shuffled reading order would make the position of an image, and with it every batch, depend on the run.
-        arrays = tfds.as_numpy(builder.as_dataset(split=split, batch_size=-1, shuffle_files=False))
+        try:
+            arrays = tfds.as_numpy(builder.as_dataset(split=split, batch_size=-1, shuffle_files=False))
+        except tf.errors.OpError as error:
+            reason = re.sub(r"\{\{.*?\}\}|\[Op:.*?\].*", "", error.message).strip().rstrip(".")
+            raise source.error(f"{builder.data_path}, split {split!r}, cannot be read: {reason}") from error
         return Images(arrays[image_key], arrays[label_key].astype(np.int32))
 
-    return Source(shape, features[label_key].num_classes, info.splits["train"].num_examples, load)
+    num_train = info.splits["train"].num_examples
+    source = Source(dataset, shape, features[label_key].num_classes, num_train, load, repair)
+    return source
 
 
 def _prepare(tfds: Any, dataset: str, builder: Any) -> None:
@@ -157,8 +192,11 @@ def load_splits(source: Source, *, num_validation: int, label_noise: float, seed
         label_noise: share of the remaining training labels replaced by a uniformly drawn other class. Validation and
             test labels stay as they are.
         seed: fixes which images and labels those are.
+
+    Raises:
+        UserError: the data set is damaged, or its images or labels are not what it says.
     """
-    train, test = source.load("train"), source.load("test")
+    train, test = (_load_checked(source, split) for split in ("train", "test"))
     order = np.random.default_rng([seed, 0]).permutation(len(train))
     # Sorted, so that without validation images the training set keeps its order.
     validation, train = (train.take(np.sort(part)) for part in (order[:num_validation], order[num_validation:]))
@@ -167,6 +205,25 @@ def load_splits(source: Source, *, num_validation: int, label_noise: float, seed
     label = train.label.copy()
     label[noisy] = (label[noisy] + rng.integers(1, source.num_classes, size=len(noisy))) % source.num_classes
     return Splits(Images(train.image, label), validation, test)
+
+
+def _load_checked(source: Source, split: str) -> Images:
+    images = source.load(split)
+    image, label = images.image, images.label
+    if len(images) == 0 or (split == "train" and len(images) != source.num_train):
+        expected = source.num_train if split == "train" else "at least 1"
+        raise source.error(f"split {split!r} has {len(images)} images; expected {expected}")
+    if image.dtype != np.uint8 or image.shape != (len(label), *source.image_shape):
+        raise source.error(
+            f"split {split!r} has images {image.dtype}{list(image.shape)}; "
+            f"expected uint8{[len(label), *source.image_shape]}"
+        )
+    if label.min() < 0 or label.max() >= source.num_classes:
+        raise source.error(
+            f"split {split!r} has labels from {label.min()} to {label.max()}; "
+            f"expected 0 to {source.num_classes - 1}, for {source.num_classes} classes"
+        )
+    return images
 
 
 class Normalization(struct.PyTreeNode):

@@ -25,6 +25,7 @@ _CONFIG_CHANGE = flags.DEFINE_enum(
     ["refuse", "accept"],
     "Whether to continue a run although the config is not the one that it was started with.",
 )
+_DEBUG_NANS = flags.DEFINE_bool("debug_nans", False, "Stop with a traceback where the first NaN comes from.")
 flags.mark_flag_as_required("config")
 
 
@@ -36,6 +37,7 @@ def main(argv: list[str]) -> None:
 
     import train
 
+    jax.config.update("jax_debug_nans", _DEBUG_NANS.value)
     print(f"{jax.device_count()} x {jax.devices()[0].device_kind}", flush=True)
     try:
         if _MODE.value == "train":

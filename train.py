@@ -135,6 +135,9 @@ def train_step(
     metrics |= {"objective": (objective, 1), "grad_norm": (grad_norm, 1), "learning_rate": (learning_rate, 1)}
 
     ok = jnp.isfinite(objective) & jnp.isfinite(grad_norm)
+    if jax.config.jax_debug_nans:  # type: ignore[attr-defined]  # made at run time
+        # JAX looks for NaNs only in what a program returns, so nothing may hide them.
+        ok |= jnp.isnan(objective) | jnp.isnan(grad_norm)
     metrics = {
         name: (jnp.where(ok, total, 0).astype(jnp.float32), jnp.where(ok, count, 0).astype(jnp.int32))
         for name, (total, count) in metrics.items()
@@ -148,7 +151,7 @@ def next_batch(state: CustomTrainState, data: input_pipeline.TrainData) -> Batch
 
 
 def create_train_program(
-    loss_fn: LossFn, mesh: jax.sharding.Mesh, num_microbatches: int
+    loss_fn: LossFn, mesh: jax.sharding.Mesh, num_microbatches: int = 1
 ) -> Callable[..., tuple[CustomTrainState, Metrics]]:
     """The one compiled program of training: make the batch, take a step, add its metrics up.
 
@@ -335,8 +338,9 @@ def train_and_evaluate(
             profiler.at(step)
             previous, step = step, settings.next_due_step(config, step)
             with writer.training_clock():
-                for _ in range(previous, step):
-                    state, sums = train_program(state, sums, train_data)
+                for number in range(previous, step):
+                    with jax.profiler.StepTraceAnnotation("train", step_num=number):
+                        state, sums = train_program(state, sums, train_data)
                 rejected = jax.device_get(state.rejected)  # waits for the steps to finish
             check_rejections(rejected, step, config.max_rejected_steps)
 

@@ -8,6 +8,7 @@ import sys
 import tempfile
 
 import ml_collections
+import numpy as np
 import pytest
 
 from configs import default
@@ -54,6 +55,43 @@ def run_main(*flags: str, config: str = "configs/digits.py", **environment: str)
     return subprocess.run(
         command(*flags, config=config), cwd=ROOT, env=os.environ | environment, capture_output=True, text=True
     )
+
+
+def store_images(folder, name: str, version: str, num_classes: int, num_train: int = 160, num_test: int = 40) -> None:
+    """Prepares a TFDS data set of random 32x32 colour images, as `tfds build` leaves one."""
+    import environment  # imports JAX
+
+    environment.import_tensorflow()
+    import tensorflow as tf
+    import tensorflow_datasets as tfds
+
+    def split(num_images: int, seed: int) -> tf.data.Dataset:
+        image = np.random.default_rng(seed).integers(0, 256, (num_images, 32, 32, 3), dtype=np.uint8)
+        return tf.data.Dataset.from_tensor_slices({"image": image, "label": np.arange(num_images) % num_classes})
+
+    features = {
+        "image": tfds.features.Image(shape=(32, 32, 3)),
+        "label": tfds.features.ClassLabel(num_classes=num_classes),
+    }
+    tfds.disable_progress_bar()
+    tfds.dataset_builders.store_as_tfds_dataset(
+        name,
+        version,
+        features=tfds.features.FeaturesDict(features),
+        split_datasets={"train": split(num_train, 0), "test": split(num_test, 1)},
+        data_dir=folder,
+        disable_shuffling=True,
+    )
+
+
+@pytest.fixture(scope="session")
+def made_data(tmp_path_factory) -> pathlib.Path:
+    """A TFDS folder of small sets with the names and shapes of real ones, and one of 100 classes."""
+    folder = tmp_path_factory.mktemp("tfds")
+    store_images(folder, "cifar10", "3.0.2", 10)
+    store_images(folder, "cifar100", "3.0.2", 100)
+    store_images(folder, "hundred", "1.0.0", 100)
+    return folder
 
 
 @pytest.fixture(scope="session")

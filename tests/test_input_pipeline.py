@@ -1,4 +1,6 @@
 import dataclasses
+import json
+import shutil
 
 import jax
 import jax.numpy as jnp
@@ -29,7 +31,7 @@ def source(num_train=100, num_test=20, num_classes=5):
         image = np.broadcast_to(np.arange(n, dtype=np.uint8)[:, None, None, None], (n, 2, 2, 1))
         return input_pipeline.Images(image, (np.arange(n) % num_classes).astype(np.int32))
 
-    return input_pipeline.Source((2, 2, 1), num_classes, num_train, load)
+    return input_pipeline.Source("pixels", (2, 2, 1), num_classes, num_train, load)
 
 
 @pytest.mark.parametrize(("num_examples", "batch_size"), [(901, 32), (64, 16), (7, 7), (10, 4), (2, 1), (1, 1)])
@@ -176,7 +178,7 @@ def test_a_tfds_set_brings_its_own_shape_classes_and_sizes():
 
 def test_a_data_set_that_cannot_be_had_says_how_to_get_it(monkeypatch, tmp_path):
     monkeypatch.setenv("HTTPS_PROXY", "http://127.0.0.1:1")  # no network
-    monkeypatch.setattr("tensorflow_datasets.core.constants.DATA_DIR", str(tmp_path))
+    monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path))
     with pytest.raises(UserError) as error:
         input_pipeline.find_source("fashion_mnist")
     for part in ("fashion_mnist", str(tmp_path), "TFDS_DATA_DIR", "tfds build fashion_mnist"):
@@ -186,3 +188,101 @@ def test_a_data_set_that_cannot_be_had_says_how_to_get_it(monkeypatch, tmp_path)
 def test_an_unknown_data_set_is_refused_with_the_nearest_names():
     with pytest.raises(UserError, match=r"did you mean .*mnist"):
         input_pipeline.find_source("mnits")
+
+
+def _change(file, change):
+    content = json.loads(file.read_text())
+    change(content)
+    file.write_text(json.dumps(content))
+
+
+def _cut(file):
+    file.write_bytes(file.read_bytes()[:1000])
+
+
+def _flip_a_bit(file):
+    content = bytearray(file.read_bytes())
+    content[1000] ^= 1
+    file.write_bytes(content)
+
+
+@pytest.mark.parametrize(
+    ("damage", "found"),
+    [
+        (lambda folder: (folder / TRAIN).unlink(), "split 'train', cannot be read: .*No such file"),
+        (lambda folder: _cut(folder / TRAIN), "split 'train', cannot be read: "),
+        (lambda folder: _flip_a_bit(folder / TEST), "split 'test', cannot be read: corrupted record"),
+        (lambda folder: (folder / "dataset_info.json").unlink(), "is damaged: Could not read dataset info"),
+        (lambda folder: (folder / "features.json").write_text("{"), "is damaged or half prepared"),
+        (lambda folder: (folder / "dataset_info.json").write_text('{"name":'), "is damaged: Failed to load JSON"),
+        (lambda folder: folder.rename(folder.parent / "incomplete.ABC123_1.0.0"), "is damaged or half prepared"),
+        (
+            lambda folder: _change(folder / "dataset_info.json", lambda info: info["splits"].pop()),
+            "no images in a split 'test'; it has train with 160 images",
+        ),
+        (
+            lambda folder: _change(
+                folder / "dataset_info.json", lambda info: info["splits"][1].update(shardLengths=["0"])
+            ),
+            "no images in a split 'test'; it has train with 160 images, test with 0 images",
+        ),
+        (
+            lambda folder: _change(
+                folder / "dataset_info.json", lambda info: info["splits"][0].update(shardLengths=["200"])
+            ),
+            "split 'train', cannot be read: .*200 elements but contained only 160",
+        ),
+        (
+            lambda folder: (folder / "features.json").write_text(
+                (folder / "features.json").read_text().replace('"100"', '"50"')
+            ),
+            "split 'train' has labels from 0 to 99; expected 0 to 49, for 50 classes",
+        ),
+    ],
+)
+def test_a_damaged_data_set_is_named_with_what_was_found_and_how_to_repair_it(
+    made_data, tmp_path, monkeypatch, damage, found
+):
+    shutil.copytree(made_data / "hundred", tmp_path / "hundred")
+    damage(tmp_path / "hundred" / "1.0.0")
+    monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path))
+    with pytest.raises(UserError, match=found) as error:
+        load(input_pipeline.find_source("hundred"))
+    assert "dataset = 'hundred'" in str(error.value)
+    assert f"rm -r {tmp_path / 'hundred'} && tfds build hundred" in str(error.value)
+
+
+def test_damage_to_a_set_that_tfds_knows_is_reported_the_same_way(made_data, tmp_path, monkeypatch):
+    shutil.copytree(made_data / "cifar10", tmp_path / "cifar10")
+    (tmp_path / "cifar10" / "3.0.2" / "dataset_info.json").write_text('{"name":')
+    monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path))
+    with pytest.raises(UserError, match=r"'cifar10'.* is damaged: .*tfds build cifar10"):
+        input_pipeline.find_source("cifar10")
+
+
+TRAIN, TEST = (f"hundred-{split}.tfrecord-00000-of-00001" for split in ("train", "test"))
+
+
+def load(source):
+    return input_pipeline.load_splits(source, num_validation=0, label_noise=0.0, seed=0)
+
+
+@pytest.mark.parametrize(
+    ("fields", "found"),
+    [
+        ({"num_train": 99}, r"split 'train' has 100 images; expected 99"),
+        ({"image_shape": (2, 2, 3)}, r"images uint8\[100, 2, 2, 1\]; expected uint8\[100, 2, 2, 3\]"),
+        ({"num_classes": 4}, r"labels from 0 to 4; expected 0 to 3, for 4 classes"),
+        (
+            {"load": lambda _: input_pipeline.Images(np.zeros((100, 2, 2, 1), np.float32), np.zeros(100, np.int32))},
+            r"images float32\[100, 2, 2, 1\]; expected uint8",
+        ),
+        (
+            {"load": lambda split: source().load(split).take(np.arange(100 if split == "train" else 0))},
+            r"split 'test' has 0 images; expected at least 1",
+        ),
+    ],
+)
+def test_a_source_that_does_not_give_what_it_says_is_refused(fields, found):
+    with pytest.raises(UserError, match=f"dataset = 'pixels': .*{found}"):
+        load(dataclasses.replace(source(), **fields))

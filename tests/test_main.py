@@ -1,5 +1,5 @@
 import pytest
-from conftest import run_main
+from conftest import read_metrics, run_main
 
 
 @pytest.mark.parametrize(
@@ -69,3 +69,43 @@ def test_another_config_on_a_workdir_is_refused_until_it_is_accepted_and_evaluat
     assert evaluated.returncode == 0, evaluated.stderr
     assert "best checkpoint, step" in evaluated.stdout
     assert contents() == before
+
+
+BROKEN = """
+import flax.linen as nn
+import jax.numpy as jnp
+
+import models
+from configs import digits
+
+
+class Broken(nn.Module):
+    num_classes: int
+    dtype: str
+
+    @nn.compact
+    def __call__(self, images, train):
+        x = nn.Dense(self.num_classes)(images.reshape(len(images), -1))
+        return jnp.log(jnp.abs(x) - 1)  # here
+
+
+def get_config():
+    models.MODELS["broken"] = Broken
+    config = digits.get_config()
+    config.model.name = "broken"
+    config.duration = "3 steps"
+    return config
+"""
+
+
+def test_debug_nans_shows_where_the_first_nan_comes_from_and_keeps_none_of_it(tmp_path):
+    config = tmp_path / "broken.py"
+    config.write_text(BROKEN)
+    rejected = run_main(f"--workdir={tmp_path / 'a'}", config=str(config))
+    assert rejected.returncode == 0, rejected.stderr
+    assert [line["rejected_steps"] for line in read_metrics(tmp_path / "a", "train")] == [1, 2, 3]
+    shown = run_main(f"--workdir={tmp_path / 'b'}", "--debug_nans", config=str(config))
+    assert shown.returncode == 1
+    assert "FloatingPointError: invalid value (nan) encountered in log" in shown.stderr
+    assert f'{config}", line {BROKEN[: BROKEN.index("# here")].count(chr(10)) + 1}, in __call__' in shown.stderr
+    assert not list((tmp_path / "b" / "checkpoints").iterdir())

@@ -1,7 +1,9 @@
 import functools
+import gzip
 import importlib
 import json
 import pathlib
+import shutil
 from concurrent.futures import ThreadPoolExecutor
 
 import jax
@@ -14,6 +16,7 @@ from conftest import ROOT, digits_config, read_metrics, run_main
 import evaluation
 import models
 import train
+from configs import default
 from errors import UserError
 
 CONFIGS = sorted(path.stem for path in (ROOT / "configs").glob("*.py") if path.stem != "default")
@@ -71,7 +74,67 @@ def test_dropout_differs_from_step_to_step_and_repeats_at_the_same_step(experime
     assert first != later
 
 
+def test_gradients_accumulated_over_microbatches_are_those_of_the_whole_batch(experiment):
+    batch = first_batch(experiment)
+    step = jax.jit(train.train_step, static_argnums=(2, 3))
+    whole, metrics = step(experiment.state, batch, train.loss_fn, 1)
+    for num_microbatches in (2, 4, 32):
+        parts, sums = step(experiment.state, batch, train.loss_fn, num_microbatches)
+        assert parts.step == parts.ema_count["ema"] == 1
+        # In float32; gradients of up to 1 add up in another order.
+        for field in ("params", "ema_params", "opt_state"):
+            close = functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-6)
+            jax.tree.map(close, getattr(parts, field), getattr(whole, field))
+        assert {name: int(count) for name, (_, count) in sums.items()} == {
+            name: int(count) for name, (_, count) in metrics.items()
+        }
+        for name, (total, _) in sums.items():
+            assert float(total) == pytest.approx(float(metrics[name][0]), rel=1e-5)
+
+
+def test_microbatches_share_neither_dropout_nor_batch_statistics(experiment):
+    """Of two equal microbatches each has its own dropout, and the second updates the statistics of the first."""
+    model = models.create_model("cnn", num_classes=10, dtype="float32", batch_norm=True, dropout=0.5)
+    image = first_batch(experiment)["image"][:16]
+    variables = model.init(jax.random.key(0), image, train=False)
+    state = experiment.state.replace(apply_fn=model.apply, **variables).with_averages(())
+    seen = []
+
+    def loss_fn(params, state, batch):
+        seen.append(state.microbatch)
+        logits, updates = state.apply_fn(
+            {"params": params, "batch_stats": state.batch_stats}, batch["image"], train=True,
+            mutable=["batch_stats"], rngs={"dropout": state.step_key("dropout")},
+        )  # fmt: skip
+        return logits.sum(), ({"loss": (logits.sum(), 1)}, updates["batch_stats"])
+
+    with jax.disable_jit():
+        twice = {"image": jnp.repeat(image, 2, axis=0)}
+        (first, second), stats = _objectives(state, twice, loss_fn)
+        once = loss_fn(state.params, state.replace(microbatch=jnp.int32(0)), {"image": image})
+    assert float(first) == pytest.approx(float(once[0]), rel=1e-4)
+    assert float(first) != pytest.approx(float(second), rel=1e-4)
+    initial, after_one, after_two = (jax.tree.leaves(s)[0] for s in (state.batch_stats, once[1][1], stats))
+    # momentum 0.9: initial + 0.1 (m - initial), and the same again
+    np.testing.assert_allclose(after_two - after_one, 0.9 * (after_one - initial), rtol=1e-4, atol=1e-6)
+
+
+def _objectives(state, batch, loss_fn):
+    """The objectives of both microbatches, and the batch statistics after them."""
+    objectives = []
+
+    def remember(*args):
+        objective, aux = loss_fn(*args)
+        jax.debug.callback(objectives.append, objective)
+        return objective, aux
+
+    _, _, stats, _ = train.compute_gradients(state, batch, remember, 2)
+    return objectives, stats
+
+
 CNN = {"model__name": "cnn", "model__hidden_sizes": (256, 256)}
+ADAMW = {"optimizer__name": "adamw"}
+MUON = {"optimizer__name": "muon"}
 
 
 @pytest.fixture(scope="module")
@@ -82,7 +145,7 @@ def metrics_of(tmp_path_factory):
     def run(**overrides):
         workdir = tmp_path_factory.mktemp("run")
         every = {"duration": "4 steps", "log_every": "4 steps"}
-        train.train_and_evaluate(digits_config(**every, **overrides), workdir)
+        train.train_and_evaluate(digits_config(**every | overrides), workdir)
         return {curve: read_metrics(workdir, curve) for curve in ("train", "ema")}
 
     return run
@@ -107,6 +170,21 @@ def metrics_of(tmp_path_factory):
         ("train", {}, {"optimizer__warmup": "3 steps"}),
         ("train", {}, {"optimizer__momentum": 0.0}),
         ("train", {}, {"optimizer__clip_norm": 0.1}),
+        ("train", {}, {"optimizer__nesterov": True}),
+        ("train", {}, {"optimizer__weight_decay": 0.1}),
+        ("train", {}, {"optimizer__gradient_noise": 0.01}),
+        *[("train", {}, {"optimizer__name": name}) for name in ("adamw", "lion", "muon")],
+        *[("train", ADAMW, {f"optimizer__{field}": 0.5}) for field in ("b1", "b2")],
+        *[("train", MUON, {f"optimizer__{field}": 0.5}) for field in ("momentum", "b1", "b2")],
+        ("train", MUON, {"optimizer__nesterov": True}),
+        ("train", {}, {"optimizer__schedule": "one_cycle", "optimizer__warmup": "50%"}),
+        ("train", {}, {"optimizer__schedule": "wsd", "optimizer__decay": "50%"}),
+        ("train", {"optimizer__schedule": "wsd"}, {"optimizer__decay": "75%"}),
+        ("train", {}, {"augment__flip": True}),
+        ("train", {}, {"augment__crop_padding": 2}),
+        ("train", {}, {"augment__cutout": 2}),
+        ("train", {}, {"augment__mixup": 1.0}),
+        ("train", CNN | {"model__dropout": 0.5}, {"accumulate": 2}),
         ("ema", {}, {"averages__ema__decay": 0.5}),
         ("ema", {}, {"averages__ema__half_life": "50%"}),
         ("ema", {}, {"averages__ema__debias": False}),
@@ -264,3 +342,98 @@ def test_a_run_leaves_what_it_promises(tmp_path):
     assert environment["packages"]["jax"] == jax.__version__
     assert json.loads((tmp_path / "config.json").read_text())["duration"] == 20
     assert (pathlib.Path(tmp_path) / "curves.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize("weights", ["raw", "ema"])
+def test_a_run_starts_from_the_weights_of_another_and_so_do_its_averages(tmp_path, weights):
+    model = CNN | {"model__batch_norm": True}
+    first = train.train_and_evaluate(digits_config(optimizer__name="adamw", **model), tmp_path / "first")
+    config = digits_config(
+        init_from=str(tmp_path / "first"),
+        init_weights=weights,
+        duration="1 steps",
+        optimizer__learning_rate=0.0,
+        **model,
+    )
+    config.averages = {"slow": default.ema(decay=0.9, debias=False)}
+    second = train.train_and_evaluate(config, tmp_path / "second")
+    expected = first.curves()[weights]
+    jax.tree.map(np.testing.assert_array_equal, second.params, expected["params"])  # at a rate of 0
+    jax.tree.map(np.testing.assert_array_equal, second.ema_params["slow"], expected["params"])
+    # Batch statistics moved by one step of momentum 0.9 from those of the weights, their average by a tenth of that.
+    for name in ("mean", "var"):
+        start, raw, average = (
+            np.asarray(stats["BatchNorm_0"][name], np.float64)
+            for stats in (expected["batch_stats"], second.batch_stats, second.ema_batch_stats["slow"])
+        )
+        assert (start != raw).any()
+        np.testing.assert_allclose(average - start, 0.1 * (raw - start), rtol=1e-3, atol=1e-6)
+    assert second.ema_count["slow"] == 1
+    # Continuing does not start from the other run again, which may be gone.
+    shutil.rmtree(tmp_path / "first")
+    config.duration = "2 steps"
+    assert train.train_and_evaluate(config, tmp_path / "second").step == 2
+
+
+def test_a_run_that_cannot_be_started_from_is_refused(tmp_path):
+    train.train_and_evaluate(digits_config(duration="1 steps"), tmp_path / "first")
+    (tmp_path / "empty" / "checkpoints").mkdir(parents=True)
+    for overrides, message in [
+        ({"init_from": str(tmp_path / "no")}, r"init_from = .*no' holds no checkpoint; python main.py --workdir=.*no"),
+        ({"init_from": str(tmp_path / "empty")}, r"init_from = .*empty' holds no checkpoint yet"),
+        ({"init_weights": "slow"}, "init_weights = 'slow': .* has raw, ema"),
+        (
+            {"model__hidden_sizes": (32, 32)},
+            r"does not fit .* it has float32\[10\] params/Dense_1/bias, the config .*32",
+        ),
+        ({"init_weights": "ema", "model__hidden_sizes": ()}, r"it has float32\[32\] ema_params/ema/Dense_0/bias"),
+    ]:
+        config = digits_config(**{"init_from": str(tmp_path / "first")} | overrides)
+        with pytest.raises(UserError, match=message):
+            train.train_and_evaluate(config, tmp_path / "second")
+
+
+def test_a_profile_holds_the_chosen_steps_and_changes_nothing_else(tmp_path):
+    train.train_and_evaluate(digits_config(), tmp_path / "without")
+    train.train_and_evaluate(digits_config(profile=(7, 9)), tmp_path / "with")
+    [trace] = (tmp_path / "with" / "profile").rglob("perfetto_trace.json.gz")
+    [_] = (tmp_path / "with" / "profile").rglob("*.xplane.pb")
+    events = json.loads(gzip.decompress(trace.read_bytes()))["traceEvents"]
+    assert {event["args"]["step_num"] for event in events if event.get("name") == "train"} == {"7", "8"}
+    assert not (tmp_path / "without" / "profile").exists()
+    assert (tmp_path / "with" / "metrics.jsonl").read_bytes() == (tmp_path / "without" / "metrics.jsonl").read_bytes()
+
+
+def test_a_profile_of_the_last_steps_is_written_at_the_end(tmp_path):
+    train.train_and_evaluate(digits_config(profile=(19, 30)), tmp_path)
+    assert list((tmp_path / "profile").rglob("perfetto_trace.json.gz"))
+
+
+def test_without_jit_a_run_shows_values_and_what_it_prints(tmp_path, capfd):
+    labels = []
+
+    def loss_fn(params, state, batch, **kwargs):
+        objective, aux = train.loss_fn(params, state, batch, **kwargs)
+        jax.debug.print("at step {} the objective is {}", state.step, objective)
+        if not isinstance(batch["label"], jax.core.Tracer):  # as it is while shapes are inferred
+            labels.extend(batch["label"].tolist())
+        return objective, aux
+
+    with jax.disable_jit():
+        train.train_and_evaluate(digits_config(duration="1 steps"), tmp_path, loss_fn=loss_fn)
+    assert "at step 0 the objective is" in capfd.readouterr().out
+    assert len(labels) == 32
+
+
+def test_prints_of_the_jitted_step_show_up_as_well(tmp_path, capfd):
+    def loss_fn(params, state, batch, **kwargs):
+        jax.debug.print("step {}", state.step)
+        return train.loss_fn(params, state, batch, **kwargs)
+
+    train.train_and_evaluate(digits_config(duration="2 steps"), tmp_path, loss_fn=loss_fn)
+    jax.effects_barrier()
+    printed = capfd.readouterr().out
+    assert [line for line in printed.splitlines() if line.startswith("step ") and "/" not in line] == [
+        "step 0",
+        "step 1",
+    ]
