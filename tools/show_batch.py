@@ -1,0 +1,74 @@
+"""A picture of the first training batch: its images as they are, and below each what augmentation makes of it.
+
+python -m tools.show_batch --config=configs/cifar10.py --out=batch.png
+"""
+
+import dataclasses
+import pathlib
+import sys
+import tempfile
+
+import jax
+import ml_collections
+import numpy as np
+from absl import app, flags, logging
+from matplotlib.figure import Figure
+from ml_collections import config_flags
+
+import train
+from augmentation import Augmentation
+from errors import UserError
+
+_CONFIG = config_flags.DEFINE_config_file("config", help_string="File with the config.")
+_OUT = flags.DEFINE_string("out", "batch.png", "The picture.")
+COLUMNS, PAIRS_OF_ROWS = 12, 3
+
+
+def draw(config: ml_collections.ConfigDict, path: pathlib.Path) -> None:
+    """Draws the first images of the first batch, each above what it becomes, with what it is to be taken for.
+
+    Args:
+        config: see configs/default.py.
+        path: of the picture.
+
+    Raises:
+        UserError: a config or data set that cannot be used.
+    """
+    with tempfile.TemporaryDirectory() as workdir:
+        experiment = train.set_up(config, workdir, "refuse")
+    plain = dataclasses.replace(experiment.train_data, augmentation=Augmentation())
+    batches = [jax.device_get(train.next_batch(experiment.state, data)) for data in (plain, experiment.train_data)]
+    mean, std = (np.asarray(x) for x in (plain.normalization.mean, plain.normalization.std))
+
+    figure = Figure(figsize=(COLUMNS, 2.6 * PAIRS_OF_ROWS), layout="constrained")
+    rows = figure.subplots(2 * PAIRS_OF_ROWS, COLUMNS, squeeze=False)
+    for index in range(COLUMNS * PAIRS_OF_ROWS):
+        pair, column = divmod(index, COLUMNS)
+        for below, batch in enumerate(batches):
+            axes = rows[2 * pair + below, column]
+            axes.axis("off")
+            if index < len(batch["label"]):
+                pixels = np.clip((batch["image"][index] * std + mean) / 255, 0, 1)
+                axes.imshow(pixels, cmap="gray", vmin=0, vmax=1)
+                target = batch["target"][index]
+                classes = np.flatnonzero(target)[np.argsort(-target[np.flatnonzero(target)])]
+                title = str(classes[0]) if len(classes) == 1 else ", ".join(f"{target[c]:.0%} {c}" for c in classes)
+                axes.set_title(title, fontsize=8)
+    figure.suptitle(f"{config.dataset}: training images as they are, and below each after augmentation", fontsize=10)
+    figure.savefig(path, dpi=100)
+
+
+def main(argv: list[str]) -> None:
+    """Draws the picture that the flags ask for."""
+    del argv
+    logging.set_verbosity(logging.WARNING)
+    try:
+        draw(_CONFIG.value, pathlib.Path(_OUT.value))
+    except UserError as error:
+        sys.exit(f"error: {error}")
+    print(_OUT.value)
+
+
+if __name__ == "__main__":
+    flags.mark_flag_as_required("config")
+    app.run(main)
