@@ -147,7 +147,7 @@ def _tfds_source(dataset: str) -> Source:
         try:
             arrays = tfds.as_numpy(builder.as_dataset(split=split, batch_size=-1, shuffle_files=False))
         except tf.errors.OpError as error:
-            reason = re.sub(r"\{\{.*?\}\}|\[Op:.*?\].*", "", error.message).strip().rstrip(".")
+            reason = re.sub(r"\{\{.*?\}\}|\[Op:.*?\].*", "", error.message).strip().splitlines()[0].rstrip(".")
             raise source.error(f"{builder.data_path}, split {split!r}, cannot be read: {reason}") from error
         return Images(arrays[image_key], arrays[label_key].astype(np.int32))
 

@@ -33,7 +33,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.optimizer.nesterov = True
     config.optimizer.weight_decay = 5e-3  # ten times the 5e-4 of the literature, which momentum 0.9 adds up
     config.optimizer.schedule = "cosine"
-    config.optimizer.warmup = "5 epochs"
+    config.optimizer.warmup = "2%"
 
     config.averages.ema = default.ema(half_life="1%")
     return config

@@ -57,8 +57,8 @@ def run_main(*flags: str, config: str = "configs/digits.py", **environment: str)
     )
 
 
-def store_images(folder, name: str, version: str, num_classes: int, num_train: int = 160, num_test: int = 40) -> None:
-    """Prepares a TFDS data set of random 32x32 colour images, as `tfds build` leaves one."""
+def store_images(folder, name: str, version: str, num_classes: int) -> None:
+    """Prepares a TFDS data set of 160 and 40 random 32x32 colour images, as `tfds build` leaves one."""
     import environment  # imports JAX
 
     environment.import_tensorflow()
@@ -67,18 +67,24 @@ def store_images(folder, name: str, version: str, num_classes: int, num_train: i
 
     def split(num_images: int, seed: int) -> tf.data.Dataset:
         image = np.random.default_rng(seed).integers(0, 256, (num_images, 32, 32, 3), dtype=np.uint8)
-        return tf.data.Dataset.from_tensor_slices({"image": image, "label": np.arange(num_images) % num_classes})
+        label = np.arange(num_images) % num_classes
+        columns = {"id": label.astype(str), "image": image, "label": label, "coarse_label": label % 20}
+        return tf.data.Dataset.from_tensor_slices({key: columns[key] for key in features})
 
     features = {
         "image": tfds.features.Image(shape=(32, 32, 3)),
         "label": tfds.features.ClassLabel(num_classes=num_classes),
     }
+    if name.startswith("cifar"):
+        features["id"] = tfds.features.Text()
+    if name == "cifar100":
+        features["coarse_label"] = tfds.features.ClassLabel(num_classes=20)
     tfds.disable_progress_bar()
     tfds.dataset_builders.store_as_tfds_dataset(
         name,
         version,
         features=tfds.features.FeaturesDict(features),
-        split_datasets={"train": split(num_train, 0), "test": split(num_test, 1)},
+        split_datasets={"train": split(160, 0), "test": split(40, 1)},
         data_dir=folder,
         disable_shuffling=True,
     )

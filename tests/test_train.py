@@ -4,6 +4,7 @@ import importlib
 import json
 import pathlib
 import shutil
+import sys
 from concurrent.futures import ThreadPoolExecutor
 
 import jax
@@ -11,14 +12,19 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from absl import flags
 from conftest import ROOT, digits_config, read_metrics, run_main
+from ml_collections import config_flags
 
 import evaluation
 import models
+import settings
 import train
+from checkpointing import Checkpoints
 from configs import default
 from errors import UserError
 
+SLOW = {"cifar10", "cifar100"}
 CONFIGS = sorted(path.stem for path in (ROOT / "configs").glob("*.py") if path.stem != "default")
 
 
@@ -291,42 +297,120 @@ def test_with_validation_images_the_test_set_is_scored_once_at_the_end(tmp_path)
     assert scored == [(10, "validation"), (20, "validation"), (20, "test")]
 
 
-def test_eight_devices_give_the_losses_of_one(tmp_path):
-    """A CNN with batch norm and dropout over 20 steps.
+def test_eight_devices_give_the_losses_and_averages_of_one(tmp_path):
+    """A CNN with batch norm, dropout and augmentation, over 20 steps.
 
     Devices add up in another order. At a larger learning rate than here, a ReLU that such a rounding switches makes
     the paths part for good, as they do on one device when the compiler changes.
     """
+    overrides = {
+        "duration": "20 steps", "log_every": "1 steps", "eval_every": "20 steps", "checkpoint_every": "20 steps",
+        "augment.flip": True, "augment.crop_padding": 1,
+        "model.name": "cnn", "model.batch_norm": True, "model.dropout": 0.25, "optimizer.learning_rate": 0.01,
+    }  # fmt: skip
+    config = get_config("digits")
+    config.update_from_flattened_dict(overrides)
 
     def run(devices):
         return run_main(
-            f"--workdir={tmp_path / str(devices)}", "--config.duration=20 steps", "--config.log_every=1 steps",
-            "--config.eval_every=20 steps", "--config.model.name=cnn", "--config.model.batch_norm=True",
-            "--config.model.dropout=0.25", "--config.optimizer.learning_rate=0.01",
+            f"--workdir={tmp_path / str(devices)}",
+            *(f"--config.{name}={value}" for name, value in overrides.items()),
             XLA_FLAGS=f"--xla_force_host_platform_device_count={devices}",
-        )  # fmt: skip
+        )
 
-    losses = {}
+    losses, states = {}, {}
     with ThreadPoolExecutor() as pool:  # side by side, to save time
         results = dict(zip((1, 8), pool.map(run, (1, 8)), strict=True))
     for devices, result in results.items():
         assert result.returncode == 0, result.stderr
         assert f"{devices} x cpu" in result.stdout
-        losses[devices] = [line["loss"] for line in read_metrics(tmp_path / str(devices)) if line["curve"] != "ema-raw"]
+        lines = read_metrics(tmp_path / str(devices))
+        losses[devices] = [line["loss"] for line in lines if line["curve"] != "ema-raw"]
+        states[devices] = saved_state(tmp_path / str(devices), config)
     assert len(losses[1]) == 22  # of 20 steps and two curves
     np.testing.assert_allclose(losses[8], losses[1], rtol=0, atol=1e-4)
+    close = functools.partial(np.testing.assert_allclose, rtol=0, atol=1e-5)
+    for field in ("ema_params", "ema_batch_stats"):
+        jax.tree.map(close, getattr(states[8], field), getattr(states[1], field))
 
 
-@pytest.mark.parametrize("name", CONFIGS)
-def test_every_shipped_config_trains_two_steps(name, tmp_path, request):
-    config = importlib.import_module(f"configs.{name}").get_config()
-    if config.dataset != "digits":
+def saved_state(workdir, config):
+    """What the run's latest checkpoint holds."""
+    experiment = train.set_up(config, workdir, "refuse")
+    with Checkpoints(workdir) as checkpoints:
+        return checkpoints.restore_state(experiment.state, checkpoints.read_record())
+
+
+def get_config(name):
+    return importlib.import_module(f"configs.{name}").get_config()
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow if name in SLOW else []) for name in CONFIGS]
+)
+def test_every_shipped_config_trains_two_steps(name, tmp_path, request, monkeypatch):
+    config = get_config(name)
+    if config.dataset == "mnist":
         request.getfixturevalue("mnist")
+    elif config.dataset != "digits":
+        monkeypatch.setenv("TFDS_DATA_DIR", str(request.getfixturevalue("made_data")))
     config.duration = "2 steps"
     state = train.train_and_evaluate(config, tmp_path)
     assert state.step == 2
     for file in ("config.json", "environment.json", "metrics.jsonl", "timing.jsonl", "curves.png"):
         assert (tmp_path / file).stat().st_size > 0
+
+
+@pytest.mark.parametrize("name", ["default", *CONFIGS])
+def test_every_field_of_every_shipped_config_can_be_overridden(name, monkeypatch):
+    def other(value):
+        match value:
+            case bool():
+                return not value
+            case str():
+                return value + "x"
+            case tuple():
+                return (7, 8)
+            case _:
+                return value + 1
+
+    expected = {field: other(value) for field, value in settings.flatten(get_config(name)).items()}
+    # The overrides, which config_flags takes from there.
+    monkeypatch.setattr(sys, "argv", ["main.py", *(f"--config.{field}={value}" for field, value in expected.items())])
+    flag_values = flags.FlagValues()
+    config = config_flags.DEFINE_config_dict("config", get_config(name), flag_values=flag_values)
+    flag_values(sys.argv)
+    assert settings.flatten(config.value) == expected
+
+
+@pytest.mark.parametrize("dataset", ["hundred", pytest.param("mnist", marks=pytest.mark.slow)])
+def test_a_config_serves_another_data_set_without_an_edit(dataset, tmp_path, request, monkeypatch):
+    if dataset == "mnist":
+        request.getfixturevalue("mnist")
+    else:
+        monkeypatch.setenv("TFDS_DATA_DIR", str(request.getfixturevalue("made_data")))
+    config = get_config("cifar10_small")
+    config.dataset = dataset
+    config.duration = "20 steps" if dataset == "mnist" else "2 steps"
+    state = train.train_and_evaluate(config, tmp_path)
+    assert state.params["Dense_0"]["bias"].shape == ({"hundred": 100, "mnist": 10}[dataset],)
+    if dataset == "mnist":
+        assert read_metrics(tmp_path, "ema")[-1]["accuracy"] > 0.3  # chance is 0.1
+
+
+@pytest.mark.slow
+def test_bfloat16_is_for_the_computation_while_the_state_stays_float32(tmp_path, made_data, monkeypatch):
+    monkeypatch.setenv("TFDS_DATA_DIR", str(made_data))
+    config = get_config("cifar10_small")
+    config.batch_size = 16
+    config.duration = "2 steps"
+    config.model.dtype = "bfloat16"
+    state = train.train_and_evaluate(config, tmp_path)
+    floats = [leaf for leaf in jax.tree.leaves(state) if jnp.issubdtype(leaf.dtype, jnp.floating)]
+    assert {leaf.dtype for leaf in floats} == {jnp.dtype("float32")}
+    # Parameters in bfloat16 would have nothing in the lower half of their bits.
+    average = np.asarray(state.ema_params["ema"]["Conv_0"]["kernel"])
+    assert (average.view(np.uint32) & 0xFFFF).any()
 
 
 def test_a_run_leaves_what_it_promises(tmp_path):
