@@ -1,3 +1,4 @@
+import re
 from fractions import Fraction
 
 import pytest
@@ -34,6 +35,14 @@ def resolve(config, num_train=901, num_devices=1):
         ("model__dtype", "float16", "'float32', 'bfloat16'"),
         ("model__hidden_sizes", (8, 0), "positive integers"),
         ("model__dropout", 0.5, "--config.model.dropout=0.0"),
+        ("model__depth", 18, "--config.model.depth=20"),
+        ("accumulate", 0, "at least 1"),
+        ("init_weights", "ema", "init_from is empty"),
+        ("profile", (3, 2), "first below end"),
+        ("profile", (1, 2, 3), "first below end"),
+        ("augment__crop_padding", -1, "at least 0"),
+        ("augment__cutout", -1, "at least 0"),
+        ("augment__mixup", -0.5, "at least 0"),
         ("loss__label_smoothing", 1.0, "in [0, 1)"),
         ("loss__l2_penalty", -1.0, "at least 0"),
         ("optimizer__learning_rate", float("nan"), "finite"),
@@ -41,6 +50,12 @@ def resolve(config, num_train=901, num_devices=1):
         ("optimizer__warmup", "a while", '"10 epochs"'),
         ("optimizer__momentum", 1.0, "in [0, 1)"),
         ("optimizer__clip_norm", -1.0, "at least 0"),
+        ("optimizer__name", "adam", "'sgd', 'adamw', 'lion', 'muon'"),
+        ("optimizer__b1", 0.5, "optimizer 'sgd' has no such field; leave it at its default, --config.optimizer.b1=0.9"),
+        ("optimizer__weight_decay", -1.0, "at least 0"),
+        ("optimizer__gradient_noise", -1.0, "at least 0"),
+        ("optimizer__decay", "10%", "schedule 'constant' has no such field"),
+        ("optimizer__decay", "0%", "longer than 0"),
         ("averages__ema__decay", 1.0, "in [0, 1)"),
         ("averages__ema__half_life", "long", '"10 epochs"'),
         ("averages__ema__kind", "emma", "'none', 'ema'"),
@@ -54,6 +69,19 @@ def test_a_wrong_value_is_refused_with_its_field_and_what_would_be_right(field, 
     assert str(value) in message
     assert right in message
     assert len(message.splitlines()) == 2
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        ({"model__name": "resnet", "model__depth": 50}, "model.depth = 50: must be one of 18, 20, 34, 56"),
+        ({"model__name": "wide_resnet", "model__depth": 20}, "model.depth = 20: must be 6 n + 4"),
+        ({"optimizer__schedule": "one_cycle"}, "optimizer.warmup = '0 steps': schedule 'one_cycle' rises during it"),
+    ],
+)
+def test_fields_that_do_not_go_together_are_refused(overrides, message):
+    with pytest.raises(UserError, match=re.escape(message)):
+        settings.check(digits_config(**{"model__hidden_sizes": (256, 256)} | overrides))
 
 
 def test_every_wrong_field_is_named_at_once():
@@ -98,6 +126,13 @@ def test_an_average_has_a_name_of_its_own(name):
         ({"batch_size": 32, "num_validation": 880}, 1, "batch_size = 32: must be at most 21"),
         ({"num_validation": 901}, 1, "num_validation = 901: must be below the 901 training images"),
         ({"batch_size": 34}, 8, "batch_size = 34: must be a multiple of 8, .*nearest is 32"),
+        ({"batch_size": 34, "accumulate": 3}, 1, "multiple of 3, the number of devices times accumulate; .* is 33"),
+        ({"batch_size": 32, "accumulate": 3}, 2, "multiple of 6, .*; the nearest is 30"),
+        (
+            {"optimizer__schedule": "wsd", "optimizer__decay": "60%", "optimizer__warmup": "50%"},
+            1,
+            "'50%' and optimizer.decay = '60%' do not fit into the training of 20 steps",
+        ),
         ({"optimizer__warmup": "21 steps"}, 1, "'21 steps' .* do not fit into the training of 20 steps"),
         (
             {"optimizer__warmup": "100%", "optimizer__schedule": "cosine"},
@@ -124,6 +159,18 @@ def test_durations_become_exact_numbers_of_steps():
     assert config.checkpoint_every == 100
     assert config.optimizer.warmup == 3  # 2.8125 rounded up
     assert config.optimizer.decay == 279
+
+
+@pytest.mark.parametrize(
+    ("schedule", "phases"),
+    [("constant", (3, 0, 0)), ("cosine", (3, 0, 17)), ("one_cycle", (3, 0, 17)), ("wsd", (3, 12, 5))],
+)
+def test_the_phases_of_the_learning_rate_fill_the_training(schedule, phases):
+    config = digits_config(optimizer__schedule=schedule, optimizer__warmup="11%")  # of 20 steps: 2.2
+    if schedule == "wsd":
+        config.optimizer.decay = "5 steps"
+    optimizer = resolve(config).optimizer
+    assert (optimizer.warmup, optimizer.stable, optimizer.decay) == phases
 
 
 def test_a_half_life_means_the_same_share_of_training_whatever_the_batch_size():

@@ -21,7 +21,7 @@ from errors import UserError
 
 _CONFIG = config_flags.DEFINE_config_file("config", help_string="File with the config.")
 _OUT = flags.DEFINE_string("out", "batch.png", "The picture.")
-COLUMNS, PAIRS_OF_ROWS = 12, 3
+COLUMNS, PAIRS_OF_ROWS = 12, 2
 
 
 def draw(config: ml_collections.ConfigDict, path: pathlib.Path) -> None:
@@ -55,7 +55,7 @@ def draw(config: ml_collections.ConfigDict, path: pathlib.Path) -> None:
                 title = str(classes[0]) if len(classes) == 1 else ", ".join(f"{target[c]:.0%} {c}" for c in classes)
                 axes.set_title(title, fontsize=8)
     figure.suptitle(f"{config.dataset}: training images as they are, and below each after augmentation", fontsize=10)
-    figure.savefig(path, dpi=100)
+    figure.savefig(path, dpi=80)
 
 
 def main(argv: list[str]) -> None:
