@@ -166,9 +166,9 @@ def _joint_problems(config: Mapping[str, Any]) -> Iterator[str]:
 def _unused_fields(config: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     """The fields that other fields make meaningless, each with the reason."""
     model, optimizer = config["model"]["name"], config["optimizer"]["name"]
-    for field in set(config["model"]) - models.model_fields(model) - {"name"}:
+    for field in sorted(set(config["model"]) - models.model_fields(model) - {"name"}):
         yield f"model.{field}", f"model {model!r} has no such field"
-    for field in set().union(*map(optimizers.optimizer_fields, optimizers.OPTIMIZERS)):
+    for field in sorted(set().union(*map(optimizers.optimizer_fields, optimizers.OPTIMIZERS))):
         if field not in optimizers.optimizer_fields(optimizer):
             yield f"optimizer.{field}", f"optimizer {optimizer!r} has no such field"
     if config["optimizer"]["schedule"] != "wsd":
@@ -265,6 +265,9 @@ def describe(config: ml_collections.FrozenConfigDict) -> str:
     """The resolved numbers that a reader of the config cannot see, in one line."""
     parts = [f"{config.duration} steps"]
     parts += [f"{name.replace('_', ' ')} {float(config[name]):g} steps" for name in PERIODS]
+    phases = [f"{config.optimizer[name]} {name}" for name in ("warmup", "stable", "decay") if config.optimizer[name]]
+    if phases:
+        parts.append(f"learning rate {' + '.join(phases)} steps")
     parts += [f"{name}: decay {average.decay:.6g}" for name, average in config.averages.items()]
     return ", ".join(parts)
 

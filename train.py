@@ -145,11 +145,6 @@ def train_step(
     return state.accept_if(ok, candidate), metrics
 
 
-def next_batch(state: CustomTrainState, data: input_pipeline.TrainData) -> Batch:
-    """The batch of the state's next step."""
-    return data.batch(state.rng, state.step)
-
-
 def create_train_program(
     loss_fn: LossFn, mesh: jax.sharding.Mesh, num_microbatches: int = 1
 ) -> Callable[..., tuple[CustomTrainState, Metrics]]:
@@ -163,7 +158,7 @@ def create_train_program(
     def program(
         state: CustomTrainState, sums: Metrics, data: input_pipeline.TrainData
     ) -> tuple[CustomTrainState, Metrics]:
-        batch = jax.lax.with_sharding_constraint(next_batch(state, data), split_batch(mesh))
+        batch = jax.lax.with_sharding_constraint(data.batch(state.rng, state.step), split_batch(mesh))
         state, metrics = train_step(state, batch, loss_fn, num_microbatches)
         return state, jax.tree.map(jnp.add, sums, metrics)
 
@@ -297,6 +292,8 @@ def train_and_evaluate(
         raise UserError(f"--workdir={workdir} cannot be used: {error}") from error
     config, state, train_data, mesh = experiment.config, experiment.state, experiment.train_data, experiment.mesh
     print(parameter_overview.get_parameter_overview(state.params, include_stats=False))
+    part = config.batch_size // (mesh.size * config.accumulate)
+    print(f"Batches of {config.batch_size} = {mesh.size} devices x {config.accumulate} parts x {part} images")
     print(f"Training for {settings.describe(config)}", flush=True)
 
     loss = functools.partial(loss_fn, **config.loss)
@@ -363,7 +360,11 @@ def create_zero_sums(
     loss_fn: LossFn, state: CustomTrainState, data: input_pipeline.TrainData, mesh: jax.sharding.Mesh
 ) -> Callable[[], Metrics]:
     """A function that returns metric sums over no steps, for the metrics that this loss function has."""
-    metrics = jax.eval_shape(lambda state, data: train_step(state, next_batch(state, data), loss_fn)[1], state, data)
+
+    def metrics_of_a_step(state: CustomTrainState, data: input_pipeline.TrainData) -> Metrics:
+        return train_step(state, data.batch(state.rng, state.step), loss_fn)[1]
+
+    metrics = jax.eval_shape(metrics_of_a_step, state, data)
     return jax.jit(lambda: jax.tree.map(lambda m: jnp.zeros(m.shape, m.dtype), metrics), out_shardings=replicated(mesh))
 
 

@@ -37,7 +37,8 @@ def draw(config: ml_collections.ConfigDict, path: pathlib.Path) -> None:
     with tempfile.TemporaryDirectory() as workdir:
         experiment = train.set_up(config, workdir, "refuse")
     plain = dataclasses.replace(experiment.train_data, augmentation=Augmentation())
-    batches = [jax.device_get(train.next_batch(experiment.state, data)) for data in (plain, experiment.train_data)]
+    rng, step = experiment.state.rng, experiment.state.step
+    batches = [jax.device_get(data.batch(rng, step)) for data in (plain, experiment.train_data)]
     mean, std = (np.asarray(x) for x in (plain.normalization.mean, plain.normalization.std))
 
     figure = Figure(figsize=(COLUMNS, 2.6 * PAIRS_OF_ROWS), layout="constrained")
