@@ -103,6 +103,21 @@ def test_a_batch_holds_the_images_and_labels_of_its_indices():
     np.testing.assert_array_equal(batch["target"], np.eye(5)[expected % 5])
 
 
+def test_augmentation_is_new_at_every_step_and_the_same_when_a_step_is_repeated():
+    image = np.broadcast_to(np.arange(1, 17, dtype=np.uint8).reshape(1, 4, 4, 1), (8, 4, 4, 1))  # all the same
+    identity = input_pipeline.Normalization(np.zeros(1, np.float32), np.ones(1, np.float32))
+    data = input_pipeline.TrainData(
+        image, np.zeros(8, np.int32), identity, 2, 8, Augmentation(flip=True, crop_padding=2)
+    )
+    batches = [
+        np.asarray(data.batch(key, jnp.int32(step))["image"])
+        for key, step in ((KEY, 3), (KEY, 3), (KEY, 4), (jax.random.key(1), 3))
+    ]
+    np.testing.assert_array_equal(batches[0], batches[1])
+    assert (batches[0] != batches[2]).any()
+    assert (batches[0] != batches[3]).any()
+
+
 @pytest.mark.parametrize("num_images", [1, 7, 8, 9, 20])
 @pytest.mark.parametrize(("batch_size", "num_devices"), [(8, 1), (8, 4), (100, 3)])
 def test_evaluation_batches_are_equal_in_size_and_show_every_image_once(num_images, batch_size, num_devices):

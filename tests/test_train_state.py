@@ -107,3 +107,39 @@ def test_a_new_state_can_be_donated():
     assert doubled.step == 1
     pointers = [x.unsafe_buffer_pointer() for x in jax.tree.leaves(doubled.replace(rng=None))]
     assert len(set(pointers)) == len(pointers)
+
+
+def test_an_optimizer_that_draws_random_numbers_gets_a_key_of_its_own_stream_at_every_step():
+    seen = []
+
+    def update(updates, state, params=None, *, key, **extra):
+        seen.append(key)
+        return updates, state
+
+    recorder = optax.GradientTransformationExtraArgs(lambda params: optax.EmptyState(), update)
+    state = create().replace(tx=optax.chain(optax.sgd(0.5), recorder), opt_state=(optax.sgd(0.5).init({}), ()))
+    expected = []
+    for _ in range(3):
+        expected.append(jax.random.fold_in(stream_key(state.rng, "optimizer"), state.step))
+        state = step(state, [1.0, 1.0], [0.0])
+    assert [jax.random.key_data(key).tolist() for key in seen] == [jax.random.key_data(k).tolist() for k in expected]
+    assert len({tuple(jax.random.key_data(key).tolist()) for key in seen}) == 3
+
+
+def test_averages_start_anew_from_weights_that_are_put_in_place_of_the_present_ones():
+    state = step(create(ema("ema", 0.5)), [1.0, 1.0], [2.0])
+    after = state.with_weights({"w": jnp.array([7.0, 8.0])}, {"mean": jnp.array([9.0])})
+    for params, batch_stats in (
+        (after.params, after.batch_stats),
+        (after.ema_params["ema"], after.ema_batch_stats["ema"]),
+    ):
+        np.testing.assert_array_equal(params["w"], [7, 8])
+        np.testing.assert_array_equal(batch_stats["mean"], [9])
+    assert after.ema_count["ema"] == 0
+    jax.jit(lambda s: s, donate_argnums=0)(after)  # no buffer stands in it twice
+
+
+def test_every_microbatch_has_a_key_of_its_own():
+    state = create()
+    keys = [state.step_key("a"), *(state.replace(microbatch=jnp.int32(m)).step_key("a") for m in range(3))]
+    assert len({tuple(jax.random.key_data(key).tolist()) for key in keys}) == 4
