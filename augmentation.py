@@ -20,7 +20,7 @@ class Augmentation:
     fork's own is a function below, a field, and a line in `__call__`.
 
     Attributes:
-        flip: whether to mirror every second image, left to right.
+        flip: whether to mirror images left to right, each with probability 1/2.
         crop_padding: pixels to pad on each side before cropping to the original size at a random place.
         cutout: side of a square that is blanked, in pixels.
         mixup: parameter of the beta distribution that mixing weights are drawn from.

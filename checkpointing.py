@@ -101,7 +101,7 @@ class Checkpoints:
         if values.get("format") != FORMAT:
             raise UserError(
                 f"{self._directory / str(step)} has format {values.get('format')}; this version reads {FORMAT}. "
-                "Continue the run with the version that made it, or use another --workdir."
+                "Use the version that made it, or another workdir."
             )
         return Record(**values | {"averages": tuple(values["averages"])})
 
@@ -138,7 +138,7 @@ class Checkpoints:
         return self._manager.restore(record.step, args=args)["sums"]
 
 
-def read_weights(workdir: str | pathlib.Path, name: str, state: CustomTrainState) -> dict[str, Any]:
+def read_weights(workdir: str | pathlib.Path, name: str, state: CustomTrainState) -> tuple[int, dict[str, Any]]:
     """The weights in the latest checkpoint of a run, whatever optimizer and averages that run has.
 
     Args:
@@ -147,18 +147,17 @@ def read_weights(workdir: str | pathlib.Path, name: str, state: CustomTrainState
         state: one whose parameters and batch statistics have the shapes and shardings to read them with.
 
     Returns:
-        `params` and `batch_stats`.
+        The step of that checkpoint; `params` and `batch_stats`.
 
     Raises:
         UserError: there is no such run or average, or it is of another model.
     """
-    found = f"init_from = {str(workdir)!r}"
-    if not (pathlib.Path(workdir) / "checkpoints").is_dir():
-        raise UserError(f"{found} holds no checkpoint; python main.py --workdir={workdir} makes one")
-    with Checkpoints(workdir) as checkpoints:
-        record = checkpoints.read_record()
+    found, record = f"init_from = {str(workdir)!r}", None
+    if (pathlib.Path(workdir) / "checkpoints").is_dir():  # which is made otherwise
+        with Checkpoints(workdir) as checkpoints:
+            record = checkpoints.read_record()
     if record is None:
-        raise UserError(f"{found} holds no checkpoint yet; python main.py --workdir={workdir} makes one")
+        raise UserError(f"{found} holds no checkpoint; it must be the --workdir of a run that has saved one")
     curves = ("raw", *record.averages)
     if name not in curves:
         raise UserError(f"init_weights = {name!r}: {workdir} has {', '.join(curves)}")
@@ -181,8 +180,8 @@ def read_weights(workdir: str | pathlib.Path, name: str, state: CustomTrainState
         folder = pathlib.Path(workdir).absolute() / "checkpoints" / str(record.step) / "state"
         restored = checkpointer.restore(folder, args=args)
     if name == "raw":
-        return restored
-    return {field: restored[f"ema_{field}"][name] for field in fields}
+        return record.step, restored
+    return record.step, {field: restored[f"ema_{field}"][name] for field in fields}
 
 
 def _describe_leaves(tree: Any) -> dict[str, str]:

@@ -5,6 +5,7 @@ A fork with data of its own adds a function to `SOURCES`; nothing else needs to 
 
 import dataclasses
 import difflib
+import json
 import math
 import os
 import pathlib
@@ -89,7 +90,7 @@ def find_source(dataset: str) -> Source:
 def _digits_source() -> Source:
     """scikit-learn's bundled handwritten digits: 1,797 images of 8x8 (Alpaydin & Kaynak 1998), no download.
 
-    Every second image of each class is a test image: 903 to train, 894 to test, the same ones always.
+    Every second image of each class is a test image: 901 to train, 896 to test, the same ones always.
     """
     from sklearn import datasets
 
@@ -111,17 +112,25 @@ def _tfds_source(dataset: str) -> Source:
 
     data_dir = os.environ.get("TFDS_DATA_DIR", tfds.core.constants.DATA_DIR)
     folder = pathlib.Path(data_dir).expanduser() / dataset
+    # What TFDS leaves of a data set, whole or not; anything else there is not ours to have removed.
+    prepared = re.fullmatch(r"\w+", dataset) and any(
+        re.fullmatch(r"\d+\.\d+\.\d+|incomplete\..*", path.name) for path in folder.glob("*")
+    )
     repair = f"Remove it and prepare it again: rm -r {folder} && tfds build {dataset}"
     try:
         builder = tfds.builder(dataset, data_dir=data_dir)
-    except (json_format.ParseError, dataset_info.DatasetInfoFileError) as error:
+    except ImportError as error:
+        raise UserError(f"dataset = {dataset!r} needs a package that is not installed: {error}") from error
+    except (json_format.ParseError, json.JSONDecodeError, dataset_info.DatasetInfoFileError) as error:
         raise UserError(f"dataset = {dataset!r}: {folder} is damaged: {str(error).rstrip('.')}. {repair}") from error
-    except (tfds.core.DatasetNotFoundError, ValueError, AssertionError, ImportError) as error:
-        if folder.is_dir():
+    except tfds.core.DatasetNotFoundError as error:
+        if prepared:
             raise UserError(f"dataset = {dataset!r}: {folder} is damaged or half prepared. {repair}") from error
         close = difflib.get_close_matches(dataset, [*SOURCES, *tfds.list_builders(with_community_datasets=False)], n=3)
         hint = f"did you mean {' or '.join(close)}?" if close else "see https://www.tensorflow.org/datasets/catalog"
         raise UserError(f"dataset = {dataset!r}: neither {', '.join(SOURCES)} nor a TFDS data set; {hint}") from error
+    except (ValueError, AssertionError) as error:  # such as a version that does not exist
+        raise UserError(f"dataset = {dataset!r} cannot be loaded: {str(error).splitlines()[0]}") from error
     _prepare(tfds, dataset, builder)
 
     info = builder.info
@@ -147,7 +156,7 @@ def _tfds_source(dataset: str) -> Source:
         try:
             arrays = tfds.as_numpy(builder.as_dataset(split=split, batch_size=-1, shuffle_files=False))
         except tf.errors.OpError as error:
-            reason = re.sub(r"\{\{.*?\}\}|\[Op:.*?\].*", "", error.message).strip().splitlines()[0].rstrip(".")
+            reason = re.sub(r"\{\{.*?\}\}|\[Op:.*?\].*", "", error.message).strip().partition("\n")[0].rstrip(".")
             raise source.error(f"{builder.data_path}, split {split!r}, cannot be read: {reason}") from error
         return Images(arrays[image_key], arrays[label_key].astype(np.int32))
 

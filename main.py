@@ -37,7 +37,8 @@ def main(argv: list[str]) -> None:
 
     import train
 
-    jax.config.update("jax_debug_nans", _DEBUG_NANS.value)
+    if _DEBUG_NANS.value:
+        jax.config.update("jax_debug_nans", True)
     print(f"{jax.device_count()} x {jax.devices()[0].device_kind}", flush=True)
     try:
         if _MODE.value == "train":

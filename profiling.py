@@ -10,16 +10,19 @@ import jax
 class Profiler:
     """Traces the steps that `config.profile` asks for. A context manager: leaving it ends a trace that is under way."""
 
-    def __init__(self, folder: pathlib.Path, steps: tuple[int, int]) -> None:
+    def __init__(self, folder: pathlib.Path, steps: tuple[int, int], done: int) -> None:
         """Traces nothing yet.
 
         Args:
             folder: where traces go.
             steps: the first one, and the one after the last; (0, 0) for none.
+            done: steps done before.
         """
         self._folder = folder
         self._first, self._end = steps
         self._running = False
+        if done > self._first < self._end:
+            print(f"Steps {self._first} .. {self._end} are not traced: the run continues at step {done}", flush=True)
 
     def at(self, step: int) -> None:
         """Starts or ends the trace where `step`, the number of steps done, is one or the other."""

@@ -77,8 +77,8 @@ _RULES: Mapping[str, Callable[[Any], str]] = {
     "eval_batch_size": _POSITIVE_INT,
     "accumulate": _POSITIVE_INT,
     "profile": _needs(
-        lambda value: len(value) == 2 and (value == (0, 0) or 0 <= value[0] < value[1]),
-        "(first, end) with first below end, or (0, 0)",
+        lambda value: [type(v) for v in value] == [int, int] and (value == (0, 0) or 0 <= value[0] < value[1]),
+        "two integers, (first, end) with first below end, or (0, 0)",
     ),
     "augment.crop_padding": _NOT_NEGATIVE,
     "augment.cutout": _NOT_NEGATIVE,
@@ -93,7 +93,7 @@ _RULES: Mapping[str, Callable[[Any], str]] = {
     "max_rejected_steps": _POSITIVE_INT,
     "model.name": _one_of(models.MODELS),
     "model.dtype": _one_of(("float32", "bfloat16")),
-    "model.hidden_sizes": _needs(lambda value: all(isinstance(v, int) and v > 0 for v in value), "positive integers"),
+    "model.hidden_sizes": _needs(lambda value: all(type(v) is int and v > 0 for v in value), "positive integers"),
     "model.width": _POSITIVE_INT,
     "model.depth": _POSITIVE_INT,
     "model.patch": _POSITIVE_INT,
@@ -171,6 +171,8 @@ def _unused_fields(config: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     for field in sorted(set().union(*map(optimizers.optimizer_fields, optimizers.OPTIMIZERS))):
         if field not in optimizers.optimizer_fields(optimizer):
             yield f"optimizer.{field}", f"optimizer {optimizer!r} has no such field"
+    if optimizer == "sgd" and config["optimizer"]["momentum"] == 0:
+        yield "optimizer.nesterov", "there is no momentum"
     if config["optimizer"]["schedule"] != "wsd":
         yield "optimizer.decay", f"schedule {config['optimizer']['schedule']!r} has no such field"
     if not config["init_from"]:
@@ -219,11 +221,10 @@ def resolve(config: Mapping[str, Any], *, num_train: int, num_devices: int) -> m
         )
     num_parts = num_devices * resolved["accumulate"]
     if batch_size % num_parts:
-        nearest = max(1, round(batch_size / num_parts)) * num_parts
+        nearest = min(max(1, round(batch_size / num_parts)), num_examples // num_parts) * num_parts
         what = "the number of devices" + (" times accumulate" if resolved["accumulate"] > 1 else "")
-        raise UserError(
-            f"batch_size = {batch_size}: must be a multiple of {num_parts}, {what}; the nearest is {nearest}"
-        )
+        hint = f"the nearest is {nearest}" if nearest else f"{resolved['dataset']} has only {num_examples} images"
+        raise UserError(f"batch_size = {batch_size}: must be a multiple of {num_parts}, {what}; {hint}")
 
     def steps(text: str, total: Fraction | int | None = None) -> Fraction | int:
         exact = durations.parse(text).to_steps(batch_size=batch_size, num_examples=num_examples, total=total)
@@ -245,10 +246,11 @@ def resolve(config: Mapping[str, Any], *, num_train: int, num_devices: int) -> m
         case _:
             optimizer |= {"stable": 0, "decay": rest}
     if min(rest, optimizer["stable"]) < 0 or (optimizer["schedule"] != "constant" and optimizer["decay"] == 0):
-        raise UserError(
-            f"optimizer.warmup = {config['optimizer']['warmup']!r} and optimizer.decay = "
-            f"{config['optimizer']['decay']!r} do not fit into the training of {resolved['duration']} steps"
-        )
+        names = ("warmup", "decay") if optimizer["schedule"] == "wsd" else ("warmup",)
+        phases = " and ".join(f"optimizer.{name} = {config['optimizer'][name]!r}" for name in names)
+        raise UserError(f"{phases}: too long for the training of {resolved['duration']} steps")
+    if resolved["profile"][0] >= resolved["duration"]:
+        raise UserError(f"profile = {resolved['profile']}: training ends at step {resolved['duration']}")
 
     averages = {name: average for name, average in resolved["averages"].items() if average["kind"] != "none"}
     for average in averages.values():
@@ -317,9 +319,15 @@ def check_same_run(old: str, new: str, workdir: str, *, accept: bool = False) ->
         What differs, in words, for the log.
 
     Raises:
-        UserError: naming the fields that differ and may not.
+        UserError: naming the fields that differ and may not, and always if those differ that a run starts from.
     """
     before, now = flatten(json.loads(old)), flatten(json.loads(new))
+    for name in ("init_from", "init_weights"):
+        if before.get(name) != now.get(name):
+            raise UserError(
+                f"{workdir} holds a run with {name} = {before.get(name)!r}, not {now.get(name)!r}: where it started "
+                "from cannot be changed. Use another --workdir."
+            )
     differing = {
         name: f"{name}: {before.get(name, 'absent')} before, {now.get(name, 'absent')} now"
         for name in [*before, *(name for name in now if name not in before)]

@@ -311,12 +311,15 @@ def train_and_evaluate(
                 what = "starts from the restored parameters" if name in state.ema_params else "is dropped"
                 print(f"The average {name!r} {what}", flush=True)
         elif config.init_from:
-            state = state.with_weights(**checkpointing.read_weights(config.init_from, config.init_weights, state))
-            print(f"Starting from the {config.init_weights} weights of {config.init_from}", flush=True)
+            source_step, weights = checkpointing.read_weights(config.init_from, config.init_weights, state)
+            state = state.with_weights(**weights)
+            print(
+                f"Starting from the {config.init_weights} weights of {config.init_from}, step {source_step}", flush=True
+            )
         settings.write(config, workdir)
         environment.write(workdir)
         writer = stack.enter_context(MetricWriter(workdir, config.duration, record.writer))
-        profiler = stack.enter_context(Profiler(workdir / "profile", config.profile))
+        profiler = stack.enter_context(Profiler(workdir / "profile", config.profile, record.step))
         step, best = record.step, record.best
 
         def evaluate(split: str) -> dict[str, dict[str, float]]:

@@ -9,6 +9,7 @@ metrics, the dtypes that parameters, averages and optimizer ended with, times, t
 
 import datetime
 import json
+import math
 import pathlib
 import sys
 import tempfile
@@ -64,7 +65,7 @@ def main(argv: list[str]) -> None:
     for lines in zip(*(run["metrics"] for run in runs.values()), strict=True):
         name = "loss" if lines[0]["curve"] == "train" else "accuracy"
         if name in lines[0] and not lines[0]["curve"].endswith("-raw"):
-            values = "".join(f"{line[name]:10.4f}" for line in lines)
+            values = "".join(f"{math.nan if line[name] is None else line[name]:10.4f}" for line in lines)
             print(f"{lines[0]['curve']:6} {lines[0]['step']:6} {name:9}{values}")
     for dtype, run_ in runs.items():
         print(f"{dtype}: {run_['timing'][-1]['train_seconds']:.0f} s of training; dtypes {run_['dtypes']}")

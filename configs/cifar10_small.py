@@ -1,6 +1,14 @@
 """CIFAR-10 with ResNet-20, for two CPU cores: what averaging buys at a constant learning rate.
 
-python main.py --config=configs/cifar10_small.py --workdir=runs/cifar10_small
+    python main.py --config=configs/cifar10_small.py --workdir=runs/cifar10_small
+
+Test accuracy over 3 seeds, mean and 95 % interval over the seeds (benchmarks/results/cifar10_small.json):
+
+    raw          71.4 %  (70.6 .. 72.2)
+    averaged     78.5 %  (76.8 .. 80.2)
+    difference   +7.1    (+6.2 .. +8.0); the interval over the test images lies above 0 in 3 of 3 seeds
+
+Training takes 15 to 17 minutes on two cores of an AMD EPYC that did other work beside it.
 """
 
 import ml_collections

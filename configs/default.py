@@ -14,7 +14,8 @@ import ml_collections
 def get_config() -> ml_collections.ConfigDict:
     config = ml_collections.ConfigDict()
 
-    # Everything random follows from it: initial parameters, order of images, dropout, validation split, label noise.
+    # Everything random follows from it: initial parameters, order and augmentation of images, dropout, noise, and which
+    # images are set aside.
     config.seed = 0
 
     # "digits" (8x8, part of scikit-learn, no download) or the name of a TFDS image-classification set such as "mnist".
@@ -33,11 +34,11 @@ def get_config() -> ml_collections.ConfigDict:
 
     # Images per step, over all devices together.
     config.batch_size = 128
+    # The same for evaluation, at most; nothing but the last bits of a loss depends on it.
+    config.eval_batch_size = 1000
     # Into how many equal parts to split a step's images, which are then computed one after another to save memory;
     # optimizer and averages still move once a step. Batch norm sees each part on its own.
     config.accumulate = 1
-    # The same for evaluation, at most; nothing but the last bits of a loss depends on it.
-    config.eval_batch_size = 1000
     # How long to train, and how often to log training metrics, to evaluate and to save. All of it happens at the end,
     # too.
     config.duration = "10 epochs"
@@ -62,7 +63,7 @@ def get_config() -> ml_collections.ConfigDict:
 
     # Random changes to the training images; 0 or False for none.
     config.augment = ml_collections.ConfigDict()
-    config.augment.flip = False  # left to right, every second image; not for digits and letters
+    config.augment.flip = False  # left to right, with probability 1/2; not for digits and letters
     config.augment.crop_padding = 0  # pixels to pad on each side, then crop to the original size; 4 is usual on CIFAR
     config.augment.cutout = 0  # side of a blanked square, in pixels; 16 for CIFAR-10, 8 for CIFAR-100 in the paper
     config.augment.mixup = 0.0  # parameter of the beta distribution; 1 on CIFAR in the paper

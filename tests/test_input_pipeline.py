@@ -228,7 +228,7 @@ def _flip_a_bit(file):
         (lambda folder: _cut(folder / TRAIN), "split 'train', cannot be read: "),
         (lambda folder: _flip_a_bit(folder / TEST), "split 'test', cannot be read: corrupted record"),
         (lambda folder: (folder / "dataset_info.json").unlink(), "is damaged: Could not read dataset info"),
-        (lambda folder: (folder / "features.json").write_text("{"), "is damaged or half prepared"),
+        (lambda folder: (folder / "features.json").write_text("{"), "is damaged: Expecting property name"),
         (lambda folder: (folder / "dataset_info.json").write_text('{"name":'), "is damaged: Failed to load JSON"),
         (lambda folder: folder.rename(folder.parent / "incomplete.ABC123_1.0.0"), "is damaged or half prepared"),
         (
@@ -301,3 +301,17 @@ def load(source):
 def test_a_source_that_does_not_give_what_it_says_is_refused(fields, found):
     with pytest.raises(UserError, match=f"dataset = 'pixels': .*{found}"):
         load(dataclasses.replace(source(), **fields))
+
+
+@pytest.mark.parametrize("name", ["", ".", "..", "hundred/", "downloads", "some/folder"])
+def test_no_message_asks_to_remove_a_folder_that_is_no_data_set(name, made_data, monkeypatch):
+    monkeypatch.setenv("TFDS_DATA_DIR", str(made_data))
+    with pytest.raises(UserError) as error:
+        input_pipeline.find_source(name)
+    assert "rm -r" not in str(error.value)
+    assert len(str(error.value).splitlines()) == 1
+
+
+def test_a_version_that_does_not_exist_is_the_reason_given():
+    with pytest.raises(UserError, match=r"'mnist:9.9.9' cannot be loaded: .*9.9.9, only: 3.0.1"):
+        input_pipeline.find_source("mnist:9.9.9")

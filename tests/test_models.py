@@ -81,18 +81,48 @@ def test_a_vision_transformer_has_the_parameters_of_its_paper(width, paper):
     assert by_hand == pytest.approx(paper, rel=0.01)
 
 
+@pytest.mark.parametrize(
+    ("name", "fields", "sizes"),
+    [
+        ("resnet", {"depth": 20}, {32, 16, 8}),
+        ("resnet", {"depth": 18}, {32, 16, 8, 4}),
+        ("wide_resnet", {"depth": 16}, {32, 16, 8}),
+    ],
+)
+def test_the_stages_of_a_residual_network_halve_the_image(name, fields, sizes):
+    model = create(name, **fields)
+
+    def intermediates(key):
+        return model.init_with_output(key, jnp.zeros((1, 32, 32, 3)), train=False, capture_intermediates=True)[1]
+
+    outputs = jax.eval_shape(intermediates, jax.random.key(0))["intermediates"]
+    convolutions = [outputs[layer]["__call__"][0].shape for layer in outputs if layer.startswith("Conv_")]
+    assert {height for _, height, _, _ in convolutions} == {width for _, _, width, _ in convolutions} == sizes
+    # Twice the channels at half the size.
+    assert {height * channels for _, height, _, channels in convolutions[1:]} == {
+        convolutions[1][1] * convolutions[1][3]
+    }
+
+
 def test_zero_initialised_residuals_make_every_block_an_identity():
     images = jax.random.normal(jax.random.key(1), (4, 8, 8, 3))
-    zero = create("resnet", zero_init_residual=True)
-    variables = variables_of(zero, (8, 8, 3))
+    model = create("resnet", zero_init_residual=True)
+    variables = variables_of(model, (8, 8, 3))
+    apply = jax.jit(lambda variables: model.apply(variables, images, train=False))
+
+    def changed(tree, change, chosen):
+        def of(path, leaf):
+            return change(leaf) if chosen(path[-2].key, path[-1].key) else leaf
+
+        return jax.tree_util.tree_map_with_path(of, tree)
+
+    def double(tree):
+        return changed(tree, lambda x: 2 * x, lambda layer, name: layer.startswith("Conv_") and layer != "Conv_0")
+
     # With identities for blocks, the convolutions inside them do not matter.
-    changed = jax.tree_util.tree_map_with_path(
-        lambda path, p: p if "Conv_0" in jax.tree_util.keystr(path) or p.ndim < 4 else 2 * p, variables
-    )
-    apply = jax.jit(lambda model_variables: zero.apply(model_variables, images, train=False))
-    np.testing.assert_array_equal(apply(variables), apply(changed))
-    plain = jax.jit(lambda v: create("resnet").init(v, images[:1], train=False))(jax.random.key(0))
-    assert (apply(plain) != apply(variables)).any()
+    np.testing.assert_array_equal(apply(variables), apply(double(variables)))
+    active = changed(variables, jnp.ones_like, lambda layer, name: name == "scale")
+    assert (apply(active) != apply(double(active))).any()
 
 
 def test_images_that_patches_do_not_fill_are_refused():

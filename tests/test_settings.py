@@ -40,6 +40,8 @@ def resolve(config, num_train=901, num_devices=1):
         ("init_weights", "ema", "init_from is empty"),
         ("profile", (3, 2), "first below end"),
         ("profile", (1, 2, 3), "first below end"),
+        ("profile", (1.5, 3), "two integers"),
+        ("profile", ("a", "b"), "two integers"),
         ("augment__crop_padding", -1, "at least 0"),
         ("augment__cutout", -1, "at least 0"),
         ("augment__mixup", -0.5, "at least 0"),
@@ -76,6 +78,7 @@ def test_a_wrong_value_is_refused_with_its_field_and_what_would_be_right(field, 
     [
         ({"model__name": "resnet", "model__depth": 50}, "model.depth = 50: must be one of 18, 20, 34, 56"),
         ({"model__name": "wide_resnet", "model__depth": 20}, "model.depth = 20: must be 6 n + 4"),
+        ({"optimizer__momentum": 0.0, "optimizer__nesterov": True}, "optimizer.nesterov = True: there is no momentum"),
         ({"optimizer__schedule": "one_cycle"}, "optimizer.warmup = '0 steps': schedule 'one_cycle' rises during it"),
     ],
 )
@@ -127,17 +130,20 @@ def test_an_average_has_a_name_of_its_own(name):
         ({"num_validation": 901}, 1, "num_validation = 901: must be below the 901 training images"),
         ({"batch_size": 34}, 8, "batch_size = 34: must be a multiple of 8, .*nearest is 32"),
         ({"batch_size": 34, "accumulate": 3}, 1, "multiple of 3, the number of devices times accumulate; .* is 33"),
+        ({"batch_size": 900, "accumulate": 7}, 1, "must be a multiple of 7, .*; the nearest is 896"),
+        ({"batch_size": 32, "accumulate": 1000}, 1, "must be a multiple of 1000, .*; digits has only 901 images"),
+        ({"profile": (20, 25)}, 1, r"profile = \(20, 25\): training ends at step 20"),
         ({"batch_size": 32, "accumulate": 3}, 2, "multiple of 6, .*; the nearest is 30"),
         (
             {"optimizer__schedule": "wsd", "optimizer__decay": "60%", "optimizer__warmup": "50%"},
             1,
-            "'50%' and optimizer.decay = '60%' do not fit into the training of 20 steps",
+            "'50%' and optimizer.decay = '60%': too long for the training of 20 steps",
         ),
-        ({"optimizer__warmup": "21 steps"}, 1, "'21 steps' .* do not fit into the training of 20 steps"),
+        ({"optimizer__warmup": "21 steps"}, 1, "optimizer.warmup = '21 steps': too long for the training of 20 steps"),
         (
             {"optimizer__warmup": "100%", "optimizer__schedule": "cosine"},
             1,
-            "'100%' .* do not fit into the training of 20 steps",
+            "optimizer.warmup = '100%': too long for the training of 20 steps",
         ),
     ],
 )
@@ -229,3 +235,9 @@ def test_a_longer_duration_is_refused_where_the_learning_rate_is_annealed_to_its
     old, new = (settings.to_json(resolve(config)) for config in configs)
     with pytest.raises(UserError, match=r"optimizer.decay: 20 before, 30 now"):
         settings.check_same_run(old, new, "runs/a")
+
+
+def test_where_a_run_started_from_cannot_be_changed_even_if_accepted():
+    old, new = (settings.to_json(resolve(digits_config(init_from=folder))) for folder in ("", "runs/b"))
+    with pytest.raises(UserError, match=r"runs/a holds a run with init_from = '', not 'runs/b'"):
+        settings.check_same_run(old, new, "runs/a", accept=True)

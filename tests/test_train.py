@@ -45,12 +45,13 @@ def numpy_logits(params, image):
 
 def test_objective_and_metrics_are_what_their_formulas_say(experiment):
     batch = first_batch(experiment)
+    batch["target"] = 0.7 * batch["target"] + 0.3 * jnp.roll(batch["target"], 1, axis=0)  # as mixup leaves it
     params = experiment.state.params
     objective, (metrics, _) = train.loss_fn(params, experiment.state, batch, label_smoothing=0.1, l2_penalty=0.01)
     logits, label = numpy_logits(params, batch["image"]), np.asarray(batch["label"])
     log_p = logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
     nll = -log_p[np.arange(32), label]
-    smoothed = -(0.9 * log_p[np.arange(32), label] + 0.1 * log_p.mean(axis=1))
+    smoothed = -(0.9 * (np.asarray(batch["target"]) * log_p).sum(axis=1) + 0.1 * log_p.mean(axis=1))
     kernels = [np.asarray(params[name]["kernel"], np.float64) for name in ("Dense_0", "Dense_1")]
     penalty = 0.5 * 0.01 * sum((kernel**2).sum() for kernel in kernels)
     assert objective == pytest.approx(smoothed.mean() + penalty, rel=1e-6)
@@ -98,16 +99,27 @@ def test_gradients_accumulated_over_microbatches_are_those_of_the_whole_batch(ex
             assert float(total) == pytest.approx(float(metrics[name][0]), rel=1e-5)
 
 
+def test_microbatches_need_the_memory_of_one(tmp_path):
+    def temporary_memory(num_microbatches):
+        config = digits_config(batch_size=256, accumulate=num_microbatches, **CNN)
+        experiment = train.set_up(config, tmp_path, "refuse")
+        sums = train.create_zero_sums(train.loss_fn, experiment.state, experiment.train_data, experiment.mesh)()
+        program = train.create_train_program(train.loss_fn, experiment.mesh, num_microbatches)
+        compiled = program.lower(experiment.state, sums, experiment.train_data).compile()
+        return compiled.memory_analysis().temp_size_in_bytes
+
+    # Activations, a quarter, and gradients, which stay as large as they are.
+    assert temporary_memory(4) < 0.5 * temporary_memory(1)
+
+
 def test_microbatches_share_neither_dropout_nor_batch_statistics(experiment):
     """Of two equal microbatches each has its own dropout, and the second updates the statistics of the first."""
     model = models.create_model("cnn", num_classes=10, dtype="float32", batch_norm=True, dropout=0.5)
     image = first_batch(experiment)["image"][:16]
     variables = model.init(jax.random.key(0), image, train=False)
     state = experiment.state.replace(apply_fn=model.apply, **variables).with_averages(())
-    seen = []
 
     def loss_fn(params, state, batch):
-        seen.append(state.microbatch)
         logits, updates = state.apply_fn(
             {"params": params, "batch_stats": state.batch_stats}, batch["image"], train=True,
             mutable=["batch_stats"], rngs={"dropout": state.step_key("dropout")},
@@ -464,8 +476,8 @@ def test_a_run_that_cannot_be_started_from_is_refused(tmp_path):
     train.train_and_evaluate(digits_config(duration="1 steps"), tmp_path / "first")
     (tmp_path / "empty" / "checkpoints").mkdir(parents=True)
     for overrides, message in [
-        ({"init_from": str(tmp_path / "no")}, r"init_from = .*no' holds no checkpoint; python main.py --workdir=.*no"),
-        ({"init_from": str(tmp_path / "empty")}, r"init_from = .*empty' holds no checkpoint yet"),
+        ({"init_from": str(tmp_path / "no")}, r"init_from = .*no' holds no checkpoint"),
+        ({"init_from": str(tmp_path / "empty")}, r"init_from = .*empty' holds no checkpoint"),
         ({"init_weights": "slow"}, "init_weights = 'slow': .* has raw, ema"),
         (
             {"model__hidden_sizes": (32, 32)},
@@ -492,6 +504,13 @@ def test_a_profile_holds_the_chosen_steps_and_changes_nothing_else(tmp_path):
 def test_a_profile_of_the_last_steps_is_written_at_the_end(tmp_path):
     train.train_and_evaluate(digits_config(profile=(19, 30)), tmp_path)
     assert list((tmp_path / "profile").rglob("perfetto_trace.json.gz"))
+
+
+def test_a_profile_of_steps_that_are_done_already_is_said_to_be_left_out(tmp_path, capsys):
+    train.train_and_evaluate(digits_config(), tmp_path)
+    train.train_and_evaluate(digits_config(profile=(7, 9), duration="40 steps"), tmp_path)
+    assert "Steps 7 .. 9 are not traced: the run continues at step 20" in capsys.readouterr().out
+    assert not (tmp_path / "profile").exists()
 
 
 def test_without_jit_a_run_shows_values_and_what_it_prints(tmp_path, capfd):

@@ -65,7 +65,7 @@ def main(argv: list[str]) -> None:
     logging.set_verbosity(logging.WARNING)
     try:
         draw(_CONFIG.value, pathlib.Path(_OUT.value))
-    except UserError as error:
+    except (UserError, OSError) as error:
         sys.exit(f"error: {error}")
     print(_OUT.value)
 
