@@ -427,11 +427,11 @@ def test_a_config_serves_another_data_set_without_an_edit(dataset, tmp_path, req
         monkeypatch.setenv("TFDS_DATA_DIR", str(request.getfixturevalue("made_data")))
     config = get_config("cifar10_small")
     config.dataset = dataset
-    config.duration = "20 steps" if dataset == "mnist" else "2 steps"
+    config.duration = "50 steps" if dataset == "mnist" else "2 steps"
     state = train.train_and_evaluate(config, tmp_path)
     assert state.params["Dense_0"]["bias"].shape == ({"hundred": 100, "mnist": 10}[dataset],)
     if dataset == "mnist":
-        assert read_metrics(tmp_path, "ema")[-1]["accuracy"] > 0.3  # chance is 0.1
+        assert read_metrics(tmp_path, "ema")[-1]["accuracy"] > 0.5  # chance is 0.1
 
 
 @pytest.mark.slow
