@@ -98,6 +98,7 @@ def get_config():
 """
 
 
+@pytest.mark.slow
 def test_debug_nans_shows_where_the_first_nan_comes_from_and_keeps_none_of_it(tmp_path):
     config = tmp_path / "broken.py"
     config.write_text(BROKEN)

@@ -26,7 +26,7 @@ from checkpointing import Checkpoints
 from configs import default
 from errors import UserError
 
-SLOW = {"cifar10", "cifar100", "cifar10_small"}
+SLOW = {"cifar10", "cifar100", "cifar10_small", "mnist"}
 CONFIGS = sorted(path.stem for path in (ROOT / "configs").glob("*.py") if path.stem != "default")
 
 
@@ -101,6 +101,7 @@ def test_gradients_accumulated_over_microbatches_are_those_of_the_whole_batch(ex
             assert float(total) == pytest.approx(float(metrics[name][0]), rel=1e-5)
 
 
+@pytest.mark.slow
 def test_microbatches_need_the_memory_of_one(tmp_path):
     def temporary_memory(num_microbatches):
         config = digits_config(batch_size=256, accumulate=num_microbatches, **CNN)
@@ -536,6 +537,7 @@ def test_a_profile_of_steps_that_are_done_already_is_said_to_be_left_out(tmp_pat
     assert not (tmp_path / "profile").exists()
 
 
+@pytest.mark.slow
 def test_without_jit_a_run_shows_values_and_what_it_prints(tmp_path, capfd):
     labels = []
 
