@@ -134,12 +134,13 @@ def _tfds_source(dataset: str) -> Source:
     _prepare(tfds, dataset, builder)
 
     info = builder.info
+    repair = f"Remove it and prepare it again: rm -r {builder.data_path} && tfds build {dataset}"  # this version only
     for split in ("train", "test"):
         if split not in info.splits or not info.splits[split].num_examples:
             found = ", ".join(f"{name} with {info.splits[name].num_examples} images" for name in info.splits)
             raise UserError(
                 f"dataset = {dataset!r}: {builder.data_path} has no images in a split {split!r}; it has "
-                f"{found or 'no splits'}. {repair}"
+                f"{found or 'no splits'}. Use a data set with both, or if this one should have them: {repair}"
             )
     image_key, label_key = info.supervised_keys or ("image", "label")
     features = dict(info.features.items())
