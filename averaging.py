@@ -1,13 +1,27 @@
 """Weight averages as step-size schedules: `average <- average + s(t) * (params - average)`.
 
 `t = 1, 2, ...` counts the updates of that average and `s` is an ordinary `optax.Schedule`. Every known average is one
-choice of `s`; the weight that the average gives to each iterate follows from `s` alone. This module knows nothing of
-models or of training.
+choice of `s`:
+
+    state = init(params)
+    for t, params in enumerate(iterates, start=1):
+        state = update(state, params, schedule(t))
+
+After `T` updates the average is a weighted sum of the iterates `p_0 .. p_T`, with weights that follow from `s` alone:
+
+    w_0 = prod_t (1 - s(t)),    w_i = s(i) * prod_{j > i} (1 - s(j))
+
+This `kernel` sums to 1 and tells before training starts what the average will be: see `describe`. It also turns stored
+averages into other ones after training: see `synthesize`.
+
+A schedule takes `t >= 1` as an int or a NumPy array, giving float64, or as a JAX array, traced or not, giving JAX's
+default float. Where its formula says 1 it returns exactly 1. This module knows nothing of models or of training.
 """
 
 import dataclasses
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from types import ModuleType
 from typing import Any
 
 import jax
@@ -16,68 +30,228 @@ import numpy as np
 import optax
 from jax.typing import ArrayLike
 
+# ---- The averages ---------------------------------------------------------------------------------------------------
+
 
 def ema(decay: float, debias: bool = True) -> optax.Schedule:
     """Exponential moving average: `s(t) = 1 - d`, or with exact bias correction `(1 - d) / (1 - d**t)`.
 
-    With bias correction `s(1) = 1`: the first update copies the parameters and nothing of the random initialisation
-    remains. The result equals Adam's corrected moment (Kingma & Ba 2015, algorithm 1) at every `t`, without a second
-    copy: the correction sits in the step size. Without it the initial parameters keep the weight `d**t`.
+    The average to start with. With bias correction `s(1) = 1`: the first update copies the parameters and nothing of
+    the random initialisation remains. The result equals Adam's corrected moment (Kingma & Ba 2015, algorithm 1) at
+    every `t`, without a second copy: the correction sits in the step size. Without it the initial parameters keep the
+    weight `d**t`.
 
     Args:
-        decay: `d` in [0, 1), per update. 0.999 remembers about the last 1,000 updates.
+        decay: `d` in [0, 1), per update. Typical: a half-life of 1 % to 10 % of training; 0.999 to 0.9999 in diffusion
+            (Ho et al. 2020) and in image classification (Szegedy et al. 2016).
         debias: whether to forget the initial parameters.
 
-    Returns:
-        The schedule: takes `t >= 1` (an int or NumPy array, giving float64, or a JAX array, giving float32).
-
     Raises:
-        ValueError: if `decay` is outside [0, 1).
+        ValueError: `decay` is outside [0, 1).
     """
-    if not 0 <= decay < 1:
-        raise ValueError(f"decay = {decay} is outside [0, 1)")
+    _require("decay", decay, 0 <= decay < 1, "in [0, 1)")
     if not debias or decay == 0:
-        return lambda t: 0 * t + (1 - decay)
+        return soft_update(1 - decay)
     # 1 - d**t loses its digits in float32 when d is near 1; expm1 with log(d) taken in float64 does not.
     log_decay = math.log(decay)
+    return lambda t: _numpy(t).where(t == 1, 1.0, -(1 - decay) / _numpy(t).expm1(t * log_decay))
+
+
+def warmup_ema(decay: float) -> optax.Schedule:
+    """EMA whose decay grows at first: `s(t) = 1 - min(d, (1 + t) / (10 + t))`.
+
+    What `tf.train.ExponentialMovingAverage(num_updates=...)` made customary, and kauldron and diffusers took over. Use
+    it to match them; bias correction (`ema`) does the same without a constant. The initial parameters keep a weight
+    that falls as `t**-9` until the decay is reached.
+
+    Args:
+        decay: `d` in [0, 1), per update, reached after about `9 / (1 - d)` updates. Typical: 0.999 to 0.9999.
+
+    Raises:
+        ValueError: `decay` is outside [0, 1).
+    """
+    _require("decay", decay, 0 <= decay < 1, "in [0, 1)")
+    return lambda t: _numpy(t).maximum(1 - decay, 9 / (10 + t))
+
+
+def running_mean() -> optax.Schedule:
+    """The mean of all iterates but the initial one: `s(t) = 1 / t`.
+
+    Polyak & Juditsky 1992, Ruppert 1988. The optimal average near a minimum of a convex problem; elsewhere it remembers
+    the beginning of training for too long, unless it starts late: `starting_at`, `swa`.
+    """
+    return lambda t: 1 / t
+
+
+def polynomial_decay_mean(eta: float) -> optax.Schedule:
+    """A mean that forgets the beginning polynomially: `s(t) = (eta + 1) / (t + eta)`.
+
+    Shamir & Zhang 2013 ("Stochastic gradient descent for non-smooth optimization", section 4). Iterate `i` has a weight
+    of about `(i / t)**eta`; 0 is the running mean. An average of all of training with no horizon to choose.
+
+    Args:
+        eta: at least 0. Typical: 3; 8 in DP-SGD.
+
+    Raises:
+        ValueError: `eta` is negative.
+    """
+    _require("eta", eta, 0 <= eta < math.inf, "at least 0")
+    return lambda t: _numpy(t).where(t == 1, 1.0, (eta + 1) / (t + eta))
+
+
+def power_ema_gamma(gamma: float) -> optax.Schedule:
+    """The power-function average by its exponent: `s(t) = 1 - (1 - 1/t)**(gamma + 1)`.
+
+    Karras et al. 2024 (EDM2, section 3.1). Iterate `i` has the weight `(i/t)**(gamma + 1) - ((i - 1)/t)**(gamma + 1)`,
+    so that the profile has the same shape at every `t`; 0 is the running mean.
+
+    Args:
+        gamma: at least 0. Typical: 16.97 and 6.94, which are widths of 0.05 and 0.10.
+
+    Raises:
+        ValueError: `gamma` is negative.
+    """
+    _require("gamma", gamma, 0 <= gamma < math.inf, "at least 0")
 
     def schedule(t: ArrayLike) -> ArrayLike:
-        xp = jnp if isinstance(t, jax.Array) else np
-        return xp.where(t == 1, 1.0, -(1 - decay) / xp.expm1(t * log_decay))
+        xp = _numpy(t)
+        # In float32 the power of a number near 1 would lose its digits.
+        return xp.where(t == 1, 1.0, -xp.expm1((gamma + 1) * xp.log1p(-1 / xp.maximum(t, 2))))
 
     return schedule
 
 
-def half_life_to_decay(half_life: float) -> float:
-    """The decay per update at which a weight halves within `half_life` updates: `2 ** (-1 / half_life)`.
+def power_ema(width: float) -> optax.Schedule:
+    """The power-function average by its width: `power_ema_gamma(width_to_gamma(width))`.
+
+    An average with one horizon for every length of training: it is the same share of what has been trained so far. Two
+    of them, snapshotted, are a good basis for `synthesize`.
+
+    Args:
+        width: standard deviation of the profile as a share of training. Typical: 0.05 to 0.15 (Karras et al. 2024).
 
     Raises:
-        ValueError: if `half_life` is not positive.
+        ValueError: `width` is outside (0, 1 / sqrt(12)].
     """
-    if half_life <= 0:
-        raise ValueError(f"half_life = {half_life} is not positive")
-    return 2 ** (-1 / half_life)
+    return power_ema_gamma(width_to_gamma(width))
 
 
-# A new average is a schedule above and its name here.
-SCHEDULES: Mapping[str, Callable[..., optax.Schedule]] = {"ema": ema}
+def soft_update(tau: float) -> optax.Schedule:
+    """The target network of actor-critics and self-supervision: `s(t) = tau`.
+
+    DDPG (Lillicrap et al. 2016), SAC, BYOL, MoCo. An EMA of decay `1 - tau` that starts at the initial parameters and
+    keeps the weight `(1 - tau)**t` on them: right where training itself depends on the average from its first step.
+
+    Args:
+        tau: in (0, 1]. Typical: 0.001 to 0.005 in Q-learning, 0.004 and falling in BYOL.
+
+    Raises:
+        ValueError: `tau` is outside (0, 1].
+    """
+    _require("tau", tau, 0 < tau <= 1, "in (0, 1]")
+    return lambda t: 0 * t + tau
 
 
-@dataclasses.dataclass(frozen=True)
-class Average:
-    """Which average to keep. Plain values, compared by value, so that it can be a static part of a jitted state."""
+def hard_update(period: int) -> optax.Schedule:
+    """The target network of DQN: `s(t) = 1` if `t % period == 0`, else 0. The same as `optax.periodic_update`.
 
-    name: str
-    kind: str  # a key of SCHEDULES
-    arguments: tuple[tuple[str, float], ...]  # what that schedule takes, as (name, value)
+    Mnih et al. 2015. A copy that stays as it is between updates: a delay, not an average.
 
-    def step_size(self, count: ArrayLike) -> ArrayLike:
-        """`s(t)` at update `count >= 1`."""
-        return SCHEDULES[self.kind](**dict(self.arguments))(count)
+    Args:
+        period: updates from copy to copy, at least 1. Typical: 1,000 to 10,000.
+
+    Raises:
+        ValueError: `period` is below 1.
+    """
+    _require("period", period, period >= 1, "at least 1")
+    return lambda t: _numpy(t).where(t % period == 0, 1.0, 0.0)
 
 
-def _is_float(leaf: jax.Array) -> bool:
-    return jnp.issubdtype(leaf.dtype, jnp.floating)
+# ---- What changes when an average moves -----------------------------------------------------------------------------
+
+
+def starting_at(schedule: optax.Schedule, start: int) -> optax.Schedule:
+    """1 for `t <= start`, then `schedule(t - start)`: until then the average is the parameters themselves.
+
+    Args:
+        schedule: of the average.
+        start: number of updates, at least 0, which changes nothing.
+
+    Raises:
+        ValueError: `start` is negative.
+    """
+    _require("start", start, start >= 0, "at least 0")
+    if start == 0:
+        return schedule
+    return lambda t: _numpy(t).where(t <= start, 1.0, schedule(_numpy(t).maximum(t - start, 1)))
+
+
+def every(schedule: optax.Schedule, interval: int) -> optax.Schedule:
+    """`schedule(t // interval)` when `interval` divides `t`, else 0: an average that moves less often.
+
+    Args:
+        schedule: of the average; it counts firings, so a decay is one per firing: `half_life_to_decay`.
+        interval: updates from firing to firing, at least 1, which changes nothing.
+
+    Raises:
+        ValueError: `interval` is below 1.
+    """
+    _require("interval", interval, interval >= 1, "at least 1")
+    if interval == 1:
+        return schedule
+    return lambda t: _numpy(t).where(t % interval == 0, schedule(_numpy(t).maximum(t // interval, 1)), 0.0)
+
+
+def restart_every(schedule: optax.Schedule, period: int) -> optax.Schedule:
+    """`schedule((t - 1) % period + 1)`, and 1 where that argument is 1 and `t > 1`: the average begins anew.
+
+    For learning rates that restart (Loshchilov & Hutter 2017): no average spans two cycles.
+
+    Args:
+        schedule: of the average.
+        period: updates from beginning to beginning, at least 1.
+
+    Raises:
+        ValueError: `period` is below 1.
+    """
+    _require("period", period, period >= 1, "at least 1")
+
+    def restarted(t: Any) -> ArrayLike:
+        since = (t - 1) % period + 1
+        return _numpy(t).where((since == 1) & (t > 1), 1.0, schedule(since))
+
+    return restarted
+
+
+def swa(start: int, interval: int) -> optax.Schedule:
+    """Stochastic weight averaging: the mean of every `interval`-th iterate after `start`.
+
+    Izmailov et al. 2018. `starting_at(every(running_mean(), interval), start)`; with an interval of 1, the tail mean.
+
+    Args:
+        start: updates before averaging begins. Typical: 75 % of training.
+        interval: updates from firing to firing. Typical: an epoch.
+
+    Raises:
+        ValueError: `start` is negative or `interval` below 1.
+    """
+    return starting_at(every(running_mean(), interval), start)
+
+
+# The averages by name. A new one is a schedule above and its name here.
+SCHEDULES: Mapping[str, Callable[..., optax.Schedule]] = {
+    "ema": ema,
+    "warmup_ema": warmup_ema,
+    "running_mean": running_mean,
+    "polynomial_decay_mean": polynomial_decay_mean,
+    "power_ema": power_ema,
+    "power_ema_gamma": power_ema_gamma,
+    "soft_update": soft_update,
+    "hard_update": hard_update,
+}
+
+
+# ---- The update -----------------------------------------------------------------------------------------------------
 
 
 def init(params: Any) -> Any:
@@ -117,3 +291,204 @@ def update(average: Any, params: Any, step_size: ArrayLike) -> Any:
         return jnp.where(s == 1, new, old + s * (new - old)).astype(a.dtype)
 
     return jax.tree.map(move, average, params)
+
+
+# ---- Kernels --------------------------------------------------------------------------------------------------------
+
+
+def kernel(schedule: optax.Schedule, num_updates: int) -> np.ndarray:
+    """The weight that the average after `num_updates` updates gives to each iterate.
+
+    Args:
+        schedule: of the average.
+        num_updates: `T`, at least 0.
+
+    Returns:
+        float64 [T + 1], the weight on the initial parameters first; the sum is 1.
+    """
+    s = np.asarray(schedule(np.arange(1, num_updates + 1)), np.float64)
+    # What is left of a weight after all later updates; nothing is later than the last one.
+    left = np.append(np.cumprod((1 - s)[::-1])[::-1], 1.0)
+    return np.append(1.0, s) * left
+
+
+@dataclasses.dataclass(frozen=True)
+class Description:
+    """What an average is after some number of updates, from its kernel. The age of the last iterate is 0.
+
+    Attributes:
+        num_updates: that number.
+        initial_weight: weight on the initial parameters.
+        mean_age: mean age of an iterate, in updates.
+        half_life: how many of the newest iterates hold half of the weight.
+        relative_width: standard deviation of the age, as a share of `num_updates`.
+        effective_number: how many iterates of equal weight would average out independent noise as well:
+            `1 / sum(w**2)`.
+    """
+
+    num_updates: int
+    initial_weight: float
+    mean_age: float
+    half_life: float
+    relative_width: float
+    effective_number: float
+
+
+def describe(schedule: optax.Schedule, num_updates: int) -> Description:
+    """What the average is after `num_updates >= 1` updates."""
+    weights = kernel(schedule, num_updates)
+    age = np.arange(num_updates, -1, -1)
+    mean_age = np.sum(weights * age)
+    newest = np.append(0.0, np.cumsum(weights[::-1]))  # weight of the 0, 1, 2, ... newest iterates
+    return Description(
+        num_updates=num_updates,
+        initial_weight=float(weights[0]),
+        mean_age=float(mean_age),
+        half_life=float(np.interp(0.5, newest, np.arange(num_updates + 2))),
+        relative_width=float(np.sqrt(np.sum(weights * (age - mean_age) ** 2)) / num_updates),
+        effective_number=float(1 / np.sum(weights**2)),
+    )
+
+
+def synthesize(
+    target: optax.Schedule | np.ndarray, num_updates: int, snapshots: Sequence[tuple[optax.Schedule, int]]
+) -> tuple[np.ndarray, float]:
+    """How to make an average that was not kept from snapshots of others that were.
+
+    The post-hoc EMA of Karras et al. 2024 (EDM2, section 3.2), for averages of any kind: what matters is only how well
+    a linear combination of the snapshots' kernels fits the target's. Snapshots of the raw parameters are those of
+    `soft_update(1.0)`.
+
+    Args:
+        target: the schedule of the average to make, or its kernel, float64 [num_updates + 1].
+        num_updates: when, in updates.
+        snapshots: at least one (schedule, number of updates when the snapshot was taken, at most `num_updates`).
+
+    Returns:
+        A coefficient for each snapshot, which sum to 1, fitted by least squares; and the error of the fit, the norm of
+        the difference of the kernels over the norm of the target's.
+
+    Raises:
+        ValueError: there is no snapshot, or one of after `num_updates`.
+    """
+    _require("snapshots", snapshots, len(snapshots) > 0, "at least one")
+    wanted = kernel(target, num_updates) if callable(target) else np.asarray(target, np.float64)
+    columns = np.zeros((num_updates + 1, len(snapshots)))
+    for column, (schedule, step) in zip(columns.T, snapshots, strict=True):
+        _require("step of a snapshot", step, 0 <= step <= num_updates, f"at most num_updates = {num_updates}")
+        column[: step + 1] = kernel(schedule, step)
+    # With a sum of 1 by construction: then a fit that is not perfect is still an average, not a scaled one.
+    first, others = columns[:, :1], columns[:, 1:]
+    free, *_ = np.linalg.lstsq(others - first, wanted - first[:, 0], rcond=None)
+    coefficients = np.append(1 - free.sum(), free)
+    error = np.linalg.norm(columns @ coefficients - wanted) / np.linalg.norm(wanted)
+    return coefficients, float(error)
+
+
+# ---- Conversions ----------------------------------------------------------------------------------------------------
+
+
+def decay_to_tau(decay: float) -> float:
+    """The step size of an EMA: `tau = 1 - d`, as Q-learning calls it."""
+    _require("decay", decay, 0 <= decay < 1, "in [0, 1)")
+    return 1 - decay
+
+
+def tau_to_decay(tau: float) -> float:
+    """The decay of a soft update: `d = 1 - tau`."""
+    _require("tau", tau, 0 < tau <= 1, "in (0, 1]")
+    return 1 - tau
+
+
+def half_life_to_decay(half_life: float, interval: int = 1) -> float:
+    """The decay per firing at which a weight halves within `half_life` updates: `2 ** (-interval / half_life)`.
+
+    Args:
+        half_life: in updates, above 0.
+        interval: updates from firing to firing.
+
+    Raises:
+        ValueError: `half_life` is not positive, or `interval` below 1.
+    """
+    _require("half_life", half_life, half_life > 0, "above 0")
+    _require("interval", interval, interval >= 1, "at least 1")
+    return 2 ** (-interval / half_life)
+
+
+def decay_to_half_life(decay: float, interval: int = 1) -> float:
+    """The number of updates within which a weight halves: `-interval / log2(d)`, the inverse of `half_life_to_decay`.
+
+    Raises:
+        ValueError: `decay` is outside (0, 1), or `interval` below 1.
+    """
+    _require("decay", decay, 0 < decay < 1, "in (0, 1)")
+    _require("interval", interval, interval >= 1, "at least 1")
+    return -interval / math.log2(decay)
+
+
+def effective_window(*, decay: float | None = None, tau: float | None = None) -> float:
+    """The time constant of an EMA in updates: `1 / (1 - d) = 1 / tau`, after which a weight has fallen to about 1/e.
+
+    Raises:
+        ValueError: not exactly one of `decay` and `tau` is given, or it is out of its range.
+    """
+    if decay is not None and tau is None:
+        return 1 / decay_to_tau(decay)
+    if tau is not None and decay is None:
+        _require("tau", tau, 0 < tau <= 1, "in (0, 1]")
+        return 1 / tau
+    raise ValueError(f"decay = {decay}, tau = {tau}: give exactly one of them")
+
+
+def scale_decay(decay: float, batch_ratio: float) -> float:
+    """The decay that remembers as many examples at a batch `batch_ratio` times as large: `d ** batch_ratio`.
+
+    The EMA scaling rule of Busbridge et al. 2023 ("How to scale your EMA").
+
+    Raises:
+        ValueError: `decay` is outside [0, 1), or `batch_ratio` not positive.
+    """
+    _require("decay", decay, 0 <= decay < 1, "in [0, 1)")
+    _require("batch_ratio", batch_ratio, batch_ratio > 0, "above 0")
+    return decay**batch_ratio
+
+
+def gamma_to_width(gamma: float) -> float:
+    """Width of the power-function average: `sqrt((gamma + 1) / ((gamma + 2)**2 * (gamma + 3)))`.
+
+    Karras et al. 2024, equation 126: the standard deviation of its continuous profile as a share of training.
+
+    Raises:
+        ValueError: `gamma` is negative.
+    """
+    _require("gamma", gamma, 0 <= gamma < math.inf, "at least 0")
+    return math.sqrt((gamma + 1) / ((gamma + 2) ** 2 * (gamma + 3)))
+
+
+def width_to_gamma(width: float) -> float:
+    """The exponent at which the power-function average has this width: the inverse of `gamma_to_width`.
+
+    Raises:
+        ValueError: `width` is outside (0, 1 / sqrt(12)], which is that of the running mean.
+    """
+    _require("width", width, 0 < width <= 12**-0.5, "above 0 and at most 1 / sqrt(12) = 0.2887")
+    # (gamma + 2)**2 * (gamma + 3) = (gamma + 1) / width**2, of which the largest root is the decreasing branch.
+    ratio = width**-2
+    return max(0.0, float(np.roots([1, 7, 16 - ratio, 12 - ratio]).real.max()))
+
+
+# ---- Helpers --------------------------------------------------------------------------------------------------------
+
+
+def _is_float(leaf: jax.Array) -> bool:
+    return jnp.issubdtype(leaf.dtype, jnp.floating)
+
+
+def _numpy(t: ArrayLike) -> ModuleType:
+    """The library whose functions suit `t`: NumPy keeps float64, JAX can trace."""
+    return jnp if isinstance(t, jax.Array) else np
+
+
+def _require(name: str, value: Any, holds: bool, right: str) -> None:
+    if not holds:
+        raise ValueError(f"{name} = {value}: must be {right}")

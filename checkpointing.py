@@ -1,6 +1,7 @@
-"""Checkpoints of a run. The only file that knows orbax."""
+"""Checkpoints and snapshots of a run. The only file that knows orbax."""
 
 import dataclasses
+import functools
 import pathlib
 from collections.abc import Sequence
 from types import TracebackType
@@ -10,11 +11,11 @@ import jax
 import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import PreservationPolicy
 
-import averaging
 from errors import UserError
-from train_state import CustomTrainState
+from train_state import Average, CustomTrainState
 
-FORMAT = 2  # of what is saved; another one is refused
+FORMAT = 3  # of what is saved; another one is refused
+WEIGHTS = ("params", "batch_stats", "ema_params", "ema_batch_stats")  # the fields of the state that a snapshot holds
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,7 +26,10 @@ class Record:
         step: steps done.
         best: the best evaluation so far as {"step", "curve", "metric", "value"}; none before the first.
         writer: what `MetricWriter.record` returned.
-        averages: names of the averages that the state has.
+        averages: those that the state has.
+        altered: names of those that were others earlier in the run, so that their kernels are not what they say.
+        updates: steps done that were not rejected.
+        counts: updates of each average since it was created, by name.
         leaves: dtype and shape of every leaf of the state, by its path.
         format: `FORMAT` when it was made.
     """
@@ -33,9 +37,21 @@ class Record:
     step: int = 0
     best: dict[str, Any] | None = None
     writer: dict[str, Any] = dataclasses.field(default_factory=dict)
-    averages: tuple[str, ...] = ()
+    averages: tuple[Average, ...] = ()
+    altered: tuple[str, ...] = ()
+    updates: int = 0
+    counts: dict[str, int] = dataclasses.field(default_factory=dict)
     leaves: dict[str, str] = dataclasses.field(default_factory=dict)
     format: int = FORMAT
+
+    @classmethod
+    def from_json(cls, values: dict[str, Any]) -> Self:
+        """The record that was saved with `dataclasses.asdict`."""
+        averages = tuple(
+            Average(**average | {"arguments": tuple((name, value) for name, value in average["arguments"])})
+            for average in values["averages"]
+        )
+        return cls(**values | {"averages": averages, "altered": tuple(values["altered"])})
 
 
 class _LatestAndBest(PreservationPolicy):
@@ -55,7 +71,10 @@ class _LatestAndBest(PreservationPolicy):
 
 
 class Checkpoints:
-    """The checkpoints below `WORKDIR/checkpoints`, written in the background.
+    """The checkpoints below `WORKDIR/checkpoints` and the snapshots below `WORKDIR/snapshots`.
+
+    A checkpoint is what a run continues from. A snapshot holds the weights only, raw and averaged, and is kept for
+    good. Both are written in the background.
 
     A context manager: leaving it, by an exception too, waits until what was saved is on disk.
     """
@@ -71,22 +90,62 @@ class Checkpoints:
         self._policy = _LatestAndBest(keep)
         options = ocp.CheckpointManagerOptions(preservation_policy=self._policy)
         self._manager = ocp.CheckpointManager(self._directory, options=options, item_names=("state", "sums", "record"))
+        self._altered: frozenset[str] = frozenset()
+
+    @functools.cached_property
+    def _snapshots(self) -> ocp.CheckpointManager:
+        """Made when there is one to save: most runs have none."""
+        return ocp.CheckpointManager(self._directory.with_name("snapshots"), item_names=("state", "record"))
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
         self._manager.close()
+        if "_snapshots" in vars(self):
+            self._snapshots.close()
 
     def save(self, state: CustomTrainState, sums: Any, record: Record) -> None:
         """Saves state and metric sums. Returns once they are copied, so that they may be donated to the next step."""
         self._policy.best_step = record.best["step"] if record.best else None
+        if "_snapshots" in vars(self):
+            # A run that continues from here will not come by the earlier snapshots again.
+            self._snapshots.wait_until_finished()
         args = ocp.args.Composite(
             state=ocp.args.StandardSave(state),
             sums=ocp.args.StandardSave(sums),
-            record=ocp.args.JsonSave(dataclasses.asdict(record) | {"leaves": _describe_leaves(state)}),
+            record=ocp.args.JsonSave(self._complete(record, state, state)),
         )
         self._manager.save(record.step, args=args)
+
+    def save_snapshot(self, state: CustomTrainState, step: int) -> None:
+        """Saves the weights, raw and averaged, as they are after `step` steps."""
+        weights = {field: getattr(state, field) for field in WEIGHTS}
+        args = ocp.args.Composite(
+            state=ocp.args.StandardSave(weights),
+            record=ocp.args.JsonSave(self._complete(Record(step), state, weights)),
+        )
+        self._snapshots.save(step, args=args)
+
+    def discard_snapshots(self, after: int) -> None:
+        """Removes the snapshots of steps after `after`, which a run that continues from there takes again."""
+        if self._directory.with_name("snapshots").is_dir():
+            for step in self._snapshots.all_steps():
+                if step > after:
+                    self._snapshots.delete(step)
+
+    def _complete(self, record: Record, state: CustomTrainState, saved: Any) -> dict[str, Any]:
+        """The record as JSON, with what follows from the state and from the part of it that is saved."""
+        step, rejected, counts = jax.device_get((state.step, state.rejected["total"], state.ema_count))
+        record = dataclasses.replace(
+            record,
+            averages=state.averages,
+            altered=tuple(sorted(self._altered.intersection(counts))),
+            updates=int(step) - int(rejected),
+            counts={name: int(count) for name, count in counts.items()},
+            leaves=_describe_leaves(saved),
+        )
+        return dataclasses.asdict(record)
 
     def read_record(self, step: int | None = None) -> Record | None:
         """The record of the checkpoint at `step`, by default the latest one; none if there is no checkpoint.
@@ -97,13 +156,7 @@ class Checkpoints:
         step = self._manager.latest_step() if step is None else step
         if step is None:
             return None
-        values = self._manager.restore(step, args=ocp.args.Composite(record=ocp.args.JsonRestore()))["record"]
-        if values.get("format") != FORMAT:
-            raise UserError(
-                f"{self._directory / str(step)} has format {values.get('format')}; this version reads {FORMAT}. "
-                "Use the version that made it, or another workdir."
-            )
-        return Record(**values | {"averages": tuple(values["averages"])})
+        return _read_record(self._manager, step)
 
     def restore_state(self, state: CustomTrainState, record: Record) -> CustomTrainState:
         """The state in the checkpoint that `record` belongs to.
@@ -117,10 +170,8 @@ class Checkpoints:
             UserError: the checkpoint is of another model or optimizer.
         """
         sharding = state.step.sharding
-        # A checkpoint can only be read as what it is, so the averages are exchanged before and after. Which schedules
-        # they have does not matter for that.
-        saved = tuple(averaging.Average(name, kind="", arguments=()) for name in record.averages)
-        like = jax.eval_shape(lambda s: s.with_averages(saved), state)
+        # A checkpoint can only be read as what it is, so the averages are exchanged before and after.
+        like = jax.eval_shape(lambda s: s.with_averages(record.averages), state)
         if difference := _difference(record.leaves, _describe_leaves(like)):
             raise UserError(
                 f"{self._directory / str(record.step)} does not fit the config's model or optimizer: {difference}. "
@@ -129,6 +180,9 @@ class Checkpoints:
         abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), like)
         args = ocp.args.Composite(state=ocp.args.StandardRestore(abstract))
         restored = self._manager.restore(record.step, args=args)["state"]
+        kept = {average.name: average for average in record.averages}
+        changed = {average.name for average in state.averages if kept.get(average.name, average) != average}
+        self._altered = frozenset(changed.union(record.altered)).intersection(kept)
         return restored.with_averages(state.averages)
 
     def restore_sums(self, sums: Any, record: Record) -> Any:
@@ -138,30 +192,64 @@ class Checkpoints:
         return self._manager.restore(record.step, args=args)["sums"]
 
 
-def read_weights(workdir: str | pathlib.Path, name: str, state: CustomTrainState) -> tuple[int, dict[str, Any]]:
-    """The weights in the latest checkpoint of a run, whatever optimizer and averages that run has.
-
-    Args:
-        workdir: of the run.
-        name: "raw", or the name of an average.
-        state: one whose parameters and batch statistics have the shapes and shardings to read them with.
-
-    Returns:
-        The step of that checkpoint; `params` and `batch_stats`.
+def find_checkpoint(workdir: str | pathlib.Path, which: str) -> Record:
+    """The record of a run's "latest" or "best" checkpoint.
 
     Raises:
-        UserError: there is no such run or average, or it is of another model.
+        UserError: there is none.
     """
-    found, record = f"init_from = {str(workdir)!r}", None
+    record = None
     if (pathlib.Path(workdir) / "checkpoints").is_dir():  # which is made otherwise
         with Checkpoints(workdir) as checkpoints:
             record = checkpoints.read_record()
+            if record is not None and which == "best":
+                record = checkpoints.read_record(record.best["step"]) if record.best else None
     if record is None:
-        raise UserError(f"{found} holds no checkpoint; it must be the --workdir of a run that has saved one")
-    curves = ("raw", *record.averages)
-    if name not in curves:
-        raise UserError(f"init_weights = {name!r}: {workdir} has {', '.join(curves)}")
+        what = "checkpoint" if which == "latest" else "best checkpoint"
+        raise UserError(f"{workdir} holds no {what}; --mode=train makes one")
+    return record
 
+
+@dataclasses.dataclass(frozen=True)
+class Stored:
+    """A checkpoint or snapshot on disk."""
+
+    folder: pathlib.Path
+    record: Record
+
+    @property
+    def curves(self) -> tuple[str, ...]:
+        """The names of the weights that it holds."""
+        return "raw", *(average.name for average in self.record.averages)
+
+
+def list_stored(workdir: str | pathlib.Path) -> list[Stored]:
+    """All checkpoints and snapshots of a run, in the order of their steps; of two at the same step, the snapshot."""
+    stored: dict[int, Stored] = {}
+    for name in ("checkpoints", "snapshots"):
+        folder = pathlib.Path(workdir).absolute() / name
+        if folder.is_dir():  # which is made otherwise
+            with ocp.CheckpointManager(folder, options=ocp.CheckpointManagerOptions(read_only=True)) as manager:
+                stored |= {
+                    step: Stored(folder / str(step), _read_record(manager, step)) for step in manager.all_steps()
+                }
+    return [stored[step] for step in sorted(stored)]
+
+
+def read_weights(stored: Stored, name: str, state: CustomTrainState) -> dict[str, Any]:
+    """Reads weights, whatever optimizer and averages the run has that stored them.
+
+    Args:
+        stored: which checkpoint or snapshot.
+        name: "raw", or the name of an average that it has.
+        state: one whose parameters and batch statistics have the shapes and shardings to read them with.
+
+    Returns:
+        `params` and `batch_stats`.
+
+    Raises:
+        UserError: they are of another model.
+    """
     fields = {"params": state.params, "batch_stats": state.batch_stats}
     if name == "raw":
         tree, roots = fields, tuple(f"{field}/" for field in fields)
@@ -169,19 +257,26 @@ def read_weights(workdir: str | pathlib.Path, name: str, state: CustomTrainState
         tree = {f"ema_{field}": {name: values} for field, values in fields.items()}
         roots = tuple(f"ema_{field}/{name}/" for field in fields)
     # What is read is compared first: orbax would leave what it does not find as it happens to be.
-    saved = {path: leaf for path, leaf in record.leaves.items() if path.startswith(roots)}
+    saved = {path: leaf for path, leaf in stored.record.leaves.items() if path.startswith(roots)}
     if difference := _difference(saved, _describe_leaves(tree)):
-        raise UserError(f"{found}, step {record.step}, does not fit the config's model: {difference}")
+        raise UserError(f"{stored.folder} does not fit the config's model: {difference}")
     abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), tree)
     args = ocp.args.PyTreeRestore(
         abstract, restore_args=ocp.checkpoint_utils.construct_restore_args(abstract), partial_restore=True
     )
     with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
-        folder = pathlib.Path(workdir).absolute() / "checkpoints" / str(record.step) / "state"
-        restored = checkpointer.restore(folder, args=args)
-    if name == "raw":
-        return record.step, restored
-    return record.step, {field: restored[f"ema_{field}"][name] for field in fields}
+        restored = checkpointer.restore(stored.folder / "state", args=args)
+    return restored if name == "raw" else {field: restored[f"ema_{field}"][name] for field in fields}
+
+
+def _read_record(manager: ocp.CheckpointManager, step: int) -> Record:
+    values = manager.restore(step, args=ocp.args.Composite(record=ocp.args.JsonRestore()))["record"]
+    if values.get("format") != FORMAT:
+        raise UserError(
+            f"{manager.directory / str(step)} has format {values.get('format')}; this version reads {FORMAT}. "
+            "Use the version that made it, or another workdir."
+        )
+    return Record.from_json(values)
 
 
 def _describe_leaves(tree: Any) -> dict[str, str]:

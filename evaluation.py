@@ -2,16 +2,19 @@
 
 import functools
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from flax import linen as nn
+from flax import traverse_util
 from scipy import special
 
-from input_pipeline import EvalData
+from errors import UserError
+from input_pipeline import EvalData, TrainData
 
 Scores = dict[str, Any]  # name -> one value per example
 ScoreFn = Callable[[Callable[..., Any], Any, Mapping[str, jax.Array]], Scores]
@@ -109,6 +112,90 @@ def evaluate(
         if curve != "raw":
             metrics[f"{curve}-raw"] = compare(scores[curve], scores["raw"])
     return metrics
+
+
+def recompute_batch_stats(
+    variables: Mapping[str, Any],
+    data: TrainData,
+    rng: jax.Array,
+    *,
+    batches: Sequence[int],
+    apply_fn: Callable[..., Any],
+    sharding: jax.sharding.Sharding | None = None,
+) -> Any:
+    """The batch statistics that a model with these weights would have: those of training images that it sees.
+
+    An average of weights is a model of its own, whose activations have a mean and a variance of their own (Izmailov et
+    al. 2018, section 3.1). Both are those of the population: with the mean `m` and variance `v` of each batch, the mean
+    of `m`, and the mean of `v + m**2` minus the square of that mean. The model runs as in training but without dropout.
+
+    Args:
+        variables: parameters and batch statistics, of which only the structure counts.
+        data: the training set.
+        rng: typed root key of the run.
+        batches: the training batches to use, by their step: with augmentation, and each the same whenever it is asked
+            for. Their order does not matter.
+        apply_fn: the model's `apply`.
+        sharding: how to split each batch over devices; none leaves it where the data is.
+
+    Returns:
+        New batch statistics, a tree like `variables["batch_stats"]`.
+
+    Raises:
+        UserError: the model keeps statistics that are not those of `nn.BatchNorm`.
+    """
+    moments = [
+        jax.device_get(_batch_moments(variables, data, rng, np.int32(step), apply_fn=apply_fn, sharding=sharding))
+        for step in batches
+    ]
+    # Float64, in which the order of the batches makes no difference that float32 would show.
+    first, second = (
+        {path: np.mean([batch[path] for batch in moment], axis=0, dtype=np.float64) for path in moment[0]}
+        for moment in zip(*moments, strict=True)
+    )
+    statistics = {(*path, "mean"): mean for path, mean in first.items()}
+    statistics |= {(*path, "var"): np.maximum(second[path] - mean**2, 0) for path, mean in first.items()}
+    like = traverse_util.flatten_dict(variables["batch_stats"])
+    if statistics.keys() != like.keys():
+        other = ", ".join("/".join(path) for path in sorted(like.keys() - statistics.keys()))
+        raise UserError(f"batch_stats = 'recompute' knows how to for nn.BatchNorm only; the model has {other}")
+    return traverse_util.unflatten_dict(
+        {path: jax.device_put(statistics[path].astype(leaf.dtype), leaf.sharding) for path, leaf in like.items()}
+    )
+
+
+@functools.partial(jax.jit, static_argnames=("apply_fn", "sharding"))
+def _batch_moments(
+    variables: Mapping[str, Any],
+    data: TrainData,
+    rng: jax.Array,
+    step: jax.Array,
+    *,
+    apply_fn: Callable[..., Any],
+    sharding: jax.sharding.Sharding | None,
+) -> tuple[dict[tuple[str, ...], jax.Array], dict[tuple[str, ...], jax.Array]]:
+    """Mean and mean square of what each batch norm sees of one training batch, by the path of its module."""
+    image = data.batch(rng, step)["image"]
+    if sharding is not None:
+        image = jax.lax.with_sharding_constraint(image, sharding)
+    momentum: dict[tuple[str, ...], float] = {}
+
+    def without_dropout(call: Callable[..., Any], args: Any, kwargs: Any, context: Any) -> Any:
+        if isinstance(context.module, nn.Dropout):
+            return args[0]
+        if isinstance(context.module, nn.BatchNorm):
+            momentum[context.module.path] = context.module.momentum
+        return call(*args, **kwargs)
+
+    zeros = jax.tree.map(jnp.zeros_like, variables["batch_stats"])
+    with nn.intercept_methods(without_dropout):
+        _, updates = apply_fn(
+            {"params": variables["params"], "batch_stats": zeros}, image, train=True, mutable=["batch_stats"]
+        )
+    moved = traverse_util.flatten_dict(updates["batch_stats"])
+    # From zeros, a running statistic moves to (1 - momentum) times that of the batch.
+    mean = {path: moved[*path, "mean"] / (1 - m) for path, m in momentum.items()}
+    return mean, {path: moved[*path, "var"] / (1 - m) + mean[path] ** 2 for path, m in momentum.items()}
 
 
 def summarize(scores: Scores) -> dict[str, float]:

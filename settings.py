@@ -4,6 +4,8 @@ Both happen once, after all overrides and before anything is loaded.
 """
 
 import difflib
+import functools
+import inspect
 import json
 import math
 import pathlib
@@ -19,17 +21,20 @@ import models
 import optimizers
 from configs import default
 from errors import UserError
+from train_state import Average
 
-PERIODS = ("log_every", "eval_every", "checkpoint_every")
+PERIODS = ("log_every", "eval_every", "checkpoint_every", "snapshot_every")
 # Fields that may differ when a run is continued: they change what is kept or printed, not what is computed. That a
 # longer `duration` may differ, too, is decided in `check_same_run`.
 MAY_CHANGE = (
     "log_every",
+    "snapshot_every",
     "eval_batch_size",
     "keep_checkpoints",
     "best_",
     "profile",
     "averages.",
+    "recompute_batches",
     "duration",
 )
 
@@ -54,6 +59,10 @@ def _duration_problem(value: str) -> str:
 def _period_problem(value: str) -> str:
     problem = _duration_problem(value)
     return problem or ("a period must be longer than 0" if durations.parse(value).number == 0 else "")
+
+
+def _or_empty(problem: Callable[[str], str]) -> Callable[[str], str]:
+    return lambda value: problem(value) if value else ""
 
 
 def _needs(holds: Callable[[Any], bool], right: str) -> Callable[[Any], str]:
@@ -88,6 +97,7 @@ _RULES: Mapping[str, Callable[[Any], str]] = {
         or ("the length of training cannot be a percentage of itself" if durations.parse(value).unit == "%" else "")
     ),
     **dict.fromkeys(PERIODS, _period_problem),
+    "snapshot_every": _or_empty(_period_problem),
     "keep_checkpoints": _POSITIVE_INT,
     "best_metric": _one_of(("accuracy", "loss")),
     "max_rejected_steps": _POSITIVE_INT,
@@ -113,15 +123,41 @@ _RULES: Mapping[str, Callable[[Any], str]] = {
     "optimizer.decay": _period_problem,
     "averages.*.kind": _one_of(("none", *averaging.SCHEDULES)),
     "averages.*.decay": _SHARE,
-    "averages.*.half_life": lambda value: _period_problem(value) if value else "",
+    "averages.*.half_life": _or_empty(_period_problem),
+    "averages.*.eta": _NOT_NEGATIVE,
+    "averages.*.width": _needs(lambda value: 0 < value <= 12**-0.5, "above 0 and at most 0.2886, the running mean's"),
+    "averages.*.gamma": _NOT_NEGATIVE,
+    "averages.*.tau": _needs(lambda value: 0 < value <= 1, "in (0, 1]"),
+    "averages.*.period": _period_problem,
+    "averages.*.start": _duration_problem,
+    "averages.*.every": _period_problem,
+    "averages.*.restart_every": _or_empty(_period_problem),
+    "averages.*.batch_stats": _one_of(("average", "copy", "recompute")),
+    "recompute_batches": _POSITIVE_INT,
 }
+
+
+def _with_defaults(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The config as a dict, with the defaults of what its averages leave out."""
+    filled = ml_collections.ConfigDict(config).to_dict()
+    averages = filled.get("averages", {})
+    filled["averages"] = {name: default.average("ema").to_dict() | average for name, average in averages.items()}
+    return filled
 
 
 def _schema(config: Mapping[str, Any]) -> dict[str, Any]:
     """The default of every field that this config may have."""
     reference = default.get_config()
-    reference.averages = {name: default.ema() for name in config.get("averages", {})}
+    reference.averages = {name: default.average("ema") for name in config["averages"]}
     return flatten(reference)
+
+
+def average_fields(kind: str) -> frozenset[str]:
+    """The fields of an average that only some kinds have, and this kind does."""
+    if kind == "none":
+        return frozenset()
+    fields = frozenset(inspect.signature(averaging.SCHEDULES[kind]).parameters)
+    return fields | {"half_life"} if "decay" in fields else fields
 
 
 def _problems(config: Mapping[str, Any]) -> Iterator[str]:
@@ -177,6 +213,17 @@ def _unused_fields(config: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         yield "optimizer.decay", f"schedule {config['optimizer']['schedule']!r} has no such field"
     if not config["init_from"]:
         yield "init_weights", "init_from is empty"
+    for name, average in config["averages"].items():
+        kind = average["kind"]
+        unused = set().union(*map(average_fields, averaging.SCHEDULES)) - average_fields(kind)
+        if kind == "none":
+            continue  # switched off, with whatever it had
+        for field in sorted(unused):
+            yield f"averages.{name}.{field}", f"kind {kind!r} has no such field"
+        if kind == "hard_update":
+            yield f"averages.{name}.every", "kind 'hard_update' moves at its own period"
+    if all(average["batch_stats"] != "recompute" for average in config["averages"].values()):
+        yield "recompute_batches", "no average has batch_stats = 'recompute'"
 
 
 def check(config: Mapping[str, Any]) -> None:
@@ -185,6 +232,7 @@ def check(config: Mapping[str, Any]) -> None:
     Raises:
         UserError: naming every wrong field, what it holds and what would be right.
     """
+    config = _with_defaults(config)
     problems = list(_problems(config)) or list(_joint_problems(config))
     if problems:
         raise UserError("\n".join(["the config is wrong; configs/default.py documents every field", *problems]))
@@ -193,10 +241,9 @@ def check(config: Mapping[str, Any]) -> None:
 def resolve(config: Mapping[str, Any], *, num_train: int, num_devices: int) -> ml_collections.FrozenConfigDict:
     """The config in plain numbers, which is what training runs on and what `config.json` holds.
 
-    Durations become numbers of steps: `duration` and those of `optimizer` are rounded up, periods and half-lives stay
-    exact (int or Fraction). Averages of kind "none" are gone, `decay` follows from `half_life`, `best_curve` has a
-    name. The learning rate has three phases: `optimizer.warmup`, `.stable` and `.decay`, of which only the warm-up
-    counts where it is constant.
+    Durations become numbers of steps: `duration` and those of `optimizer` are rounded up, periods stay exact (int or
+    Fraction), 0 for never. Averages are what `resolve_average` returns, `best_curve` has a name. The learning rate has
+    three phases: `optimizer.warmup`, `.stable` and `.decay`, of which only the warm-up counts where it is constant.
 
     Args:
         config: one that passed `check`.
@@ -206,7 +253,7 @@ def resolve(config: Mapping[str, Any], *, num_train: int, num_devices: int) -> m
     Raises:
         UserError: naming the fields that do not fit the data set or the devices.
     """
-    resolved = ml_collections.ConfigDict(config).to_dict()
+    resolved = _with_defaults(config)
     num_examples = num_train - resolved["num_validation"]
     batch_size = resolved["batch_size"]
     if num_examples < 1:
@@ -226,17 +273,14 @@ def resolve(config: Mapping[str, Any], *, num_train: int, num_devices: int) -> m
         hint = f"the nearest is {nearest}" if nearest else f"{resolved['dataset']} has only {num_examples} images"
         raise UserError(f"batch_size = {batch_size}: must be a multiple of {num_parts}, {what}; {hint}")
 
-    def steps(text: str, total: Fraction | int | None = None) -> Fraction | int:
-        exact = durations.parse(text).to_steps(batch_size=batch_size, num_examples=num_examples, total=total)
-        return exact.numerator if exact.denominator == 1 else exact
-
-    total = steps(resolved["duration"])
+    total = to_steps(resolved["duration"], batch_size=batch_size, num_examples=num_examples, total=None)
+    steps = functools.partial(to_steps, batch_size=batch_size, num_examples=num_examples, total=total)
     resolved["duration"] = math.ceil(total)
     for name in PERIODS:
-        resolved[name] = steps(resolved[name], total)
+        resolved[name] = steps(resolved[name])
 
     optimizer = resolved["optimizer"]
-    optimizer |= {name: math.ceil(steps(optimizer[name], total)) for name in ("warmup", "decay")}
+    optimizer |= {name: math.ceil(steps(optimizer[name])) for name in ("warmup", "decay")}
     rest = resolved["duration"] - optimizer["warmup"]
     match optimizer["schedule"]:
         case "constant":
@@ -252,50 +296,100 @@ def resolve(config: Mapping[str, Any], *, num_train: int, num_devices: int) -> m
     if resolved["profile"][0] >= resolved["duration"]:
         raise UserError(f"profile = {resolved['profile']}: training ends at step {resolved['duration']}")
 
-    averages = {name: average for name, average in resolved["averages"].items() if average["kind"] != "none"}
-    for average in averages.values():
-        if average["half_life"]:
-            average["half_life"] = steps(average["half_life"], total)
-            average["decay"] = averaging.half_life_to_decay(float(average["half_life"]))
+    averages = {
+        name: resolve_average(average, steps)
+        for name, average in resolved["averages"].items()
+        if average["kind"] != "none"
+    }
     resolved["averages"] = averages
     first = "ema" if "ema" in averages else next(iter(averages), "raw")
     resolved["best_curve"] = resolved["best_curve"] or first
     return ml_collections.FrozenConfigDict(resolved)
 
 
+def to_steps(text: str, *, batch_size: int, num_examples: int, total: Fraction | int | None) -> Fraction | int:
+    """A duration in steps, exactly; 0 for an empty one. See `durations.Duration.to_steps`."""
+    if not text:
+        return 0
+    exact = durations.parse(text).to_steps(batch_size=batch_size, num_examples=num_examples, total=total)
+    return exact.numerator if exact.denominator == 1 else exact
+
+
+def resolve_average(average: Mapping[str, Any], steps: Callable[[str], Fraction | int]) -> dict[str, Any]:
+    """The fields of an average that count, in plain numbers.
+
+    `period`, `start`, `every` and `restart_every` round up to whole updates; `half_life` stays exact and sets `decay`,
+    per update.
+
+    Args:
+        average: all fields of `configs.default.average`.
+        steps: turns a duration into steps.
+    """
+    shared = ("start", "every", "restart_every", "batch_stats")
+    resolved = {name: average[name] for name in ("kind", *sorted(average_fields(average["kind"])), *shared)}
+    if resolved.get("half_life"):
+        resolved["half_life"] = steps(resolved["half_life"])
+        resolved["decay"] = averaging.half_life_to_decay(float(resolved["half_life"]))
+    for name in ("period", "start", "every", "restart_every"):
+        if name in resolved:
+            resolved[name] = math.ceil(steps(resolved[name]))
+    return resolved
+
+
 def describe(config: ml_collections.FrozenConfigDict) -> str:
     """The resolved numbers that a reader of the config cannot see, in one line."""
     parts = [f"{config.duration} steps"]
-    parts += [f"{name.replace('_', ' ')} {float(config[name]):g} steps" for name in PERIODS]
+    parts += [f"{name.replace('_', ' ')} {float(config[name]):g} steps" for name in PERIODS if config[name]]
     phases = [f"{config.optimizer[name]} {name}" for name in ("warmup", "stable", "decay") if config.optimizer[name]]
     if phases:
         parts.append(f"learning rate {' + '.join(phases)} steps")
-    parts += [f"{name}: decay {average.decay:.6g}" for name, average in config.averages.items()]
     return ", ".join(parts)
 
 
 def next_due_step(config: ml_collections.FrozenConfigDict, step: int) -> int:
     """The first step after `step` at which something is due; of a resolved config."""
     profile = [end for end in config.profile if end > step]
-    return min(config.duration, *profile, *(durations.next_due(step, config[name]) for name in PERIODS))
+    periods = [config[name] for name in PERIODS if config[name]]
+    return min(config.duration, *profile, *(durations.next_due(step, period) for period in periods))
 
 
 def is_due(config: ml_collections.FrozenConfigDict, name: str, step: int) -> bool:
     """Whether what has the period `config[name]` is due at `step`; at the end of training everything is."""
-    return step == config.duration or durations.is_due(step, config[name])
+    return bool(config[name]) and (step == config.duration or durations.is_due(step, config[name]))
 
 
-def create_averages(config: ml_collections.FrozenConfigDict) -> tuple[averaging.Average, ...]:
-    """The averages of a resolved config."""
-    return tuple(
-        averaging.Average(name, average.kind, (("decay", average.decay), ("debias", average.debias)))
-        for name, average in config.averages.items()
-    )
+def create_average(name: str, average: Mapping[str, Any]) -> Average:
+    """The average of this name, from its resolved fields."""
+    shared = ("start", "every", "restart_every", "batch_stats")
+    arguments = {key: average[key] for key in average_fields(average["kind"]) - {"half_life"}}
+    if "decay" in arguments:  # meant per update, and taken per firing
+        arguments["decay"] **= average["every"]
+    return Average(name, average["kind"], tuple(sorted(arguments.items())), **{key: average[key] for key in shared})
 
 
 def to_json(config: ml_collections.FrozenConfigDict) -> str:
     """A resolved config as JSON; fractions of steps become strings such as "1875/2"."""
     return json.dumps(config.to_dict(), indent=2, default=str) + "\n"
+
+
+def read(workdir: pathlib.Path) -> ml_collections.FrozenConfigDict:
+    """The resolved config of a run, from its `config.json`.
+
+    Raises:
+        UserError: there is none.
+    """
+    try:
+        config = json.loads((workdir / "config.json").read_text())
+    except OSError as error:
+        raise UserError(
+            f"{workdir} holds no run: {error.strerror}: config.json. main.py --workdir=... makes one"
+        ) from error
+    for group in (config, *config["averages"].values()):
+        for name in {*PERIODS, "half_life"} & group.keys():
+            group[name] = Fraction(group[name]) if isinstance(group[name], str) and group[name] else group[name]
+    config = {name: tuple(value) if isinstance(value, list) else value for name, value in config.items()}
+    config["model"]["hidden_sizes"] = tuple(config["model"]["hidden_sizes"])
+    return ml_collections.FrozenConfigDict(config)
 
 
 def write(config: ml_collections.FrozenConfigDict, workdir: pathlib.Path) -> None:

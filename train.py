@@ -19,6 +19,7 @@ from clu import parameter_overview
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from jax.typing import ArrayLike
 
+import average_table
 import checkpointing
 import environment
 import evaluation
@@ -197,7 +198,7 @@ def create_train_state(
     phases = {name: optimizer.pop(name) for name in ("warmup", "stable", "decay")}
     schedule = optimizers.SCHEDULES[optimizer.pop("schedule")](optimizer.pop("learning_rate"), **phases)
     tx = optimizers.create_optimizer(learning_rate=schedule, **optimizer)
-    averages = settings.create_averages(config)
+    averages = tuple(settings.create_average(name, average) for name, average in config.averages.items())
 
     def create(rng: jax.Array) -> CustomTrainState:
         variables = model.init(stream_key(rng, "params"), jnp.zeros((1, *image_shape)), train=False)
@@ -241,24 +242,72 @@ def set_up(config: ml_collections.ConfigDict, workdir: str | pathlib.Path, confi
         for change in settings.check_same_run(old, new, str(workdir), accept=accept):
             print(f"Differs from the run's config: {change}", flush=True)
 
+    return load(resolved, source)
+
+
+def load(config: ml_collections.FrozenConfigDict, source: input_pipeline.Source) -> Experiment:
+    """Puts a data set and a new state on the devices.
+
+    Args:
+        config: from `settings.resolve`.
+        source: of `config.dataset`.
+
+    Raises:
+        UserError: the data set is damaged, or the model does not have what the config asks of it.
+    """
     splits = input_pipeline.load_splits(
-        source, num_validation=resolved.num_validation, label_noise=resolved.label_noise, seed=resolved.seed
+        source, num_validation=config.num_validation, label_noise=config.label_noise, seed=config.seed
     )
     mesh = create_mesh()
     normalization = input_pipeline.Normalization.of(splits.train.image)
     eval_data = {
-        name: input_pipeline.EvalData.of(images, normalization, resolved.eval_batch_size, mesh.size)
+        name: input_pipeline.EvalData.of(images, normalization, config.eval_batch_size, mesh.size)
         for name, images in (("validation", splits.validation), ("test", splits.test))
         if len(images)
     }
     train = splits.train
-    augmentation = Augmentation(**resolved.augment)
+    augmentation = Augmentation(**config.augment)
     train_data = input_pipeline.TrainData(
-        train.image, train.label, normalization, source.num_classes, resolved.batch_size, augmentation
+        train.image, train.label, normalization, source.num_classes, config.batch_size, augmentation
     )
     train_data, eval_data = jax.device_put((train_data, eval_data), replicated(mesh))
-    state = create_train_state(resolved, image_shape=source.image_shape, num_classes=source.num_classes, mesh=mesh)
-    return Experiment(resolved, mesh, state, train_data, eval_data)
+    state = create_train_state(config, image_shape=source.image_shape, num_classes=source.num_classes, mesh=mesh)
+    for average in state.averages:
+        if average.batch_stats != "average" and not state.batch_stats:
+            raise UserError(
+                f"averages.{average.name}.batch_stats = {average.batch_stats!r}: the model has no batch statistics; "
+                f'leave it at its default, --config.averages.{average.name}.batch_stats="average"'
+            )
+    return Experiment(config, mesh, state, train_data, eval_data)
+
+
+def evaluate(
+    experiment: Experiment, state: CustomTrainState, split: str, score_fn: evaluation.ScoreFn = evaluation.score_fn
+) -> dict[str, dict[str, float]]:
+    """Scores the raw weights and every average of a state, each with the batch statistics that it is to have.
+
+    Args:
+        experiment: whose images to use.
+        state: with the weights.
+        split: "validation" or "test".
+        score_fn: what to score.
+
+    Returns:
+        Metrics of each curve and paired difference: see `evaluation.evaluate`.
+    """
+    curves, sharding = state.curves(), split_batch(experiment.mesh)
+    for average in state.averages:
+        if average.batch_stats == "recompute":
+            curves[average.name]["batch_stats"] = evaluation.recompute_batch_stats(
+                curves[average.name],
+                experiment.train_data,
+                state.rng,
+                batches=range(experiment.config.recompute_batches),
+                apply_fn=state.apply_fn,
+                sharding=sharding,
+            )
+    data = experiment.eval_data[split]
+    return evaluation.evaluate(curves, data, apply_fn=state.apply_fn, score_fn=score_fn, sharding=sharding)
 
 
 def train_and_evaluate(
@@ -306,27 +355,25 @@ def train_and_evaluate(
         record, sums = checkpoints.read_record() or Record(), zero_sums()
         if record.step:
             state, sums = checkpoints.restore_state(state, record), checkpoints.restore_sums(sums, record)
-            print(f"Continuing {workdir} at step {record.step}", flush=True)
-            for name in sorted(set(state.ema_params).symmetric_difference(record.averages)):
-                what = "starts from the restored parameters" if name in state.ema_params else "is dropped"
-                print(f"The average {name!r} {what}", flush=True)
-        elif config.init_from:
-            source_step, weights = checkpointing.read_weights(config.init_from, config.init_weights, state)
-            state = state.with_weights(**weights)
             print(
-                f"Starting from the {config.init_weights} weights of {config.init_from}, step {source_step}", flush=True
+                "\n".join(
+                    [f"Continuing {workdir} at step {record.step}", *average_table.changes(record.averages, state)]
+                )
             )
+        elif config.init_from:
+            stored = find_weights(config.init_from, config.init_weights)
+            state = state.with_weights(**checkpointing.read_weights(stored, config.init_weights, state))
+            print(f"Starting from the {config.init_weights} weights of {config.init_from}, step {stored.record.step}")
+        print(average_table.write(workdir, state, config.duration, random_start=not config.init_from), flush=True)
+        checkpoints.discard_snapshots(after=record.step)
         settings.write(config, workdir)
         environment.write(workdir)
         writer = stack.enter_context(MetricWriter(workdir, config.duration, record.writer))
         profiler = stack.enter_context(Profiler(workdir / "profile", config.profile, record.step))
         step, best = record.step, record.best
 
-        def evaluate(split: str) -> dict[str, dict[str, float]]:
-            data = experiment.eval_data[split]
-            metrics = evaluation.evaluate(
-                state.curves(), data, apply_fn=state.apply_fn, score_fn=score_fn, sharding=split_batch(mesh)
-            )
+        def evaluate_and_write(split: str) -> dict[str, dict[str, float]]:
+            metrics = evaluate(experiment, state, split, score_fn)
             for curve, values in metrics.items():
                 writer.write(step, curve, values, split=split)
             return metrics
@@ -348,15 +395,33 @@ def train_and_evaluate(
                 writer.write(step, "train", mean_metrics(sums) | {"rejected_steps": int(rejected["total"])})
                 sums = zero_sums()
             if settings.is_due(config, "eval_every", step):
-                best = better(best, step, evaluate(curve_split), config.best_curve, config.best_metric)
+                best = better(best, step, evaluate_and_write(curve_split), config.best_curve, config.best_metric)
             if step == config.duration and curve_split != "test":
-                evaluate("test")
+                evaluate_and_write("test")
+            if settings.is_due(config, "snapshot_every", step):
+                checkpoints.save_snapshot(state, step)
             writer.write_progress(step)
             if settings.is_due(config, "checkpoint_every", step) or (best and best["step"] == step):
-                checkpoints.save(state, sums, Record(step, best, writer.record(), tuple(state.ema_params)))
+                checkpoints.save(state, sums, Record(step, best, writer.record()))
 
     print(report.write(workdir), flush=True)
     return state
+
+
+def find_weights(workdir: str, name: str) -> checkpointing.Stored:
+    """The latest checkpoint or snapshot of another run, to start from.
+
+    Raises:
+        UserError: there is none, or it does not have the average.
+    """
+    found = checkpointing.list_stored(workdir)
+    if not found:
+        raise UserError(
+            f"init_from = {workdir!r} holds no checkpoint; it must be the --workdir of a run that has saved one"
+        )
+    if name not in found[-1].curves:
+        raise UserError(f"init_weights = {name!r}: {workdir} has {', '.join(found[-1].curves)}")
+    return found[-1]
 
 
 def create_zero_sums(
@@ -422,25 +487,20 @@ def evaluate_checkpoint(
     Raises:
         UserError: a config, data set or workdir that cannot be used.
     """
-    missing = UserError(f"{workdir} holds no checkpoint; --mode=train makes one")
-    if not (pathlib.Path(workdir) / "checkpoints").is_dir():
-        raise missing
+    record = checkpointing.find_checkpoint(workdir, which)
     experiment = set_up(config, workdir, config_change)
-    with Checkpoints(workdir) as checkpoints:
-        record = checkpoints.read_record()
-        if record is not None and which == "best":
-            record = checkpoints.read_record(record.best["step"]) if record.best else None
-        if record is None:
-            raise missing
-        # The config may have averages that the run did not have when it saved; only what was saved can be scored.
-        saved = tuple(average for average in experiment.state.averages if average.name in record.averages)
-        state = checkpoints.restore_state(experiment.state.with_averages(saved), record)
-    metrics = evaluation.evaluate(
-        state.curves(),
-        experiment.eval_data["test"],
-        apply_fn=state.apply_fn,
-        score_fn=score_fn,
-        sharding=split_batch(experiment.mesh),
-    )
+    metrics = evaluate(experiment, restore(experiment, workdir, record), "test", score_fn)
     print(f"{workdir}, {which} checkpoint, step {record.step}, test images\n{report.table(metrics)}", flush=True)
     return metrics
+
+
+def restore(experiment: Experiment, workdir: str | pathlib.Path, record: Record) -> CustomTrainState:
+    """The state in a checkpoint, with those of the experiment's averages that it holds.
+
+    Raises:
+        UserError: the checkpoint is of another model or optimizer.
+    """
+    names = [average.name for average in record.averages]
+    saved = tuple(average for average in experiment.state.averages if average.name in names)
+    with Checkpoints(workdir) as checkpoints:
+        return checkpoints.restore_state(experiment.state.with_averages(saved), record)

@@ -1,5 +1,6 @@
 """The state of a training run: everything that one step reads and changes."""
 
+import dataclasses
 from typing import Any, Self
 
 import jax
@@ -10,6 +11,39 @@ from flax.training import train_state
 
 import averaging
 import streams
+
+
+@dataclasses.dataclass(frozen=True)
+class Average:
+    """A weight average to keep. Plain values, compared by value, so that it can be a static part of a jitted state.
+
+    Attributes:
+        name: of its curve.
+        kind: a key of `averaging.SCHEDULES`.
+        arguments: what that schedule takes, as (name, value); horizons in updates, decays per firing.
+        start: updates before averaging begins, during which the average is the raw weights.
+        every: updates from firing to firing.
+        restart_every: updates after which the average begins anew; 0 for never.
+        batch_stats: where its batch statistics come from: "average", as its weights do; "copy", the raw ones;
+            "recompute", from training batches at evaluation, see `evaluation.recompute_batch_stats` (until then they
+            are averaged).
+    """
+
+    name: str
+    kind: str
+    arguments: tuple[tuple[str, float], ...] = ()
+    start: int = 0
+    every: int = 1
+    restart_every: int = 0
+    batch_stats: str = "average"
+
+    @property
+    def schedule(self) -> optax.Schedule:
+        """Its step size after `t >= 1` updates."""
+        schedule = averaging.every(averaging.SCHEDULES[self.kind](**dict(self.arguments)), self.every)
+        if self.restart_every:
+            schedule = averaging.restart_every(schedule, self.restart_every)
+        return averaging.starting_at(schedule, self.start)
 
 
 class CustomTrainState(train_state.TrainState):
@@ -34,7 +68,7 @@ class CustomTrainState(train_state.TrainState):
     ema_params: dict[str, Any]
     ema_batch_stats: dict[str, Any]
     ema_count: dict[str, jax.Array]
-    averages: tuple[averaging.Average, ...] = struct.field(pytree_node=False)
+    averages: tuple[Average, ...] = struct.field(pytree_node=False)
     microbatch: jax.Array | None = None
 
     @classmethod
@@ -46,7 +80,7 @@ class CustomTrainState(train_state.TrainState):
         tx: optax.GradientTransformation,
         batch_stats: Any,
         rng: jax.Array,
-        averages: tuple[averaging.Average, ...] = (),
+        averages: tuple[Average, ...] = (),
         **kwargs: Any,
     ) -> Self:
         """A state at step 0 whose averages are copies of its parameters.
@@ -75,7 +109,7 @@ class CustomTrainState(train_state.TrainState):
         )
         return state.replace(step=jnp.zeros((), jnp.int32)).with_averages(averages)
 
-    def with_averages(self, averages: tuple[averaging.Average, ...]) -> Self:
+    def with_averages(self, averages: tuple[Average, ...]) -> Self:
         """This state with exactly these averages.
 
         One that the state has already keeps its weights and count; a new one starts from the present parameters with
@@ -122,8 +156,9 @@ class CustomTrainState(train_state.TrainState):
         for average in self.averages:
             name = average.name
             ema_count[name] = self.ema_count[name] + 1
-            step_size = average.step_size(ema_count[name])
+            step_size = average.schedule(ema_count[name])
             ema_params[name] = averaging.update(self.ema_params[name], self.params, step_size)
+            step_size = 1.0 if average.batch_stats == "copy" else step_size
             ema_batch_stats[name] = averaging.update(self.ema_batch_stats[name], self.batch_stats, step_size)
         return self.replace(ema_params=ema_params, ema_batch_stats=ema_batch_stats, ema_count=ema_count)
 

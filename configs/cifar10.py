@@ -35,5 +35,5 @@ def get_config() -> ml_collections.ConfigDict:
     config.optimizer.schedule = "cosine"
     config.optimizer.warmup = "2%"
 
-    config.averages.ema = default.ema(half_life="1%")
+    config.averages.ema = default.average("ema", half_life="1%")
     return config

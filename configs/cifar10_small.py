@@ -42,5 +42,5 @@ def get_config() -> ml_collections.ConfigDict:
     config.optimizer.nesterov = True
     config.optimizer.weight_decay = 5e-3  # ten times the 5e-4 of the literature, which is not decoupled
 
-    config.averages.ema = default.ema(half_life="5%")
+    config.averages.ema = default.average("ema", half_life="5%")
     return config

@@ -8,6 +8,8 @@ after all overrides, with the exact fractions kept; the resolved numbers are pri
 Nothing is derived in a config file: it would go stale under an override.
 """
 
+from typing import Any
+
 import ml_collections
 
 
@@ -45,6 +47,9 @@ def get_config() -> ml_collections.ConfigDict:
     config.log_every = "2%"
     config.eval_every = "10%"
     config.checkpoint_every = "10%"
+    # How often to keep the raw and averaged weights for good; empty: never. From them `python -m tools.posthoc` makes
+    # averages of other lengths after training.
+    config.snapshot_every = ""
 
     # How many of the latest checkpoints to keep. The best one is kept beside them: the one whose evaluation of
     # `best_curve` ("raw", an average's name, or empty: "ema" or else what there is) had the best
@@ -109,18 +114,41 @@ def get_config() -> ml_collections.ConfigDict:
     config.optimizer.decay = "20%"  # wsd: length of the decay
 
     # The weight averages, by name: any number of them, all evaluated beside the raw weights. `kind = "none"` removes
-    # one. A config file adds another with `config.averages.NAME = default.ema(...)`; any name but "raw" and "train".
+    # one. A config file adds another with `config.averages.NAME = default.average(...)`; any name but "raw" and
+    # "train".
     config.averages = ml_collections.ConfigDict()
-    config.averages.ema = ema()
+    config.averages.ema = average("ema")
+    # How many training batches make the statistics of an average with `batch_stats = "recompute"`, at each evaluation.
+    config.recompute_batches = 50
     return config
 
 
-def ema(decay: float = 0.999, half_life: str = "", debias: bool = True) -> ml_collections.ConfigDict:
-    """An exponential moving average.
+def average(kind: str, **fields: Any) -> ml_collections.ConfigDict:
+    """A weight average: `average("ema", half_life="5%")`.
 
     Args:
-        decay: per step, in [0, 1).
-        half_life: a duration, within which the weight of an old iterate halves; if not empty it sets `decay`.
-        debias: exact bias correction: the average forgets the initial parameters.
+        kind: "ema", "warmup_ema", "running_mean", "polynomial_decay_mean", "power_ema", "power_ema_gamma",
+            "soft_update" or "hard_update"; see averaging.py for what they are for.
+        **fields: those below that are to differ. Fields that the kind does not have must keep their defaults.
     """
-    return ml_collections.ConfigDict({"kind": "ema", "decay": decay, "half_life": half_life, "debias": debias})
+    config = ml_collections.ConfigDict()
+    config.kind = kind
+    config.decay = 0.999  # ema, warmup_ema: per step, in [0, 1)
+    config.half_life = ""  # ema, warmup_ema: a duration, within which a weight halves; if not empty it sets `decay`
+    config.debias = True  # ema: exact bias correction: the average forgets the initial parameters
+    config.eta = 3.0  # polynomial_decay_mean
+    config.width = 0.1  # power_ema: standard deviation of the age of the weights, as a share of training so far
+    config.gamma = 6.94  # power_ema_gamma
+    config.tau = 0.005  # soft_update: step size
+    config.period = "1000 steps"  # hard_update: from copy to copy
+
+    # When it moves. A running_mean with a start is a tail mean; with `every="1 epochs"` as well it is SWA.
+    config.start = "0 steps"  # until then it is the raw weights
+    config.every = "1 steps"  # decay and half-life keep their meaning; eta, width, gamma and tau count these steps
+    config.restart_every = ""  # from beginning to beginning, for learning rates that restart; empty: never
+    # Where its batch-norm statistics come from: "average", as the weights do; "copy", the raw ones; "recompute",
+    # from training batches at each evaluation.
+    config.batch_stats = "average"
+
+    config.update(fields)
+    return config

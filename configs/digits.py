@@ -36,5 +36,5 @@ def get_config() -> ml_collections.ConfigDict:
     config.optimizer.learning_rate = 0.1
     config.optimizer.momentum = 0.9
 
-    config.averages.ema = default.ema(half_life="5%")
+    config.averages.ema = default.average("ema", half_life="5%")
     return config

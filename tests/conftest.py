@@ -31,7 +31,7 @@ def digits_config(**overrides) -> ml_collections.ConfigDict:
     config.eval_every = "10 steps"
     config.checkpoint_every = "10 steps"
     config.model.hidden_sizes = (32,)
-    config.averages.ema = default.ema(decay=0.9)
+    config.averages.ema = default.average("ema", decay=0.9)
     for name, value in overrides.items():
         *groups, field = name.split("__")
         group = config

@@ -129,10 +129,10 @@ def test_tensorboard_shows_every_step_once_after_a_restart(tmp_path):
 
 def test_a_run_may_go_on_with_other_averages_and_none_starts_at_random(tmp_path, capsys):
     config = digits_config()
-    config.averages.dropped = default.ema(decay=0.5)
+    config.averages.dropped = default.average("ema", decay=0.5)
     before = train.train_and_evaluate(config, tmp_path)
     after = digits_config(duration="21 steps", averages__ema__decay=0.99)
-    after.averages.new = default.ema(decay=0.5)
+    after.averages.new = default.average("ema", decay=0.5)
     state = train.train_and_evaluate(after, tmp_path)
     assert {name: int(count) for name, count in state.ema_count.items()} == {"ema": 21, "new": 1}
     # Its first step size is 1, so after one update the new average is the present parameters.
@@ -169,7 +169,7 @@ def test_a_checkpoint_of_another_model_is_refused_and_the_workdir_stays_as_it_wa
 def test_an_average_that_was_never_saved_is_not_scored(tmp_path):
     train.train_and_evaluate(digits_config(), tmp_path)
     config = digits_config()
-    config.averages.new = default.ema(decay=0.5)
+    config.averages.new = default.average("ema", decay=0.5)
     assert set(train.evaluate_checkpoint(config, tmp_path)) == {"raw", "ema", "ema-raw"}
 
 

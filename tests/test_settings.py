@@ -117,7 +117,7 @@ def test_a_wrong_type_or_a_missing_field_is_refused():
 @pytest.mark.parametrize("name", ["raw", "train", "a b", "up/down"])
 def test_an_average_has_a_name_of_its_own(name):
     config = digits_config()
-    config.averages[name] = default.ema()
+    config.averages[name] = default.average("ema")
     with pytest.raises(UserError, match="the name must be"):
         settings.check(config)
 
@@ -188,8 +188,8 @@ def test_a_half_life_means_the_same_share_of_training_whatever_the_batch_size():
 
 def test_removed_averages_are_gone_and_the_best_curve_is_what_is_left():
     config = digits_config()
-    config.averages.added = default.ema()  # first in the alphabet, and still not the best curve
-    config.averages.slow = default.ema()
+    config.averages.added = default.average("ema")  # first in the alphabet, and still not the best curve
+    config.averages.slow = default.average("ema")
     assert resolve(config).best_curve == "ema"
     config.averages.added.kind = "none"
     config.averages.ema.kind = "none"
@@ -197,7 +197,7 @@ def test_removed_averages_are_gone_and_the_best_curve_is_what_is_left():
     assert resolve(config).best_curve == "slow"
     config.averages.slow.kind = "none"
     assert resolve(config).best_curve == "raw"
-    assert settings.create_averages(resolve(config)) == ()
+    assert dict(resolve(config).averages) == {}
 
 
 @pytest.mark.parametrize(

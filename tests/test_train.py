@@ -476,7 +476,7 @@ def test_a_run_starts_from_the_weights_of_another_and_so_do_its_averages(tmp_pat
         optimizer__learning_rate=0.0,
         **model,
     )
-    config.averages = {"slow": default.ema(decay=0.9, debias=False)}
+    config.averages = {"slow": default.average("ema", decay=0.9, debias=False)}
     second = train.train_and_evaluate(config, tmp_path / "second")
     expected = first.curves()[weights]
     jax.tree.map(np.testing.assert_array_equal, second.params, expected["params"])  # at a rate of 0

@@ -4,13 +4,12 @@ import numpy as np
 import optax
 import pytest
 
-import averaging
 from streams import stream_key
-from train_state import CustomTrainState
+from train_state import Average, CustomTrainState
 
 
 def ema(name, decay, debias=True):
-    return averaging.Average(name, "ema", (("decay", decay), ("debias", debias)))
+    return Average(name, "ema", (("decay", decay), ("debias", debias)))
 
 
 def create(*averages, batch_stats=None):

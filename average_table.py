@@ -1,0 +1,97 @@
+"""What a run says of its averages before it trains: what they will be in the end, and what became of older ones."""
+
+import dataclasses
+import json
+import pathlib
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+import averaging
+from train_state import Average, CustomTrainState
+
+MAX_BINS = 1000  # of a stored kernel
+
+
+def write(workdir: pathlib.Path, state: CustomTrainState, num_steps: int, *, random_start: bool) -> str:
+    """Describes each average as it will be at the end of training, in `averages.json` and as text.
+
+    Args:
+        workdir: of the run.
+        state: before the next step.
+        num_steps: of the whole training.
+        random_start: whether the parameters at step 0 were random.
+
+    Returns:
+        A table, and a warning for each average that would keep more than 1 % of its weight on random parameters.
+    """
+    step, rejected, counts = jax.device_get((state.step, state.rejected["total"], state.ema_count))
+    rows = [("average", "kind", "on its start", "mean age", "half-life", "width", "effective number")]
+    warnings, stored = [], {}
+    for average in state.averages:
+        count = int(counts[average.name])
+        description = averaging.describe(average.schedule, count + num_steps - int(step))
+        rows.append(
+            (
+                average.name,
+                to_text(average),
+                f"{description.initial_weight:.2%}",
+                f"{description.mean_age:.5g}",
+                f"{description.half_life:.5g}",
+                f"{description.relative_width:.2%}",
+                f"{description.effective_number:.5g}",
+            )
+        )
+        # An average that joined later started from trained parameters.
+        if random_start and step - rejected == count and description.initial_weight > 0.01:
+            warnings.append(
+                f"Warning: {description.initial_weight:.1%} of the final weight of the average {average.name!r} would "
+                "lie on the random initialisation. A shorter horizon or a later start forgets it, and so does the bias "
+                "correction of kind 'ema'."
+            )
+        stored[average.name] = (
+            dataclasses.asdict(average) | dataclasses.asdict(description) | _kernel(description, average)
+        )
+    (workdir / "averages.json").write_text(json.dumps(stored) + "\n")
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    table = ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows] if stored else []
+    return "\n".join([*table, *warnings])
+
+
+def _kernel(description: averaging.Description, average: Average) -> dict[str, Any]:
+    """The kernel, in at most `MAX_BINS` sums over as many iterates; the initial parameters have their own number."""
+    weights = averaging.kernel(average.schedule, description.num_updates)[1:]
+    per_bin = -(-len(weights) // MAX_BINS)
+    sums = np.add.reduceat(weights, np.arange(0, len(weights), per_bin)) if len(weights) else weights
+    return {"iterates_per_bin": per_bin, "kernel": [float(f"{weight:.6g}") for weight in sums]}
+
+
+def to_text(average: Average) -> str:
+    """`ema(debias=True, decay=0.995), start=100`: what differs from an average that moves at every step."""
+    arguments = ", ".join(
+        f"{key}={value:.6g}" if isinstance(value, float) else f"{key}={value}" for key, value in average.arguments
+    )
+    defaults = {field.name: field.default for field in dataclasses.fields(average)}
+    other = [
+        f"{key}={getattr(average, key)}"
+        for key in ("start", "every", "restart_every", "batch_stats")
+        if getattr(average, key) != defaults[key]
+    ]
+    return ", ".join([f"{average.kind}({arguments})", *other])
+
+
+def changes(before: Sequence[Average], state: CustomTrainState) -> list[str]:
+    """What becomes of the averages of the checkpoint that a run continues from, a sentence for each that changes."""
+    old, new = ({average.name: average for average in averages} for averages in (before, state.averages))
+    said = []
+    for name in sorted(old.keys() | new.keys()):
+        if name not in old:
+            said.append(f"The average {name!r} starts from the restored parameters")
+        elif name not in new:
+            said.append(f"The average {name!r} is dropped")
+        elif old[name] != new[name]:
+            kept = f"keeps its weights and its {int(state.ema_count[name])} updates"
+            said.append(f"The average {name!r} {kept}; it was {to_text(old[name])}, now it is {to_text(new[name])}")
+    return said
