@@ -32,7 +32,7 @@ def write(workdir: pathlib.Path, state: CustomTrainState, num_steps: int, *, ran
     warnings, stored = [], {}
     for average in state.averages:
         count = int(counts[average.name])
-        description = averaging.describe(average.schedule, count + num_steps - int(step))
+        description = averaging.describe(average.schedule, max(1, count + num_steps - int(step)))
         rows.append(
             (
                 average.name,
@@ -51,9 +51,7 @@ def write(workdir: pathlib.Path, state: CustomTrainState, num_steps: int, *, ran
                 "lie on the random initialisation. A shorter horizon or a later start forgets it, and so does the bias "
                 "correction of kind 'ema'."
             )
-        stored[average.name] = (
-            dataclasses.asdict(average) | dataclasses.asdict(description) | _kernel(description, average)
-        )
+        stored[average.name] = average.to_dict() | dataclasses.asdict(description) | _kernel(description, average)
     (workdir / "averages.json").write_text(json.dumps(stored) + "\n")
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     table = ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows] if stored else []

@@ -46,12 +46,13 @@ class Record:
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> Self:
-        """The record that was saved with `dataclasses.asdict`."""
-        averages = tuple(
-            Average(**average | {"arguments": tuple((name, value) for name, value in average["arguments"])})
-            for average in values["averages"]
-        )
+        """The inverse of `to_json`."""
+        averages = tuple(map(Average.from_dict, values["averages"]))
         return cls(**values | {"averages": averages, "altered": tuple(values["altered"])})
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values."""
+        return dataclasses.asdict(self) | {"averages": [average.to_dict() for average in self.averages]}
 
 
 class _LatestAndBest(PreservationPolicy):
@@ -137,15 +138,14 @@ class Checkpoints:
     def _complete(self, record: Record, state: CustomTrainState, saved: Any) -> dict[str, Any]:
         """The record as JSON, with what follows from the state and from the part of it that is saved."""
         step, rejected, counts = jax.device_get((state.step, state.rejected["total"], state.ema_count))
-        record = dataclasses.replace(
+        return dataclasses.replace(
             record,
             averages=state.averages,
             altered=tuple(sorted(self._altered.intersection(counts))),
             updates=int(step) - int(rejected),
             counts={name: int(count) for name, count in counts.items()},
             leaves=_describe_leaves(saved),
-        )
-        return dataclasses.asdict(record)
+        ).to_json()
 
     def read_record(self, step: int | None = None) -> Record | None:
         """The record of the checkpoint at `step`, by default the latest one; none if there is no checkpoint.
@@ -156,7 +156,8 @@ class Checkpoints:
         step = self._manager.latest_step() if step is None else step
         if step is None:
             return None
-        return _read_record(self._manager, step)
+        self._manager.wait_until_finished()
+        return _read_record(self._directory / str(step))
 
     def restore_state(self, state: CustomTrainState, record: Record) -> CustomTrainState:
         """The state in the checkpoint that `record` belongs to.
@@ -218,6 +219,11 @@ class Stored:
     record: Record
 
     @property
+    def is_snapshot(self) -> bool:
+        """Whether it is a snapshot."""
+        return self.folder.parent.name == "snapshots"
+
+    @property
     def curves(self) -> tuple[str, ...]:
         """The names of the weights that it holds."""
         return "raw", *(average.name for average in self.record.averages)
@@ -228,11 +234,9 @@ def list_stored(workdir: str | pathlib.Path) -> list[Stored]:
     stored: dict[int, Stored] = {}
     for name in ("checkpoints", "snapshots"):
         folder = pathlib.Path(workdir).absolute() / name
-        if folder.is_dir():  # which is made otherwise
-            with ocp.CheckpointManager(folder, options=ocp.CheckpointManagerOptions(read_only=True)) as manager:
-                stored |= {
-                    step: Stored(folder / str(step), _read_record(manager, step)) for step in manager.all_steps()
-                }
+        # Without a manager, which would clear up after a run that is still writing.
+        steps = ocp.utils.checkpoint_steps(folder) if folder.is_dir() else []
+        stored |= {step: Stored(folder / str(step), _read_record(folder / str(step))) for step in steps}
     return [stored[step] for step in sorted(stored)]
 
 
@@ -269,11 +273,12 @@ def read_weights(stored: Stored, name: str, state: CustomTrainState) -> dict[str
     return restored if name == "raw" else {field: restored[f"ema_{field}"][name] for field in fields}
 
 
-def _read_record(manager: ocp.CheckpointManager, step: int) -> Record:
-    values = manager.restore(step, args=ocp.args.Composite(record=ocp.args.JsonRestore()))["record"]
+def _read_record(folder: pathlib.Path) -> Record:
+    with ocp.Checkpointer(ocp.JsonCheckpointHandler()) as checkpointer:
+        values = checkpointer.restore(folder / "record")
     if values.get("format") != FORMAT:
         raise UserError(
-            f"{manager.directory / str(step)} has format {values.get('format')}; this version reads {FORMAT}. "
+            f"{folder} has format {values.get('format')}; this version reads {FORMAT}. "
             "Use the version that made it, or another workdir."
         )
     return Record.from_json(values)

@@ -281,33 +281,39 @@ def load(config: ml_collections.FrozenConfigDict, source: input_pipeline.Source)
     return Experiment(config, mesh, state, train_data, eval_data)
 
 
-def evaluate(
-    experiment: Experiment, state: CustomTrainState, split: str, score_fn: evaluation.ScoreFn = evaluation.score_fn
-) -> dict[str, dict[str, float]]:
-    """Scores the raw weights and every average of a state, each with the batch statistics that it is to have.
-
-    Args:
-        experiment: whose images to use.
-        state: with the weights.
-        split: "validation" or "test".
-        score_fn: what to score.
-
-    Returns:
-        Metrics of each curve and paired difference: see `evaluation.evaluate`.
-    """
-    curves, sharding = state.curves(), split_batch(experiment.mesh)
+def evaluation_curves(experiment: Experiment, state: CustomTrainState) -> dict[str, dict[str, Any]]:
+    """The state's raw and averaged weights, each with the batch statistics that it is to be evaluated with."""
+    curves = state.curves()
     for average in state.averages:
         if average.batch_stats == "recompute":
-            curves[average.name]["batch_stats"] = evaluation.recompute_batch_stats(
-                curves[average.name],
-                experiment.train_data,
-                state.rng,
-                batches=range(experiment.config.recompute_batches),
-                apply_fn=state.apply_fn,
-                sharding=sharding,
-            )
-    data = experiment.eval_data[split]
-    return evaluation.evaluate(curves, data, apply_fn=state.apply_fn, score_fn=score_fn, sharding=sharding)
+            curves[average.name] = with_recomputed_batch_stats(experiment, curves[average.name])
+    return curves
+
+
+def with_recomputed_batch_stats(experiment: Experiment, variables: Mapping[str, Any]) -> dict[str, Any]:
+    """These weights with batch statistics of their own, from the first `config.recompute_batches` training batches."""
+    batch_stats = evaluation.recompute_batch_stats(
+        variables,
+        experiment.train_data,
+        experiment.state.rng,
+        batches=range(experiment.config.recompute_batches),
+        apply_fn=experiment.state.apply_fn,
+        sharding=split_batch(experiment.mesh),
+    )
+    return {"params": variables["params"], "batch_stats": batch_stats}
+
+
+def evaluate(
+    experiment: Experiment,
+    curves: dict[str, dict[str, Any]],
+    split: str,
+    score_fn: evaluation.ScoreFn = evaluation.score_fn,
+) -> dict[str, dict[str, float]]:
+    """Scores weights on the images of a split, "validation" or "test"; see `evaluation.evaluate`."""
+    data, apply_fn = experiment.eval_data[split], experiment.state.apply_fn
+    return evaluation.evaluate(
+        curves, data, apply_fn=apply_fn, score_fn=score_fn, sharding=split_batch(experiment.mesh)
+    )
 
 
 def train_and_evaluate(
@@ -373,7 +379,7 @@ def train_and_evaluate(
         step, best = record.step, record.best
 
         def evaluate_and_write(split: str) -> dict[str, dict[str, float]]:
-            metrics = evaluate(experiment, state, split, score_fn)
+            metrics = evaluate(experiment, evaluation_curves(experiment, state), split, score_fn)
             for curve, values in metrics.items():
                 writer.write(step, curve, values, split=split)
             return metrics
@@ -489,7 +495,8 @@ def evaluate_checkpoint(
     """
     record = checkpointing.find_checkpoint(workdir, which)
     experiment = set_up(config, workdir, config_change)
-    metrics = evaluate(experiment, restore(experiment, workdir, record), "test", score_fn)
+    curves = evaluation_curves(experiment, restore(experiment, workdir, record))
+    metrics = evaluate(experiment, curves, "test", score_fn)
     print(f"{workdir}, {which} checkpoint, step {record.step}, test images\n{report.table(metrics)}", flush=True)
     return metrics
 

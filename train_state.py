@@ -1,6 +1,7 @@
 """The state of a training run: everything that one step reads and changes."""
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any, Self
 
 import jax
@@ -36,6 +37,15 @@ class Average:
     every: int = 1
     restart_every: int = 0
     batch_stats: str = "average"
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON."""
+        return dataclasses.asdict(self) | {"arguments": dict(self.arguments)}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Self:
+        """The inverse of `to_dict`."""
+        return cls(**{**values, "arguments": tuple(values["arguments"].items())})
 
     @property
     def schedule(self) -> optax.Schedule:

@@ -2,8 +2,8 @@
 
     python main.py --config=configs/cifar10_batch_stats.py --workdir=runs/batch_stats
 
-Six averages of one run: a short and a long horizon, each with its batch statistics averaged like the weights, copied from
-the raw ones, and recomputed from 50 training batches.
+Six averages of one run: a short and a long horizon, each with its batch statistics averaged like the weights, copied
+from the raw ones, and recomputed from 50 training batches.
 """
 
 import ml_collections

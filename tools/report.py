@@ -15,8 +15,10 @@ Metrics = Mapping[str, Any]
 
 
 def read(workdir: pathlib.Path) -> list[dict[str, Any]]:
-    """The lines of `metrics.jsonl`."""
-    return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    """The lines of `metrics.jsonl`, and of `posthoc.jsonl` if there is one, in the order of their steps."""
+    files = [workdir / name for name in ("metrics.jsonl", "posthoc.jsonl")]
+    lines = [json.loads(line) for file in files if file.exists() for line in file.read_text().splitlines()]
+    return sorted(lines, key=lambda line: line["step"])
 
 
 def table(metrics: Mapping[str, Metrics]) -> str:

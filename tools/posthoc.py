@@ -1,0 +1,243 @@
+"""Averages that a run did not keep, made after training from its snapshots and checkpoints.
+
+    python -m tools.posthoc runs/mnist --average=ema:half_life=5% --average=power_ema:width=0.07
+    python -m tools.posthoc runs/mnist --average=running_mean:start=75% --average=lawa:last=5
+
+An average is written KIND:FIELD=VALUE,FIELD=VALUE with the kinds and fields of `config.averages`; lawa is the mean of
+the raw weights of the last snapshots (or checkpoints, where there are no snapshots). Each average is fitted as a linear
+combination of everything stored (see `averaging.synthesize`) and, where the fit is good enough, scored beside the raw
+weights, at every step at which something is stored. The scores go to WORKDIR/posthoc.jsonl, which tools.report reads.
+
+A run stores snapshots with --config.snapshot_every=6.25%. Two averages of kind power_ema, 0.05 and 0.10 wide, are a
+good basis for others.
+"""
+
+import argparse
+import dataclasses
+import functools
+import json
+import pathlib
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+import optax
+
+import averaging
+import checkpointing
+import input_pipeline
+import settings
+import train
+from checkpointing import Stored
+from configs import default
+from errors import UserError
+from tools import report
+
+RAW = averaging.soft_update(1.0)  # the raw weights, as an average
+
+
+@dataclasses.dataclass(frozen=True)
+class Target:
+    """An average to make.
+
+    Attributes:
+        schedule: of the average.
+        last: if not 0, the mean of this many snapshots of the raw weights instead.
+        batch_stats: where its batch statistics come from, as in `config.averages`.
+    """
+
+    schedule: optax.Schedule
+    last: int
+    batch_stats: str
+
+    def kernel(self, earlier: Sequence[Stored]) -> np.ndarray | None:
+        """Its weights on the iterates when the last of these was stored; none if it takes more than these."""
+        num_updates = earlier[-1].record.updates
+        if not self.last:
+            return averaging.kernel(self.schedule, num_updates)
+        snapshots = [stored for stored in earlier if stored.is_snapshot] or list(earlier)
+        kernel = np.zeros(num_updates + 1)
+        kernel[[stored.record.updates for stored in snapshots[-self.last :]]] = 1 / self.last
+        return kernel if len(snapshots) >= self.last else None
+
+
+def parse(text: str, steps: Callable[[str], Any]) -> Target:
+    """Reads KIND:FIELD=VALUE,FIELD=VALUE.
+
+    Args:
+        text: such as "ema:half_life=5%".
+        steps: turns a duration into steps.
+
+    Raises:
+        UserError: there is no such kind or field, or its value is wrong.
+    """
+    kind, _, rest = text.partition(":")
+    lawa = kind == "lawa"
+    average = default.average("running_mean" if lawa else kind)
+    known: dict[str, Any] = average.to_dict()
+    known = {"last": 5, "batch_stats": "average"} if lawa else {key: known[key] for key in known if key != "kind"}
+    fields: dict[str, Any] = {}
+    for name, _, value in (part.partition("=") for part in rest.split(",") if part):
+        if name not in known:
+            raise UserError(f"--average={text}: {kind} has no field {name!r}; there are {', '.join(known)}")
+        try:
+            is_bool = isinstance(known[name], bool)
+            fields[name] = {"True": True, "False": False}[value] if is_bool else type(known[name])(value)
+        except (KeyError, ValueError) as error:
+            raise UserError(f"--average={text}: {name} must be like its default, {known[name]}") from error
+    last = fields.pop("last", 5) if lawa else 0
+    if lawa and last < 1:
+        raise UserError(f"--average={text}: last must be at least 1")
+    average.update(fields)
+    config = default.get_config()
+    config.averages = {average.kind: average}
+    settings.check(config)
+    schedule = settings.create_average(kind, settings.resolve_average(average, steps)).schedule
+    return Target(schedule, last, average.batch_stats)
+
+
+def basis(stored: Stored, names: Sequence[str] | None, batch_stats: str) -> list[tuple[str, optax.Schedule]]:
+    """The weights in a checkpoint or snapshot of which an average can be made, with the schedules that made them.
+
+    Args:
+        stored: the checkpoint or snapshot.
+        names: which to use, "raw" and averages' names; none for all.
+        batch_stats: where those of the average to make come from.
+    """
+    found = [("raw", RAW)]
+    for average in stored.record.averages:
+        # One that was another average before has an unknown kernel, and copied statistics are not the average's.
+        if average.name in stored.record.altered or (average.batch_stats, batch_stats) == ("copy", "average"):
+            continue
+        # One that joined later is one that started later: until then it was the raw weights.
+        joined = stored.record.updates - stored.record.counts[average.name]
+        found.append((average.name, averaging.starting_at(average.schedule, joined)))
+    return [(name, schedule) for name, schedule in found if names is None or name in names]
+
+
+def combine(coefficients: np.ndarray, weights: Sequence[Mapping[str, Any]]) -> Any:
+    """The linear combination of trees of arrays, computed in float64."""
+
+    def leaf(*leaves: np.ndarray) -> np.ndarray:
+        return np.tensordot(coefficients, np.stack(leaves).astype(np.float64), 1).astype(leaves[0].dtype)
+
+    return jax.tree.map(leaf, *weights)
+
+
+def posthoc(
+    workdir: pathlib.Path, texts: Sequence[str], names: Sequence[str] | None = None, max_error: float = 0.05
+) -> list[dict[str, Any]]:
+    """Makes averages and scores them.
+
+    Args:
+        workdir: of the run.
+        texts: the averages; see `parse`.
+        names: the stored weights to make them of, "raw" and averages' names; none for all.
+        max_error: of a fit that is scored.
+
+    Returns:
+        Lines as in `metrics.jsonl`, with the error of the fit as `fit_error`.
+
+    Raises:
+        UserError: there is no such run or average, or nothing to make it of.
+    """
+    config = settings.read(workdir)
+    source = input_pipeline.find_source(config.dataset)
+    steps = functools.partial(
+        settings.to_steps,
+        batch_size=config.batch_size,
+        num_examples=source.num_train - config.num_validation,
+        total=config.duration,
+    )
+    targets = {text: parse(text, steps) for text in texts}
+    points = checkpointing.list_stored(workdir)
+    curves = {"raw"}.union(*(point.curves for point in points))
+    if not points or not curves.issuperset(names or ()):
+        raise UserError(
+            f"{workdir} has {len(points)} snapshots and checkpoints, of {', '.join(sorted(curves))}. A run with "
+            '--config.snapshot_every="6.25%" stores 16 snapshots.'
+        )
+    experiment = train.load(config, source)
+    split = "validation" if config.num_validation else "test"
+
+    @functools.cache
+    def read(index: int, name: str) -> dict[str, Any]:
+        return jax.device_get(checkpointing.read_weights(points[index], name, experiment.state))
+
+    def make(target: Target, kernel: np.ndarray, index: int) -> tuple[dict[str, Any] | None, float]:
+        """The average at one point, none if it does not fit, and the error of the fit."""
+        stored = [(i, *pair) for i in range(index + 1) for pair in basis(points[i], names, target.batch_stats)]
+        snapshots = [(schedule, points[i].record.updates) for i, _, schedule in stored]
+        coefficients, error = averaging.synthesize(kernel, points[index].record.updates, snapshots)
+        if error > max_error:
+            return None, error
+        variables = combine(coefficients, [read(i, name) for i, name, _ in stored])
+        if target.batch_stats == "copy":
+            variables["batch_stats"] = read(index, "raw")["batch_stats"]
+        variables = jax.device_put(variables, train.replicated(experiment.mesh))
+        if target.batch_stats == "recompute":
+            variables = train.with_recomputed_batch_stats(experiment, variables)
+        return variables, error
+
+    lines = []
+    for index, point in enumerate(points):
+        weights, errors = {"raw": jax.device_put(read(index, "raw"), train.replicated(experiment.mesh))}, {}
+        for text, target in targets.items():
+            kernel = target.kernel(points[: index + 1])
+            if kernel is None:
+                continue
+            variables, errors[text] = make(target, kernel, index)
+            left_out = variables is None
+            print(f"step {point.record.step}: the fit of {text} is off by {errors[text]:.2%}" + left_out * ", left out")
+            if variables is not None:
+                weights[text] = variables
+        metrics = train.evaluate(experiment, weights, split) if len(weights) > 1 else {}
+        lines += [
+            {
+                "step": point.record.step,
+                "curve": curve,
+                "split": split,
+                **values,
+                "fit_error": errors[curve.removesuffix("-raw")],
+            }
+            for curve, values in metrics.items()
+            if curve != "raw"
+        ]
+    return lines
+
+
+def write(workdir: pathlib.Path, lines: Sequence[Mapping[str, Any]], texts: Sequence[str]) -> None:
+    """Puts lines into `posthoc.jsonl`, in place of older ones of these averages."""
+    path = workdir / "posthoc.jsonl"
+    new = {curve for text in texts for curve in (text, f"{text}-raw")}
+    old = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    kept = [line for line in old if line["curve"] not in new]
+    partial = path.with_suffix(".partial")
+    partial.write_text("".join(json.dumps(line) + "\n" for line in [*kept, *lines]))
+    partial.replace(path)
+
+
+def main() -> None:
+    """Makes what the arguments ask for."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("workdir", type=pathlib.Path, help="folder of the run")
+    parser.add_argument(
+        "--average", required=True, action="append", help="KIND:FIELD=VALUE,...; may be given repeatedly"
+    )
+    parser.add_argument(
+        "--basis", action="append", help="stored weights to make it of; may be given repeatedly; default: all"
+    )
+    parser.add_argument("--max_error", type=float, default=0.05, help="of a fit that is scored; default: %(default)s")
+    args = parser.parse_args()
+    try:
+        lines = posthoc(args.workdir, args.average, args.basis, args.max_error)
+        write(args.workdir, lines, args.average)
+        print(report.write(args.workdir))
+    except (UserError, OSError) as error:
+        sys.exit(f"error: {error}")
+
+
+if __name__ == "__main__":
+    main()
