@@ -286,16 +286,22 @@ def evaluation_curves(experiment: Experiment, state: CustomTrainState) -> dict[s
     curves = state.curves()
     for average in state.averages:
         if average.batch_stats == "recompute":
-            curves[average.name] = with_recomputed_batch_stats(experiment, curves[average.name])
+            curves[average.name] = with_recomputed_batch_stats(experiment, curves[average.name], state.rng)
     return curves
 
 
-def with_recomputed_batch_stats(experiment: Experiment, variables: Mapping[str, Any]) -> dict[str, Any]:
-    """These weights with batch statistics of their own, from the first `config.recompute_batches` training batches."""
+def with_recomputed_batch_stats(experiment: Experiment, variables: Mapping[str, Any], rng: jax.Array) -> dict[str, Any]:
+    """These weights with batch statistics of their own, from the first `config.recompute_batches` training batches.
+
+    Args:
+        experiment: whose images to use.
+        variables: parameters and batch statistics.
+        rng: root key of the run.
+    """
     batch_stats = evaluation.recompute_batch_stats(
         variables,
         experiment.train_data,
-        experiment.state.rng,
+        rng,
         batches=range(experiment.config.recompute_batches),
         apply_fn=experiment.state.apply_fn,
         sharding=split_batch(experiment.mesh),

@@ -1,3 +1,4 @@
+import json
 import shutil
 import signal
 import subprocess
@@ -11,6 +12,7 @@ from conftest import ROOT, command, digits_config, read_metrics, run_main
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.util import tensor_util
 
+import checkpointing
 import train
 from checkpointing import Checkpoints, Record
 from configs import default
@@ -29,6 +31,7 @@ FLAGS = (
     "--config.optimizer.name=adamw",
     "--config.optimizer.learning_rate=0.01",
     "--config.optimizer.gradient_noise=0.01",
+    "--config.snapshot_every=5 steps",
 )
 
 
@@ -66,9 +69,15 @@ def test_a_run_killed_again_and_again_ends_with_the_same_bits(tmp_path):
         assert result.returncode == 0, result.stderr
     assert (interrupted / "metrics.jsonl").read_bytes() == (uninterrupted / "metrics.jsonl").read_bytes()
     assert best(interrupted) == best(uninterrupted)
+    snapshots = [checkpointing.list_stored(workdir) for workdir in (interrupted, uninterrupted)]
+    assert len(snapshots[0]) >= 12
     optimizer = {"optimizer__name": "adamw", "optimizer__gradient_noise": 0.01}
     config = digits_config(model__name="cnn", model__hidden_sizes=(256, 256), model__batch_norm=True, **optimizer)
-    assert_same_leaves(saved_state(interrupted, config), saved_state(uninterrupted, config))
+    state = saved_state(uninterrupted, config)
+    assert_same_leaves(saved_state(interrupted, config), state)
+    for ours, theirs in zip(*snapshots, strict=True):
+        assert ours.folder.relative_to(interrupted) == theirs.folder.relative_to(uninterrupted)
+        assert_same_leaves(*(checkpointing.read_weights(stored, "ema", state) for stored in (ours, theirs)))
 
 
 def best(workdir):
@@ -146,6 +155,78 @@ def test_a_run_may_go_on_with_other_averages_and_none_starts_at_random(tmp_path,
     assert "averages.dropped.decay: 0.5 before, absent now" in said
     assert "The average 'new' starts from the restored parameters" in said
     assert "The average 'dropped' is dropped" in said
+    assert "The average 'ema' keeps its weights and its 20 updates" in said
+    assert "it was ema(debias=True, decay=0.9), now it is ema(debias=True, decay=0.99)" in said
+
+
+def test_an_average_switched_off_and_on_again_starts_from_the_restored_parameters(tmp_path):
+    train.train_and_evaluate(digits_config(), tmp_path)
+    off = train.train_and_evaluate(digits_config(duration="25 steps", averages__ema__kind="none"), tmp_path)
+    assert off.ema_params == {}
+    on = digits_config(duration="26 steps", averages__ema__kind="soft_update", averages__ema__tau=0.25)
+    on.averages.ema.decay = 0.999  # its default
+    state = train.train_and_evaluate(on, tmp_path)
+    assert state.ema_count["ema"] == 1
+    expected = jax.tree.map(lambda a, p: a + 0.25 * (p - a), off.params, state.params)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), state.ema_params["ema"], expected)
+
+
+def test_a_checkpoint_knows_which_averages_were_others_before(tmp_path):
+    def altered():
+        with Checkpoints(tmp_path) as checkpoints:
+            return checkpoints.read_record().altered
+
+    train.train_and_evaluate(digits_config(), tmp_path)
+    assert altered() == ()
+    train.train_and_evaluate(digits_config(duration="21 steps", averages__ema__decay=0.99), tmp_path)
+    assert altered() == ("ema",)
+    train.train_and_evaluate(digits_config(duration="22 steps", averages__ema__decay=0.99), tmp_path)
+    assert altered() == ("ema",)
+    train.train_and_evaluate(digits_config(duration="23 steps", averages__ema__kind="none"), tmp_path)
+    train.train_and_evaluate(digits_config(duration="24 steps"), tmp_path)
+    assert altered() == ()
+
+
+def test_snapshots_are_kept_and_those_after_the_checkpoint_taken_again(tmp_path):
+    config = digits_config(snapshot_every="3 steps", keep_checkpoints=1, best_curve="raw")
+    state = train.train_and_evaluate(config, tmp_path)
+    stored = checkpointing.list_stored(tmp_path)
+    assert [place.record.step for place in stored if place.is_snapshot] == [3, 6, 9, 12, 15, 18, 20]
+    last = checkpointing.read_weights(stored[-1], "ema", state)
+    assert_same_leaves(last, state.curves()["ema"])
+    # As if the run had been killed with the checkpoint of step 10 as its last: it goes on with another average.
+    train.train_and_evaluate(digits_config(duration="10 steps", snapshot_every="3 steps"), tmp_path / "b")
+    shutil.copytree(tmp_path / "snapshots" / "15", tmp_path / "b" / "snapshots" / "15")
+    other = digits_config(duration="20 steps", snapshot_every="3 steps", averages__ema__decay=0.5)
+    other = train.train_and_evaluate(other, tmp_path / "b")
+    stored = {place.record.step: place for place in checkpointing.list_stored(tmp_path / "b") if place.is_snapshot}
+    assert list(stored) == [3, 6, 9, 10, 12, 15, 18, 20]
+    assert stored[15].record.altered == ("ema",)
+    assert stored[9].record.altered == ()
+    assert stored[15].record.counts == {"ema": 15}
+
+
+def test_a_table_says_what_each_average_will_be_and_warns_of_random_weights(tmp_path, capsys):
+    config = digits_config(averages__ema__half_life="10%")
+    config.averages.soft = default.average("soft_update")
+    config.averages.late = default.average("running_mean", start="75%", every="2 steps")
+    train.train_and_evaluate(config, tmp_path)
+    said = capsys.readouterr().out
+    assert "ema(debias=True, decay=0.707107)" in said
+    assert "running_mean(), start=15, every=2" in said
+    assert "Warning: 90.5% of the final weight of the average 'soft'" in said  # 0.995**20
+    assert said.count("Warning") == 1
+    stored = json.loads((tmp_path / "averages.json").read_text())
+    np.testing.assert_allclose(stored["late"]["kernel"], [0] * 16 + [0.5, 0, 0.5, 0])
+    assert stored["late"]["effective_number"] == pytest.approx(2)
+    # One that joins a trained run has no random weights to keep.
+    config.duration = "40 steps"
+    config.averages.joined = default.average("soft_update")
+    train.train_and_evaluate(config, tmp_path)
+    assert "average 'joined' would" not in capsys.readouterr().out
+    stored = json.loads((tmp_path / "averages.json").read_text())
+    assert (stored["joined"]["num_updates"], stored["soft"]["num_updates"]) == (20, 40)
+    assert stored["joined"]["initial_weight"] == pytest.approx(0.995**20)
 
 
 def test_an_accepted_change_of_the_optimizer_takes_effect(tmp_path):

@@ -160,62 +160,57 @@ MUON = {"optimizer__name": "muon"}
 
 @pytest.fixture(scope="module")
 def metrics_of(tmp_path_factory):
-    """The metrics of a run of 4 steps with these overrides; each is run once."""
+    """The training metrics of a run of 4 steps with these overrides; each is run once."""
 
     @functools.cache
     def run(**overrides):
         workdir = tmp_path_factory.mktemp("run")
         every = {"duration": "4 steps", "log_every": "4 steps"}
         train.train_and_evaluate(digits_config(**every | overrides), workdir)
-        return {curve: read_metrics(workdir, curve) for curve in ("train", "ema")}
+        return read_metrics(workdir, "train")
 
     return run
 
 
 @pytest.mark.parametrize(
-    ("curve", "base", "option"),
+    ("base", "option"),
     [
-        ("train", {}, {"seed": 1}),
-        ("train", {}, {"label_noise": 0.4}),
-        ("train", {}, {"num_validation": 100}),
-        ("train", {}, {"batch_size": 16}),
-        ("train", {}, {"model__hidden_sizes": (16,)}),
-        ("train", {}, {"model__dtype": "bfloat16"}),
-        ("train", {}, CNN),
-        ("train", CNN, {"model__dropout": 0.5}),
-        ("train", CNN, {"model__batch_norm": True}),
-        ("train", {}, {"loss__label_smoothing": 0.1}),
-        ("train", {}, {"loss__l2_penalty": 0.01}),
-        ("train", {}, {"optimizer__learning_rate": 0.2}),
-        ("train", {}, {"optimizer__schedule": "cosine"}),
-        ("train", {}, {"optimizer__warmup": "3 steps"}),
-        ("train", {}, {"optimizer__momentum": 0.0}),
-        ("train", {}, {"optimizer__clip_norm": 0.1}),
-        ("train", {}, {"optimizer__nesterov": True}),
-        ("train", {}, {"optimizer__weight_decay": 0.1}),
-        ("train", {}, {"optimizer__gradient_noise": 0.01}),
-        *[("train", {}, {"optimizer__name": name}) for name in ("adamw", "lion", "muon")],
-        *[("train", ADAMW, {f"optimizer__{field}": 0.5}) for field in ("b1", "b2")],
-        *[("train", MUON, {f"optimizer__{field}": 0.5}) for field in ("momentum", "b1", "b2")],
-        ("train", MUON, {"optimizer__nesterov": True}),
-        ("train", {}, {"optimizer__schedule": "one_cycle", "optimizer__warmup": "50%"}),
-        ("train", {}, {"optimizer__schedule": "wsd", "optimizer__decay": "50%"}),
-        ("train", {"optimizer__schedule": "wsd"}, {"optimizer__decay": "75%"}),
-        ("train", {}, {"augment__flip": True}),
-        ("train", {}, {"augment__crop_padding": 2}),
-        ("train", {}, {"augment__cutout": 2}),
-        ("train", {}, {"augment__mixup": 1.0}),
-        ("train", CNN | {"model__dropout": 0.5}, {"accumulate": 2}),
-        ("ema", {}, {"averages__ema__decay": 0.5}),
-        ("ema", {}, {"averages__ema__half_life": "50%"}),
-        ("ema", {}, {"averages__ema__debias": False}),
+        ({}, {"seed": 1}),
+        ({}, {"label_noise": 0.4}),
+        ({}, {"num_validation": 100}),
+        ({}, {"batch_size": 16}),
+        ({}, {"model__hidden_sizes": (16,)}),
+        ({}, {"model__dtype": "bfloat16"}),
+        ({}, CNN),
+        (CNN, {"model__dropout": 0.5}),
+        (CNN, {"model__batch_norm": True}),
+        ({}, {"loss__label_smoothing": 0.1}),
+        ({}, {"loss__l2_penalty": 0.01}),
+        ({}, {"optimizer__learning_rate": 0.2}),
+        ({}, {"optimizer__schedule": "cosine"}),
+        ({}, {"optimizer__warmup": "3 steps"}),
+        ({}, {"optimizer__momentum": 0.0}),
+        ({}, {"optimizer__clip_norm": 0.1}),
+        ({}, {"optimizer__nesterov": True}),
+        ({}, {"optimizer__weight_decay": 0.1}),
+        ({}, {"optimizer__gradient_noise": 0.01}),
+        *[({}, {"optimizer__name": name}) for name in ("adamw", "lion", "muon")],
+        *[(ADAMW, {f"optimizer__{field}": 0.5}) for field in ("b1", "b2")],
+        *[(MUON, {f"optimizer__{field}": 0.5}) for field in ("momentum", "b1", "b2")],
+        (MUON, {"optimizer__nesterov": True}),
+        ({}, {"optimizer__schedule": "one_cycle", "optimizer__warmup": "50%"}),
+        ({}, {"optimizer__schedule": "wsd", "optimizer__decay": "50%"}),
+        ({"optimizer__schedule": "wsd"}, {"optimizer__decay": "75%"}),
+        ({}, {"augment__flip": True}),
+        ({}, {"augment__crop_padding": 2}),
+        ({}, {"augment__cutout": 2}),
+        ({}, {"augment__mixup": 1.0}),
+        (CNN | {"model__dropout": 0.5}, {"accumulate": 2}),
     ],
 )
-def test_no_option_is_accepted_and_unused(metrics_of, curve, base, option):
-    without, changed = metrics_of(**base), metrics_of(**base | option)
-    assert changed[curve] != without[curve]
-    if curve != "train":
-        assert changed["train"] == without["train"]
+def test_no_option_is_accepted_and_unused(metrics_of, base, option):
+    """Those of averages: tests/averaging/test_in_training.py."""
+    assert metrics_of(**base | option) != metrics_of(**base)
 
 
 def test_gradients_of_the_logged_norm_are_those_before_clipping(tmp_path):
@@ -238,16 +233,6 @@ def test_the_training_program_compiles_once(tmp_path, monkeypatch):
     config.averages.slow = config.averages.ema
     train.train_and_evaluate(config, tmp_path)
     assert [program._cache_size() for program in programs] == [1, 1]
-
-
-def test_averaging_does_not_touch_the_raw_parameters(tmp_path):
-    states = [
-        train.train_and_evaluate(digits_config(averages__ema__kind=kind), tmp_path / kind) for kind in ("ema", "none")
-    ]
-    jax.tree.map(np.testing.assert_array_equal, states[0].params, states[1].params)
-    raw = [[line for line in read_metrics(tmp_path / kind, "raw")] for kind in ("ema", "none")]
-    assert raw[0] == raw[1]
-    assert {line["curve"] for line in read_metrics(tmp_path / "none")} == {"train", "raw"}
 
 
 def poison(poisoned_steps):

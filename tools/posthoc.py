@@ -178,7 +178,7 @@ def posthoc(
             variables["batch_stats"] = read(index, "raw")["batch_stats"]
         variables = jax.device_put(variables, train.replicated(experiment.mesh))
         if target.batch_stats == "recompute":
-            variables = train.with_recomputed_batch_stats(experiment, variables)
+            variables = train.with_recomputed_batch_stats(experiment, variables, experiment.state.rng)
         return variables, error
 
     lines = []

@@ -1,0 +1,267 @@
+"""Averages where they are kept: in the state, through the training step, over batch norm, on several devices."""
+
+import json
+import os
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from adapters import AVERAGES, reference
+from conftest import ROOT, digits_config, read_metrics
+from flax import linen as nn
+
+import evaluation
+import optimizers
+import train
+from configs import default
+from errors import UserError
+from train_state import Average, CustomTrainState
+
+
+def squared_distance(params, state, batch):
+    """Pulls the parameters towards the batch, which is not a number at two steps."""
+    distance = jnp.square(params["w"] - batch["x"]).sum(axis=-1)
+    objective = jnp.where(jnp.isin(state.step, jnp.array([5, 17])), jnp.nan, distance.mean())
+    return objective, ({"loss": (distance.sum(), distance.size)}, {})
+
+
+@pytest.mark.parametrize("num_microbatches", [1, 2])
+def test_every_average_counts_its_updates_and_sees_the_updated_parameters(num_microbatches):
+    """Through rejected steps, accumulation, starts, intervals and restarts, against the float64 recursion."""
+    state = CustomTrainState.create(
+        apply_fn=None,
+        params={"w": jnp.array([1.0, -2.0])},
+        tx=optimizers.create_optimizer(
+            "sgd", learning_rate=0.1, momentum=0.5, nesterov=False, weight_decay=0.0, clip_norm=0.0, gradient_noise=0.0
+        ),
+        batch_stats={},
+        rng=jax.random.key(0),
+        averages=tuple(average for average, _ in AVERAGES.values()),
+    )
+    step = jax.jit(train.train_step, static_argnums=(2, 3))
+    data = np.random.default_rng(0).normal(1.0, 1.0, size=(120, 4, 2)).astype(np.float32)
+    iterates = [state.params["w"]]
+    for number, x in enumerate(data):
+        state, _ = step(state, {"x": x}, squared_distance, num_microbatches)
+        if number in (5, 17):
+            np.testing.assert_array_equal(state.params["w"], iterates[-1])
+        else:
+            iterates.append(state.params["w"])
+    for name, (_, formula) in AVERAGES.items():
+        assert state.ema_count[name] == 118
+        expected = reference(formula, np.stack(iterates))
+        np.testing.assert_allclose(state.ema_params[name]["w"], expected, rtol=1e-5, err_msg=name)
+
+
+def test_batch_statistics_are_averaged_or_copied_as_the_policy_says():
+    averages = [
+        Average(policy, "soft_update", (("tau", 0.25),), batch_stats=policy)
+        for policy in ("average", "copy", "recompute")
+    ]
+    state = CustomTrainState.create(
+        apply_fn=None, params={"w": jnp.zeros(1)}, tx=optimizers.optax.sgd(0.1), batch_stats={"mean": jnp.float32(0)},
+        rng=jax.random.key(0), averages=tuple(averages),
+    )  # fmt: skip
+    for mean in (4.0, 8.0):
+        state = state.replace(batch_stats={"mean": jnp.float32(mean)}).apply_ema()
+    # 0 -> 1 -> 2.75 by quarters; what is to be recomputed is averaged until then.
+    found = {name: float(stats["mean"]) for name, stats in state.ema_batch_stats.items()}
+    assert found == {"average": 2.75, "copy": 8.0, "recompute": 2.75}
+
+
+class TwoNorms(nn.Module):
+    """Batch norm on the images and, inside a submodule and after dropout, on a linear map of them."""
+
+    @nn.compact
+    def __call__(self, images, train):
+        x = nn.BatchNorm(use_running_average=not train, momentum=0.9)(images.reshape(len(images), -1))
+        x = nn.Dropout(0.5, deterministic=not train)(x)
+        return Head()(x, train)
+
+
+class Head(nn.Module):
+    @nn.compact
+    def __call__(self, x, train):
+        return nn.BatchNorm(use_running_average=not train, momentum=0.5, use_scale=False)(nn.Dense(3)(x))
+
+
+@pytest.fixture(scope="module")
+def norms(tmp_path_factory):
+    """An experiment on the digits with that model in place of its own."""
+    config = digits_config(augment__crop_padding=1)
+    experiment = train.set_up(config, tmp_path_factory.mktemp("none"), "refuse")
+    model = TwoNorms()
+    variables = model.init(jax.random.key(1), jnp.zeros((1, 8, 8, 1)), train=False)
+    return experiment, model, variables
+
+
+def test_recomputed_statistics_are_those_of_all_the_images_together(norms):
+    """Batches are of equal size, so mean and variance over batches are those over all of their images."""
+    experiment, model, variables = norms
+    found = evaluation.recompute_batch_stats(
+        variables, experiment.train_data, experiment.state.rng, batches=range(7), apply_fn=model.apply
+    )
+    batches = [np.asarray(experiment.train_data.batch(experiment.state.rng, step)["image"]) for step in jnp.arange(7)]
+    x = np.concatenate(batches).reshape(7 * 32, -1).astype(np.float64)
+    np.testing.assert_allclose(found["BatchNorm_0"]["mean"], x.mean(axis=0), atol=1e-6)
+    np.testing.assert_allclose(found["BatchNorm_0"]["var"], x.var(axis=0), rtol=1e-5, atol=1e-6)
+    # The second one sees each batch normalised by its own statistics, and without dropout.
+    dense = variables["params"]["Head_0"]["Dense_0"]
+    norm = variables["params"]["BatchNorm_0"]
+    x = np.stack(batches).reshape(7, 32, -1).astype(np.float64)
+    x = (x - x.mean(axis=1, keepdims=True)) / np.sqrt(x.var(axis=1, keepdims=True) + 1e-5)
+    y = (x * np.asarray(norm["scale"]) + np.asarray(norm["bias"])) @ np.asarray(dense["kernel"], np.float64)
+    y = y.reshape(7 * 32, 3)
+    head = found["Head_0"]["BatchNorm_0"]
+    np.testing.assert_allclose(head["mean"], y.mean(axis=0), atol=1e-6)
+    # JAX computes E[x**2] - E[x]**2 in float32, also of pixels that hardly vary.
+    np.testing.assert_allclose(head["var"], y.var(axis=0), rtol=1e-4)
+
+
+def test_recomputed_statistics_depend_neither_on_the_order_of_batches_nor_on_the_statistics_before(norms):
+    experiment, model, variables = norms
+    other = variables | {"batch_stats": jax.tree.map(lambda x: x + 3, variables["batch_stats"])}
+
+    def recompute(variables, batches):
+        return evaluation.recompute_batch_stats(
+            variables, experiment.train_data, experiment.state.rng, batches=batches, apply_fn=model.apply
+        )
+
+    forwards = recompute(variables, [0, 1, 2, 3, 4])
+    jax.tree.map(np.testing.assert_array_equal, forwards, recompute(variables, [3, 1, 4, 0, 2]))
+    jax.tree.map(np.testing.assert_array_equal, forwards, recompute(other, [0, 1, 2, 3, 4]))
+    assert (forwards["BatchNorm_0"]["mean"] != recompute(variables, [0, 1, 2, 3, 5])["BatchNorm_0"]["mean"]).any()
+
+
+def test_eight_devices_recompute_the_statistics_of_one():
+    script = """
+import jax, numpy as np
+import train
+from conftest import digits_config
+
+config = digits_config(model__name="cnn", model__hidden_sizes=(256, 256), model__batch_norm=True, model__dropout=0.5)
+stats = []
+for devices in (1, 8):
+    train.create_mesh = lambda: jax.make_mesh((devices,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
+    experiment = train.set_up(config, "none", "refuse")
+    state = experiment.state
+    stats.append(train.with_recomputed_batch_stats(experiment, state.curves()["ema"], state.rng)["batch_stats"])
+    assert len(jax.tree.leaves(stats[-1])[0].sharding.device_set) == devices
+jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-6), *map(jax.device_get, stats))
+"""
+    flag = "--xla_force_host_platform_device_count=8"
+    env = os.environ | {"XLA_FLAGS": flag, "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}"}
+    result = subprocess.run([sys.executable, "-c", script], cwd=ROOT, env=env, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+
+
+def test_statistics_that_are_not_batch_norms_are_refused_by_name(norms):
+    experiment, _, _ = norms
+
+    class Counting(nn.Module):
+        @nn.compact
+        def __call__(self, images, train):
+            seen = self.variable("batch_stats", "seen", jnp.zeros, ())
+            seen.value += len(images)
+            return nn.BatchNorm(use_running_average=not train)(images)
+
+    variables = Counting().init(jax.random.key(0), jnp.zeros((1, 8, 8, 1)), train=False)
+    with pytest.raises(UserError, match=r"nn.BatchNorm only; the model has seen"):
+        evaluation.recompute_batch_stats(
+            variables, experiment.train_data, experiment.state.rng, batches=[0], apply_fn=Counting().apply
+        )
+
+
+CNN = {"model__name": "cnn", "model__hidden_sizes": (256, 256), "model__batch_norm": True, "model__dropout": 0.25}
+
+
+def test_training_is_the_same_to_the_last_bit_with_and_without_averages(tmp_path):
+    with_averages, without = digits_config(recompute_batches=3, **CNN), digits_config(**CNN)
+    for policy in ("copy", "recompute"):
+        with_averages.averages[policy] = default.average("ema", decay=0.9, batch_stats=policy)
+    without.averages.ema.kind = "none"
+    states = [
+        train.train_and_evaluate(with_averages, tmp_path / "on"),
+        train.train_and_evaluate(without, tmp_path / "off"),
+    ]
+    for field in ("params", "batch_stats", "opt_state"):
+        jax.tree.map(np.testing.assert_array_equal, *(getattr(state, field) for state in states))
+    for curve in ("raw", "train"):
+        assert read_metrics(tmp_path / "on", curve) == read_metrics(tmp_path / "off", curve)
+    assert {line["curve"] for line in read_metrics(tmp_path / "off")} == {"train", "raw"}
+    # Same weights, other statistics, other scores.
+    scores = {curve: read_metrics(tmp_path / "on", curve)[-1]["loss"] for curve in ("ema", "copy", "recompute")}
+    assert len(set(scores.values())) == 3
+    jax.tree.map(np.testing.assert_array_equal, states[0].ema_params["copy"], states[0].ema_params["ema"])
+    # What was evaluated is what the state scores with statistics recomputed again.
+    experiment = train.set_up(with_averages, tmp_path / "on", "refuse")
+    metrics = train.evaluate(experiment, train.evaluation_curves(experiment, states[0]), "test")
+    assert metrics["recompute"]["loss"] == scores["recompute"]
+
+
+def test_types_shapes_and_shardings_of_the_state_stay_what_they_are(tmp_path):
+    config = digits_config(**CNN)
+    config.averages = {name: {"kind": average.kind} for name, (average, _) in AVERAGES.items()}
+    experiment = train.set_up(config, tmp_path, "refuse")
+    program = train.create_train_program(train.loss_fn, experiment.mesh)
+    zero_sums = train.create_zero_sums(train.loss_fn, experiment.state, experiment.train_data, experiment.mesh)
+
+    def types(state):
+        return jax.tree.map(lambda x: (x.dtype, x.shape, x.sharding), state)
+
+    before = types(experiment.state)
+    state, _ = program(experiment.state, zero_sums(), experiment.train_data)
+    assert types(state) == before
+
+
+@pytest.fixture(scope="module")
+def options(tmp_path_factory):
+    """The scores of one run of 6 steps with many averages."""
+    averages = {
+        "ema": {"kind": "ema", "decay": 0.9},
+        "decay": {"kind": "ema", "decay": 0.5},
+        "half_life": {"kind": "ema", "decay": 0.9, "half_life": "20%"},
+        "debias": {"kind": "ema", "decay": 0.9, "debias": False},
+        "start": {"kind": "ema", "decay": 0.9, "start": "3 steps"},
+        "every": {"kind": "ema", "decay": 0.9, "every": "2 steps"},
+        "restart_every": {"kind": "ema", "decay": 0.9, "restart_every": "4 steps"},
+        "copy": {"kind": "ema", "decay": 0.9, "batch_stats": "copy"},
+        "recompute": {"kind": "ema", "decay": 0.9, "batch_stats": "recompute"},
+        "warmup_ema": {"kind": "warmup_ema", "decay": 0.9},
+        "warmup_ema_decay": {"kind": "warmup_ema", "decay": 0.1},
+        "warmup_ema_half_life": {"kind": "warmup_ema", "half_life": "3%"},
+        "running_mean": {"kind": "running_mean"},
+        "polynomial_decay_mean": {"kind": "polynomial_decay_mean"},
+        "eta": {"kind": "polynomial_decay_mean", "eta": 8.0},
+        "power_ema": {"kind": "power_ema"},
+        "width": {"kind": "power_ema", "width": 0.2},
+        "power_ema_gamma": {"kind": "power_ema_gamma", "gamma": 3.5},
+        "gamma": {"kind": "power_ema_gamma", "gamma": 2.0},
+        "soft_update": {"kind": "soft_update"},
+        "tau": {"kind": "soft_update", "tau": 0.3},
+        "hard_update": {"kind": "hard_update", "period": "4 steps"},
+        "period": {"kind": "hard_update", "period": "5 steps"},
+    }
+    workdir = tmp_path_factory.mktemp("options")
+    train.train_and_evaluate(digits_config(duration="6 steps", averages=averages, **CNN), workdir)
+    scores = {name: read_metrics(workdir, name)[-1]["loss"] for name in averages}
+    return scores, json.loads((workdir / "averages.json").read_text())
+
+
+def test_no_option_of_an_average_is_accepted_and_unused(options):
+    scores, _ = options
+    assert len(set(scores.values())) == len(scores), scores
+
+
+def test_the_resolved_schedules_are_those_of_the_config(options):
+    _, stored = options
+    assert stored["half_life"]["arguments"]["decay"] == pytest.approx(2 ** (-1 / 1.2))
+    assert stored["every"]["arguments"]["decay"] == pytest.approx(0.9**2)  # per firing
+    assert (stored["start"]["start"], stored["every"]["every"], stored["restart_every"]["restart_every"]) == (3, 2, 4)
+    assert stored["period"]["arguments"] == {"period": 5}
+    for name, average in stored.items():
+        assert average["num_updates"] == 6
+        assert average["initial_weight"] + sum(average["kernel"]) == pytest.approx(1, abs=1e-5), name
