@@ -16,6 +16,7 @@ import argparse
 import dataclasses
 import functools
 import json
+import math
 import pathlib
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -74,25 +75,29 @@ def parse(text: str, steps: Callable[[str], Any]) -> Target:
         UserError: there is no such kind or field, or its value is wrong.
     """
     kind, _, rest = text.partition(":")
-    lawa = kind == "lawa"
-    average = default.average("running_mean" if lawa else kind)
-    known: dict[str, Any] = average.to_dict()
-    known = {"last": 5, "batch_stats": "average"} if lawa else {key: known[key] for key in known if key != "kind"}
-    fields: dict[str, Any] = {}
+    if kind == "lawa":
+        known: dict[str, Any] = {"last": 5, "batch_stats": "average"}
+    elif kind in averaging.SCHEDULES:
+        shared = {"start", "every", "restart_every", "batch_stats"}
+        fields = default.average(kind).to_dict()
+        known = {name: fields[name] for name in sorted(shared | settings.average_fields(kind))}
+    else:
+        raise UserError(f"--average={text}: {kind!r} must be one of {', '.join([*averaging.SCHEDULES, 'lawa'])}")
+    given: dict[str, Any] = {}
     for name, _, value in (part.partition("=") for part in rest.split(",") if part):
         if name not in known:
-            raise UserError(f"--average={text}: {kind} has no field {name!r}; there are {', '.join(known)}")
+            raise UserError(f"--average={text}: {kind} has no field {name!r}; it has {', '.join(known)}")
         try:
             is_bool = isinstance(known[name], bool)
-            fields[name] = {"True": True, "False": False}[value] if is_bool else type(known[name])(value)
+            given[name] = {"True": True, "False": False}[value] if is_bool else type(known[name])(value)
         except (KeyError, ValueError) as error:
             raise UserError(f"--average={text}: {name} must be like its default, {known[name]}") from error
-    last = fields.pop("last", 5) if lawa else 0
-    if lawa and last < 1:
+    last = given.pop("last", 5) if kind == "lawa" else 0
+    if kind == "lawa" and last < 1:
         raise UserError(f"--average={text}: last must be at least 1")
-    average.update(fields)
+    average = default.average("running_mean" if kind == "lawa" else kind, **given)
     config = default.get_config()
-    config.averages = {average.kind: average}
+    config.averages = {kind: average}
     settings.check(config)
     schedule = settings.create_average(kind, settings.resolve_average(average, steps)).schedule
     return Target(schedule, last, average.batch_stats)
@@ -118,12 +123,19 @@ def basis(stored: Stored, names: Sequence[str] | None, batch_stats: str) -> list
 
 
 def combine(coefficients: np.ndarray, weights: Sequence[Mapping[str, Any]]) -> Any:
-    """The linear combination of trees of arrays, computed in float64."""
+    """The linear combination of trees of arrays, computed in float64.
 
-    def leaf(*leaves: np.ndarray) -> np.ndarray:
-        return np.tensordot(coefficients, np.stack(leaves).astype(np.float64), 1).astype(leaves[0].dtype)
+    Raises:
+        UserError: a variance among the batch statistics would be negative, since coefficients may be.
+    """
 
-    return jax.tree.map(leaf, *weights)
+    def leaf(path: tuple[Any, ...], *leaves: np.ndarray) -> np.ndarray:
+        combined = np.tensordot(coefficients, np.stack(leaves).astype(np.float64), 1).astype(leaves[0].dtype)
+        if path[0].key == "batch_stats" and path[-1].key == "var" and (combined < 0).any():
+            raise UserError("a combination of batch statistics has a negative variance; use batch_stats=recompute")
+        return combined
+
+    return jax.tree_util.tree_map_with_path(leaf, *weights)
 
 
 def posthoc(
@@ -153,10 +165,10 @@ def posthoc(
     )
     targets = {text: parse(text, steps) for text in texts}
     points = checkpointing.list_stored(workdir)
-    curves = {"raw"}.union(*(point.curves for point in points))
-    if not points or not curves.issuperset(names or ()):
+    available = {"raw"}.union(*(point.curves for point in points))
+    if not points or not available.issuperset(names or ()):
         raise UserError(
-            f"{workdir} has {len(points)} snapshots and checkpoints, of {', '.join(sorted(curves))}. A run with "
+            f"{workdir} has {len(points)} snapshots and checkpoints, of {', '.join(sorted(available))}. A run with "
             '--config.snapshot_every="6.25%" stores 16 snapshots.'
         )
     experiment = train.load(config, source)
@@ -166,45 +178,37 @@ def posthoc(
     def read(index: int, name: str) -> dict[str, Any]:
         return jax.device_get(checkpointing.read_weights(points[index], name, experiment.state))
 
-    def make(target: Target, kernel: np.ndarray, index: int) -> tuple[dict[str, Any] | None, float]:
-        """The average at one point, none if it does not fit, and the error of the fit."""
-        stored = [(i, *pair) for i in range(index + 1) for pair in basis(points[i], names, target.batch_stats)]
-        snapshots = [(schedule, points[i].record.updates) for i, _, schedule in stored]
-        coefficients, error = averaging.synthesize(kernel, points[index].record.updates, snapshots)
-        if error > max_error:
-            return None, error
-        variables = combine(coefficients, [read(i, name) for i, name, _ in stored])
+    def with_batch_stats(variables: dict[str, Any], target: Target, index: int) -> dict[str, Any]:
+        """The weights on the devices, with the batch statistics that they are to have."""
         if target.batch_stats == "copy":
-            variables["batch_stats"] = read(index, "raw")["batch_stats"]
+            variables = variables | {"batch_stats": read(index, "raw")["batch_stats"]}
         variables = jax.device_put(variables, train.replicated(experiment.mesh))
         if target.batch_stats == "recompute":
             variables = train.with_recomputed_batch_stats(experiment, variables, experiment.state.rng)
-        return variables, error
+        return variables
 
     lines = []
     for index, point in enumerate(points):
-        weights, errors = {"raw": jax.device_put(read(index, "raw"), train.replicated(experiment.mesh))}, {}
+        step, num_updates = point.record.step, point.record.updates
+        curves = {"raw": jax.device_put(read(index, "raw"), train.replicated(experiment.mesh))}
+        errors: dict[str, float] = {}
         for text, target in targets.items():
+            sources = [(i, *pair) for i in range(index + 1) for pair in basis(points[i], names, target.batch_stats)]
             kernel = target.kernel(points[: index + 1])
-            if kernel is None:
+            if kernel is None or not sources:
                 continue
-            variables, errors[text] = make(target, kernel, index)
-            left_out = variables is None
-            print(f"step {point.record.step}: the fit of {text} is off by {errors[text]:.2%}" + left_out * ", left out")
-            if variables is not None:
-                weights[text] = variables
-        metrics = train.evaluate(experiment, weights, split) if len(weights) > 1 else {}
-        lines += [
-            {
-                "step": point.record.step,
-                "curve": curve,
-                "split": split,
-                **values,
-                "fit_error": errors[curve.removesuffix("-raw")],
-            }
-            for curve, values in metrics.items()
-            if curve != "raw"
-        ]
+            snapshots = [(schedule, points[i].record.updates) for i, _, schedule in sources]
+            coefficients, error = averaging.synthesize(kernel, num_updates, snapshots)
+            fits = error <= max_error
+            print(f"step {step}: the fit of {text} is off by {error:.2%}{'' if fits else ', left out'}", flush=True)
+            if fits:
+                combined = combine(coefficients, [read(i, name) for i, name, _ in sources])
+                curves[text] = with_batch_stats(combined, target, index)
+                errors |= {text: error, f"{text}-raw": error}
+        metrics = train.evaluate(experiment, curves, split) if errors else {}
+        for curve, fit_error in errors.items():
+            values = {name: value if math.isfinite(value) else None for name, value in metrics[curve].items()}
+            lines.append({"step": step, "curve": curve, "split": split, **values, "fit_error": fit_error})
     return lines
 
 

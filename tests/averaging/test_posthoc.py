@@ -1,0 +1,157 @@
+import json
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+from conftest import ROOT, digits_config, read_metrics
+
+import checkpointing
+import train
+from configs import default
+from errors import UserError
+from tools import posthoc, report
+
+BASIS = ["narrow", "wide"]
+
+
+def config(**overrides):
+    """A run of 160 steps with 16 snapshots of two power-function averages, and an EMA to compare with."""
+    config = digits_config(
+        **{"duration": "160 steps", "eval_every": "80 steps", "checkpoint_every": "100%", "log_every": "100%"}
+        | overrides
+    )
+    config.snapshot_every = "10 steps"
+    config.averages.ema = default.average("ema", half_life="5%")
+    config.averages.narrow = default.average("power_ema", width=0.05)
+    config.averages.wide = default.average("power_ema", width=0.10)
+    return config
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("posthoc")
+    return workdir, train.train_and_evaluate(config(), workdir)
+
+
+def test_an_ema_made_after_training_scores_as_the_one_tracked_in_training(run):
+    workdir, _ = run
+    lines = posthoc.posthoc(workdir, ["ema:half_life=5%"], BASIS)
+    tracked = {line["step"]: line for line in read_metrics(workdir, "ema")}
+    made = {line["step"]: line for line in lines if line["curve"] == "ema:half_life=5%"}
+    assert made[160]["fit_error"] <= 0.003
+    # 0.3 % of the kernel, in the loss.
+    assert made[160]["loss"] == pytest.approx(tracked[160]["loss"], rel=0.003)
+    assert abs(made[160]["accuracy"] - tracked[160]["accuracy"]) <= 2 / 896
+    differences = {line["step"]: line for line in lines if line["curve"] == "ema:half_life=5%-raw"}
+    raw = read_metrics(workdir, "raw")[-1]
+    assert differences[160]["accuracy"] == pytest.approx(made[160]["accuracy"] - raw["accuracy"])
+
+
+def test_what_was_tracked_is_made_exactly_at_every_step(run):
+    workdir, _ = run
+    lines = posthoc.posthoc(workdir, ["ema:half_life=5%", "power_ema:width=0.1"])
+    made = [line for line in lines if not line["curve"].endswith("-raw")]
+    assert [line["step"] for line in made if line["curve"].startswith("ema")] == [*range(10, 170, 10)]
+    assert all(line["fit_error"] < 1e-9 for line in made)
+    for step, line in zip((80, 160), read_metrics(workdir, "wide"), strict=True):
+        [found] = [m for m in made if m["step"] == step and m["curve"].startswith("power")]
+        assert found["loss"] == pytest.approx(line["loss"], rel=1e-5)
+
+
+def test_lawa_and_the_tail_mean_are_means_of_snapshots(run):
+    workdir, state = run
+    experiment = train.load(train.settings.read(workdir), train.input_pipeline.find_source("digits"))
+    raw = [checkpointing.read_weights(stored, "raw", state) for stored in checkpointing.list_stored(workdir)]
+    assert len(raw) == 16
+    for text, last in (("lawa:last=3", 3), ("running_mean:start=120 steps,every=10 steps", 4)):
+        mean = jax.tree.map(lambda *leaves: np.mean(leaves, axis=0), *raw[-last:])
+        expected = train.evaluate(experiment, {"raw": raw[-1], "mean": mean}, "test")["mean"]
+        lines = posthoc.posthoc(workdir, [text], ["raw"])
+        [line] = [line for line in lines if line["curve"] == text and line["step"] == 160]
+        assert line["fit_error"] < 1e-9
+        assert {key: line[key] for key in expected} == pytest.approx(expected, rel=1e-5)
+    # A mean of three snapshots exists from the third on.
+    assert min(line["step"] for line in posthoc.posthoc(workdir, ["lawa:last=3"])) == 30
+
+
+def test_a_fit_that_is_not_good_enough_is_said_and_left_out(run, capsys):
+    workdir, _ = run
+    assert posthoc.posthoc(workdir, ["ema:half_life=1 steps"], ["wide"]) == []
+    said = capsys.readouterr().out
+    assert "the fit of ema:half_life=1 steps is off by" in said
+    assert said.count("left out") == 16
+
+
+def test_an_average_that_joined_or_changed_later_is_not_taken_for_what_it_was_not(tmp_path):
+    """One that joined is used with its own start; one that changed has a kernel that nobody knows, and is not."""
+    first = config(duration="40 steps", checkpoint_every="40 steps")
+    del first.averages.wide
+    train.train_and_evaluate(first, tmp_path)
+    second = config(duration="80 steps", checkpoint_every="40 steps")
+    second.averages.narrow.width = 0.2
+    train.train_and_evaluate(second, tmp_path)
+    stored = [place for place in checkpointing.list_stored(tmp_path) if place.record.step == 60]
+    # Twice as long, 5 % of training is another half-life as well.
+    assert [name for name, _ in posthoc.basis(stored[0], None, "average")] == ["raw", "wide"]
+    lines = posthoc.posthoc(tmp_path, ["power_ema:width=0.1,start=40 steps"], ["wide"])
+    tracked = read_metrics(tmp_path, "wide")[-1]
+    [made] = [line for line in lines if line["step"] == 80 and not line["curve"].endswith("-raw")]
+    assert made["fit_error"] < 1e-9
+    assert made["loss"] == pytest.approx(tracked["loss"], rel=1e-5)
+
+
+@pytest.mark.parametrize("batch_stats", ["average", "copy", "recompute"])
+def test_batch_statistics_of_an_average_made_afterwards_follow_the_policy(tmp_path, batch_stats):
+    model = {"model__name": "cnn", "model__hidden_sizes": (256, 256), "model__batch_norm": True}
+    cnn = config(duration="12 steps", eval_every="100%", recompute_batches=3, **model)
+    cnn.snapshot_every = "4 steps"
+    cnn.averages.ema.batch_stats = "recompute"
+    cnn.averages.tracked = default.average("ema", half_life="5%", batch_stats=batch_stats)
+    train.train_and_evaluate(cnn, tmp_path)
+    text = f"ema:half_life=5%,batch_stats={batch_stats}"
+    lines = posthoc.posthoc(tmp_path, [text], ["tracked" if batch_stats != "copy" else "ema"])
+    [made] = [line for line in lines if line["curve"] == text and line["step"] == 12]
+    assert made["loss"] == pytest.approx(read_metrics(tmp_path, "tracked")[-1]["loss"], rel=1e-5)
+
+
+def test_the_command_writes_lines_that_the_report_reads_and_replaces_its_own(run):
+    workdir, _ = run
+    for average in ("lawa:last=3", "lawa:last=2", "lawa:last=3"):
+        command = [sys.executable, "-m", "tools.posthoc", workdir, f"--average={average}"]
+        result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+        assert result.returncode == 0, result.stderr
+        assert f"step 160: the fit of {average} is off by 0.00%" in result.stdout
+        assert average in result.stdout.splitlines()[-2]
+        assert result.stderr == ""
+    lines = [json.loads(line) for line in (workdir / "posthoc.jsonl").read_text().splitlines()]
+    assert {line["curve"] for line in lines} == {f"lawa:last={n}{end}" for n in (2, 3) for end in ("", "-raw")}
+    assert len({(line["curve"], line["step"]) for line in lines}) == len(lines)
+    last = [line["curve"] for line in report.last_evaluation(report.read(workdir))]
+    assert {"raw", "ema", "lawa:last=2", "lawa:last=3-raw"} <= set(last)
+
+
+@pytest.mark.parametrize(
+    ("average", "message"),
+    [
+        ("emma", "'emma' must be one of ema, .*, lawa"),
+        ("ema:width=0.1", "ema has no field 'width'; it has batch_stats, debias, decay, every"),
+        ("ema:foo=1", "ema has no field 'foo'"),
+        ("ema:decay=high", "decay must be like its default, 0.999"),
+        ("ema:debias=maybe", "debias must be like its default, True"),
+        ("ema:half_life=soon", "is not a duration"),
+        ("lawa:last=0", "last must be at least 1"),
+        ("lawa:tau=1", "lawa has no field 'tau'"),
+    ],
+)
+def test_an_average_that_cannot_be_is_refused(run, average, message):
+    with pytest.raises(UserError, match=message):
+        posthoc.posthoc(run[0], [average])
+
+
+def test_a_basis_that_is_not_stored_or_a_folder_without_a_run_is_refused(run, tmp_path):
+    with pytest.raises(UserError, match="of ema, narrow, raw, wide"):
+        posthoc.posthoc(run[0], ["ema"], ["slow"])
+    with pytest.raises(UserError, match=r"holds no run: .*config.json"):
+        posthoc.posthoc(tmp_path, ["ema"])

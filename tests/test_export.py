@@ -1,0 +1,86 @@
+import json
+import pathlib
+import re
+import subprocess
+import sys
+
+import flax
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import safetensors.flax
+from conftest import ROOT, digits_config, read_metrics
+
+import input_pipeline
+import models
+import train
+from configs import default
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A CNN with batch norm, whose best step is not its last."""
+    workdir = tmp_path_factory.mktemp("run")
+    config = digits_config(
+        model__name="cnn", model__hidden_sizes=(256, 256), model__batch_norm=True, recompute_batches=3,
+        duration="12 steps", eval_every="4 steps", checkpoint_every="4 steps", best_curve="raw",
+    )  # fmt: skip
+    config.averages.recomputed = default.average("ema", decay=0.9, batch_stats="recompute")
+    return workdir, train.train_and_evaluate(config, workdir)
+
+
+def export(workdir, *flags):
+    command = [sys.executable, "-m", "tools.export", str(workdir), *flags]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+
+
+@pytest.mark.parametrize("average", ["raw", "ema", "recomputed"])
+def test_exported_weights_score_what_the_run_says_of_them_when_loaded_as_the_readme_does(
+    run, average, tmp_path, monkeypatch
+):
+    workdir, state = run
+    result = export(workdir, f"--average={average}", f"--out={tmp_path / 'exported'}")
+    assert result.returncode == 0, result.stderr
+    test = input_pipeline.find_source("digits").load("test")
+    [code] = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    assert len(code.splitlines()) == 5
+    monkeypatch.chdir(tmp_path)
+    names = {"flax": flax, "jnp": jnp, "json": json, "models": models, "pathlib": pathlib, "safetensors": safetensors}
+    exec(code, names | {"images": test.image}, found := {})
+    scores = read_metrics(workdir, average)[-1]
+    assert np.mean(np.asarray(found["logits"]).argmax(axis=1) == test.label) == scores["accuracy"]
+    about = found["about"]
+    assert about["step"] == 12
+    assert about["scores"][average] == {key: scores[key] for key in ("loss", "accuracy", "calibration_error")}
+    assert (about["average"] or {"name": "raw"})["name"] == average
+    # Both files hold the same; nothing else of the state is in them.
+    packed = flax.serialization.msgpack_restore((tmp_path / "exported/weights.msgpack").read_bytes())
+    jax.tree.map(np.testing.assert_array_equal, packed, found["variables"])
+    assert set(packed) == {"params", "batch_stats"}
+    jax.tree.map(np.testing.assert_array_equal, packed["params"], state.curves()[average]["params"])
+
+
+def test_the_best_checkpoint_can_be_exported(run, tmp_path):
+    workdir, _ = run
+    accuracies = {line["step"]: line["accuracy"] for line in read_metrics(workdir, "raw")}
+    result = export(workdir, "--average=raw", f"--out={tmp_path}", "--checkpoint=best")
+    assert result.returncode == 0, result.stderr
+    about = json.loads((tmp_path / "weights.json").read_text())
+    assert accuracies[about["step"]] == about["scores"]["raw"]["accuracy"] == max(accuracies.values())
+
+
+@pytest.mark.parametrize(
+    ("folder", "average", "message"),
+    [
+        ("run", "slow", "--average=slow: the checkpoint at step 12 has raw, ema, recomputed"),
+        ("no", "ema", "holds no run"),
+    ],
+)
+def test_what_is_not_there_is_refused_and_nothing_written(run, tmp_path, folder, average, message):
+    workdir = run[0] if folder == "run" else tmp_path / "no"
+    result = export(workdir, f"--average={average}", f"--out={tmp_path / 'out'}")
+    assert result.returncode == 1
+    assert message in result.stderr
+    assert "Traceback" not in result.stderr
+    assert not (tmp_path / "out").exists()
