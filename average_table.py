@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 import pathlib
 from collections.abc import Sequence
 from typing import Any
@@ -28,7 +29,7 @@ def write(workdir: pathlib.Path, state: CustomTrainState, num_steps: int, *, ran
         A table, and a warning for each average that would keep more than 1 % of its weight on random parameters.
     """
     step, rejected, counts = jax.device_get((state.step, state.rejected["total"], state.ema_count))
-    rows = [("average", "kind", "on its start", "mean age", "half-life", "width", "effective number")]
+    rows = [("average", "kind", "weight on start", "mean age", "half-life", "width", "effective number")]
     warnings, stored = [], {}
     for average in state.averages:
         count = int(counts[average.name])
@@ -61,8 +62,8 @@ def write(workdir: pathlib.Path, state: CustomTrainState, num_steps: int, *, ran
 def _kernel(description: averaging.Description, average: Average) -> dict[str, Any]:
     """The kernel, in at most `MAX_BINS` sums over as many iterates; the initial parameters have their own number."""
     weights = averaging.kernel(average.schedule, description.num_updates)[1:]
-    per_bin = -(-len(weights) // MAX_BINS)
-    sums = np.add.reduceat(weights, np.arange(0, len(weights), per_bin)) if len(weights) else weights
+    per_bin = math.ceil(len(weights) / MAX_BINS)
+    sums = np.add.reduceat(weights, np.arange(0, len(weights), per_bin))
     return {"iterates_per_bin": per_bin, "kernel": [float(f"{weight:.6g}") for weight in sums]}
 
 

@@ -12,6 +12,8 @@ from conftest import ROOT, command, digits_config, read_metrics, run_main
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.util import tensor_util
 
+import average_table
+import averaging
 import checkpointing
 import train
 from checkpointing import Checkpoints, Record
@@ -227,6 +229,15 @@ def test_a_table_says_what_each_average_will_be_and_warns_of_random_weights(tmp_
     stored = json.loads((tmp_path / "averages.json").read_text())
     assert (stored["joined"]["num_updates"], stored["soft"]["num_updates"]) == (20, 40)
     assert stored["joined"]["initial_weight"] == pytest.approx(0.995**20)
+
+
+def test_a_long_kernel_is_stored_in_a_thousand_sums_at_most(tmp_path):
+    state = train.set_up(digits_config(averages__ema__half_life="10%"), tmp_path, "refuse").state
+    average_table.write(tmp_path, state, 2500, random_start=True)
+    stored = json.loads((tmp_path / "averages.json").read_text())["ema"]
+    exact = averaging.kernel(state.averages[0].schedule, 2500)[1:]
+    assert (stored["iterates_per_bin"], len(stored["kernel"])) == (3, 834)
+    np.testing.assert_allclose(stored["kernel"][-2:], [exact[2496:2499].sum(), exact[2499]], rtol=1e-5)  # 6 digits
 
 
 def test_an_accepted_change_of_the_optimizer_takes_effect(tmp_path):
