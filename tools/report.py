@@ -69,10 +69,11 @@ def draw(lines: list[dict[str, Any]], path: pathlib.Path) -> None:
     for line in lines:
         if line.get("split") == split:
             curves.setdefault(line["curve"], []).append(line)
-    # Okabe & Ito's colours can be told apart with any colour vision; the markers, without colour, too.
-    styles = zip(("#000000", "#D55E00", "#0072B2", "#009E73", "#CC79A7"), "os^Dv", strict=True)
+    # Okabe & Ito's colours can be told apart with any colour vision; the markers, without colour, too. Of 7 and 6, all
+    # 42 pairs come up.
+    colors = itertools.cycle(("#000000", "#D55E00", "#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9"))
     names = [name for name in curves if not name.endswith("-raw")]
-    style_of = dict(zip(names, itertools.cycle(styles), strict=False))
+    style_of = dict(zip(names, zip(colors, itertools.cycle("os^DvX"), strict=False), strict=False))
 
     figure = Figure(figsize=(8, 9), layout="constrained")
     accuracy, loss, difference = figure.subplots(3, sharex=True)
@@ -95,7 +96,7 @@ def draw(lines: list[dict[str, Any]], path: pathlib.Path) -> None:
     accuracy.set_title(f"Raw and averaged weights, {path.parent.name}")
     for axes in (accuracy, loss, difference):
         axes.grid(alpha=0.3)
-    accuracy.legend()
+    figure.legend(*accuracy.get_legend_handles_labels(), loc="outside upper center", ncols=min(4, len(names)))
     figure.savefig(path, dpi=120)
 
 
