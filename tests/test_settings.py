@@ -60,7 +60,24 @@ def resolve(config, num_train=901, num_devices=1):
         ("optimizer__decay", "0%", "longer than 0"),
         ("averages__ema__decay", 1.0, "in [0, 1)"),
         ("averages__ema__half_life", "long", '"10 epochs"'),
-        ("averages__ema__kind", "emma", "'none', 'ema'"),
+        ("averages__ema__kind", "emma", "'none', 'ema', 'warmup_ema', 'running_mean'"),
+        ("averages__ema__eta", -1.0, "at least 0"),
+        ("averages__ema__width", 0.3, "at most 0.2886"),
+        ("averages__ema__gamma", -1.0, "at least 0"),
+        ("averages__ema__tau", 0.0, "in (0, 1]"),
+        (
+            "averages__ema__tau",
+            0.5,
+            "kind 'ema' has no such field; leave it at its default, --config.averages.ema.tau=0.005",
+        ),
+        ("averages__ema__period", "0 steps", "longer than 0"),
+        ("averages__ema__start", "later", '"10 epochs"'),
+        ("averages__ema__every", "0%", "longer than 0"),
+        ("averages__ema__restart_every", "never", '"10 epochs"'),
+        ("averages__ema__batch_stats", "copied", "'average', 'copy', 'recompute'"),
+        ("recompute_batches", 0, "at least 1"),
+        ("recompute_batches", 7, "no average has batch_stats = 'recompute'"),
+        ("snapshot_every", "0 steps", "longer than 0"),
     ],
 )
 def test_a_wrong_value_is_refused_with_its_field_and_what_would_be_right(field, value, right):
@@ -79,6 +96,10 @@ def test_a_wrong_value_is_refused_with_its_field_and_what_would_be_right(field, 
         ({"model__name": "resnet", "model__depth": 50}, "model.depth = 50: must be one of 18, 20, 34, 56"),
         ({"model__name": "wide_resnet", "model__depth": 20}, "model.depth = 20: must be 6 n + 4"),
         ({"optimizer__momentum": 0.0, "optimizer__nesterov": True}, "optimizer.nesterov = True: there is no momentum"),
+        (
+            {"averages": {"a": {"kind": "hard_update", "every": "2 steps"}}},
+            "averages.a.every = '2 steps': kind 'hard_update' moves at its own period",
+        ),
         ({"optimizer__schedule": "one_cycle"}, "optimizer.warmup = '0 steps': schedule 'one_cycle' rises during it"),
     ],
 )
@@ -184,6 +205,33 @@ def test_a_half_life_means_the_same_share_of_training_whatever_the_batch_size():
         config = digits_config(batch_size=batch_size, duration="64 epochs", averages__ema__half_life="5%")
         num_steps = 64 * 901 / batch_size
         assert resolve(config).averages.ema.decay ** (0.05 * num_steps) == pytest.approx(0.5, rel=1e-12)
+
+
+@pytest.mark.parametrize("every", ["1 steps", "4 steps", "3%"])
+@pytest.mark.parametrize("kind", ["ema", "warmup_ema"])
+def test_a_half_life_is_the_same_share_of_training_whatever_the_interval(kind, every):
+    config = digits_config(duration="1000 steps")
+    config.averages = {"a": {"kind": kind, "half_life": "5%", "every": every}}
+    average = settings.create_average("a", resolve(config).averages.a)
+    firings = 50 / average.every
+    assert dict(average.arguments)["decay"] ** firings == pytest.approx(0.5, rel=1e-12)
+
+
+def test_horizons_round_up_to_whole_updates():
+    config = digits_config(duration="1001 steps")
+    horizons = {"start": "10%", "every": "0.5%", "restart_every": "33%"}
+    config.averages = {"a": {"kind": "running_mean", **horizons}, "b": {"kind": "hard_update", "period": "7%"}}
+    a, b = (settings.create_average(name, average) for name, average in resolve(config).averages.items())
+    assert (a.start, a.every, a.restart_every) == (101, 6, 331)
+    assert b.arguments == (("period", 71),)
+
+
+def test_a_resolved_config_can_be_read_back(tmp_path):
+    config = digits_config(log_every="0.5 epochs", snapshot_every="33%", init_from="1/2", averages__ema__half_life="3%")
+    resolved = resolve(config)
+    settings.write(resolved, tmp_path)
+    assert settings.read(tmp_path) == resolved
+    assert settings.to_json(settings.read(tmp_path)) == settings.to_json(resolved)
 
 
 def test_removed_averages_are_gone_and_the_best_curve_is_what_is_left():

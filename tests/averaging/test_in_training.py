@@ -202,6 +202,24 @@ def test_training_is_the_same_to_the_last_bit_with_and_without_averages(tmp_path
     assert metrics["recompute"]["loss"] == scores["recompute"]
 
 
+def test_batch_statistics_are_not_asked_of_a_model_without_any(tmp_path):
+    config = digits_config(averages__ema__batch_stats="recompute")
+    with pytest.raises(
+        UserError, match=r'averages.ema.batch_stats = .recompute.: the model has no batch statistics; .*"average"'
+    ):
+        train.train_and_evaluate(config, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_number_of_batches_to_recompute_from_counts(tmp_path):
+    def means(recompute_batches):
+        config = digits_config(averages__ema__batch_stats="recompute", recompute_batches=recompute_batches, **CNN)
+        experiment = train.set_up(config, tmp_path, "refuse")
+        return train.evaluation_curves(experiment, experiment.state)["ema"]["batch_stats"]["BatchNorm_0"]["mean"]
+
+    assert (means(1) != means(2)).any()
+
+
 def test_types_shapes_and_shardings_of_the_state_stay_what_they_are(tmp_path):
     config = digits_config(**CNN)
     config.averages = {name: {"kind": average.kind} for name, (average, _) in AVERAGES.items()}
