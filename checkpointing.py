@@ -240,6 +240,22 @@ def list_stored(workdir: str | pathlib.Path) -> list[Stored]:
     return [stored[step] for step in sorted(stored)]
 
 
+def find_weights(workdir: str, name: str) -> Stored:
+    """The latest checkpoint or snapshot of another run, for `config.init_from`.
+
+    Raises:
+        UserError: there is none, or it does not have the average.
+    """
+    found = list_stored(workdir)
+    if not found:
+        raise UserError(
+            f"init_from = {workdir!r} holds no checkpoint; it must be the --workdir of a run that has saved one"
+        )
+    if name not in found[-1].curves:
+        raise UserError(f"init_weights = {name!r}: {workdir} has {', '.join(found[-1].curves)}")
+    return found[-1]
+
+
 def read_weights(stored: Stored, name: str, state: CustomTrainState) -> dict[str, Any]:
     """Reads weights, whatever optimizer and averages the run has that stored them.
 

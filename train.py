@@ -367,19 +367,16 @@ def train_and_evaluate(
         record, sums = checkpoints.read_record() or Record(), zero_sums()
         if record.step:
             state, sums = checkpoints.restore_state(state, record), checkpoints.restore_sums(sums, record)
-            print(
-                "\n".join(
-                    [f"Continuing {workdir} at step {record.step}", *average_table.changes(record.averages, state)]
-                )
-            )
+            changes = average_table.changes(record.averages, state)
+            print(f"Continuing {workdir} at step {record.step}", *changes, sep="\n", flush=True)
         elif config.init_from:
-            stored = find_weights(config.init_from, config.init_weights)
+            stored = checkpointing.find_weights(config.init_from, config.init_weights)
             state = state.with_weights(**checkpointing.read_weights(stored, config.init_weights, state))
             print(f"Starting from the {config.init_weights} weights of {config.init_from}, step {stored.record.step}")
-        print(average_table.write(workdir, state, config.duration, random_start=not config.init_from), flush=True)
-        checkpoints.discard_snapshots(after=record.step)
         settings.write(config, workdir)
         environment.write(workdir)
+        print(average_table.write(workdir, state, config.duration, random_start=not config.init_from), flush=True)
+        checkpoints.discard_snapshots(after=record.step)
         writer = stack.enter_context(MetricWriter(workdir, config.duration, record.writer))
         profiler = stack.enter_context(Profiler(workdir / "profile", config.profile, record.step))
         step, best = record.step, record.best
@@ -418,22 +415,6 @@ def train_and_evaluate(
 
     print(report.write(workdir), flush=True)
     return state
-
-
-def find_weights(workdir: str, name: str) -> checkpointing.Stored:
-    """The latest checkpoint or snapshot of another run, to start from.
-
-    Raises:
-        UserError: there is none, or it does not have the average.
-    """
-    found = checkpointing.list_stored(workdir)
-    if not found:
-        raise UserError(
-            f"init_from = {workdir!r} holds no checkpoint; it must be the --workdir of a run that has saved one"
-        )
-    if name not in found[-1].curves:
-        raise UserError(f"init_weights = {name!r}: {workdir} has {', '.join(found[-1].curves)}")
-    return found[-1]
 
 
 def create_zero_sums(
