@@ -3,6 +3,8 @@ r"""How much better are averaged weights than raw ones, over several seeds?
     python -m benchmarks.seeds --config=configs/digits.py --seeds=10 --name=digits
     python -m benchmarks.seeds --config=configs/digits.py --seeds=10 --name=digits_cosine \
         --config.optimizer.schedule=cosine
+    python -m benchmarks.seeds --config=configs/mnist_posthoc.py --seeds=3 --name=mnist_posthoc \
+        --posthoc=ema:half_life=5% --basis=narrow --basis=wide
 
 Trains the config once per seed, prints a table and writes `benchmarks/results/NAME.json`: what each seed scored, mean
 and spread over the seeds, the difference paired over the seeds, the resolved config and the hardware.
@@ -24,10 +26,12 @@ import environment
 import evaluation
 import train
 from errors import UserError
-from tools import report
+from tools import posthoc, report
 
 _CONFIG = config_flags.DEFINE_config_file("config", help_string="File with the config.")
 _SEEDS = flags.DEFINE_integer("seeds", 3, "Number of seeds: 0, 1, ...", lower_bound=2)
+_POSTHOC = flags.DEFINE_multi_string("posthoc", [], "Average to make after training; see tools.posthoc.")
+_BASIS = flags.DEFINE_multi_string("basis", [], "Stored weights to make it of; default: all.")
 _NAME = flags.DEFINE_string("name", None, "Of the result.", required=True)
 
 
@@ -36,6 +40,9 @@ def run(config: ml_collections.ConfigDict) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         workdir = pathlib.Path(folder)
         train.train_and_evaluate(config, workdir)
+        if _POSTHOC.value:
+            lines = posthoc.posthoc(workdir, _POSTHOC.value, _BASIS.value or None)
+            posthoc.write(workdir, lines, _POSTHOC.value)
         timing = json.loads((workdir / "timing.jsonl").read_text().splitlines()[-1])
         return {
             "config": json.loads((workdir / "config.json").read_text()),
