@@ -33,7 +33,9 @@ def write(workdir: pathlib.Path, state: CustomTrainState, num_steps: int, *, ran
     warnings, stored = [], {}
     for average in state.averages:
         count = int(counts[average.name])
-        description = averaging.describe(average.schedule, max(1, count + num_steps - int(step)))
+        num_updates = max(1, count + num_steps - int(step))
+        kernel = averaging.kernel(average.schedule, num_updates)
+        description = averaging.describe(kernel, num_updates)
         rows.append(
             (
                 average.name,
@@ -52,33 +54,38 @@ def write(workdir: pathlib.Path, state: CustomTrainState, num_steps: int, *, ran
                 "lie on the random initialisation. A shorter horizon or a later start forgets it, and so does the bias "
                 "correction of kind 'ema'."
             )
-        stored[average.name] = average.to_dict() | dataclasses.asdict(description) | _kernel(description, average)
+        stored[average.name] = average.to_dict() | dataclasses.asdict(description) | _in_bins(kernel)
     (workdir / "averages.json").write_text(json.dumps(stored) + "\n")
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     table = ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows] if stored else []
     return "\n".join([*table, *warnings])
 
 
-def _kernel(description: averaging.Description, average: Average) -> dict[str, Any]:
+def _in_bins(kernel: np.ndarray) -> dict[str, Any]:
     """The kernel, in at most `MAX_BINS` sums over as many iterates; the initial parameters have their own number."""
-    weights = averaging.kernel(average.schedule, description.num_updates)[1:]
+    weights = kernel[1:]
     per_bin = math.ceil(len(weights) / MAX_BINS)
     sums = np.add.reduceat(weights, np.arange(0, len(weights), per_bin))
     return {"iterates_per_bin": per_bin, "kernel": [float(f"{weight:.6g}") for weight in sums]}
 
 
 def to_text(average: Average) -> str:
-    """`ema(debias=True, decay=0.995), start=100`: what differs from an average that moves at every step."""
-    arguments = ", ".join(
-        f"{key}={value:.6g}" if isinstance(value, float) else f"{key}={value}" for key, value in average.arguments
-    )
+    """`ema(debias=True, decay=0.995), start=100`: what it is, and what differs from one that moves at every step."""
+    arguments = dict(average.arguments)
+    if "decay" in arguments:  # per firing there, per update in configs
+        arguments["decay"] **= 1 / average.every
+    shown = (f"{key}={value:.6g}" if isinstance(value, float) else f"{key}={value}" for key, value in arguments.items())
     defaults = {field.name: field.default for field in dataclasses.fields(average)}
     other = [
         f"{key}={getattr(average, key)}"
         for key in ("start", "every", "restart_every", "batch_stats")
         if getattr(average, key) != defaults[key]
     ]
-    return ", ".join([f"{average.kind}({arguments})", *other])
+    text = ", ".join([f"{average.kind}({', '.join(shown)})", *other])
+    for count, earlier in average.earlier[-1:]:
+        before = dataclasses.replace(earlier, earlier=average.earlier[:-1])
+        text += f", after {count} updates of {to_text(before)}"
+    return text
 
 
 def changes(before: Sequence[Average], state: CustomTrainState) -> list[str]:
@@ -92,5 +99,5 @@ def changes(before: Sequence[Average], state: CustomTrainState) -> list[str]:
             said.append(f"The average {name!r} is dropped")
         elif old[name] != new[name]:
             kept = f"keeps its weights and its {int(state.ema_count[name])} updates"
-            said.append(f"The average {name!r} {kept}; it was {to_text(old[name])}, now it is {to_text(new[name])}")
+            said.append(f"The average {name!r} {kept}; from now on it is {to_text(new[name])}")
     return said

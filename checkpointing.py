@@ -27,7 +27,6 @@ class Record:
         best: the best evaluation so far as {"step", "curve", "metric", "value"}; none before the first.
         writer: what `MetricWriter.record` returned.
         averages: those that the state has.
-        altered: names of those that were others earlier in the run, so that their kernels are not what they say.
         updates: steps done that were not rejected.
         counts: updates of each average since it was created, by name.
         leaves: dtype and shape of every leaf of the state, by its path.
@@ -38,7 +37,6 @@ class Record:
     best: dict[str, Any] | None = None
     writer: dict[str, Any] = dataclasses.field(default_factory=dict)
     averages: tuple[Average, ...] = ()
-    altered: tuple[str, ...] = ()
     updates: int = 0
     counts: dict[str, int] = dataclasses.field(default_factory=dict)
     leaves: dict[str, str] = dataclasses.field(default_factory=dict)
@@ -48,7 +46,7 @@ class Record:
     def from_json(cls, values: dict[str, Any]) -> Self:
         """The inverse of `to_json`."""
         averages = tuple(map(Average.from_dict, values["averages"]))
-        return cls(**values | {"averages": averages, "altered": tuple(values["altered"])})
+        return cls(**values | {"averages": averages})
 
     def to_json(self) -> dict[str, Any]:
         """Plain values."""
@@ -91,7 +89,6 @@ class Checkpoints:
         self._policy = _LatestAndBest(keep)
         options = ocp.CheckpointManagerOptions(preservation_policy=self._policy)
         self._manager = ocp.CheckpointManager(self._directory, options=options, item_names=("state", "sums", "record"))
-        self._altered: frozenset[str] = frozenset()
 
     @functools.cached_property
     def _snapshots(self) -> ocp.CheckpointManager:
@@ -115,7 +112,7 @@ class Checkpoints:
         args = ocp.args.Composite(
             state=ocp.args.StandardSave(state),
             sums=ocp.args.StandardSave(sums),
-            record=ocp.args.JsonSave(self._complete(record, state, state)),
+            record=ocp.args.JsonSave(_complete(record, state, state)),
         )
         self._manager.save(record.step, args=args)
 
@@ -124,7 +121,7 @@ class Checkpoints:
         weights = {field: getattr(state, field) for field in WEIGHTS}
         args = ocp.args.Composite(
             state=ocp.args.StandardSave(weights),
-            record=ocp.args.JsonSave(self._complete(Record(step), state, weights)),
+            record=ocp.args.JsonSave(_complete(Record(step), state, weights)),
         )
         self._snapshots.save(step, args=args)
 
@@ -134,18 +131,6 @@ class Checkpoints:
             for step in self._snapshots.all_steps():
                 if step > after:
                     self._snapshots.delete(step)
-
-    def _complete(self, record: Record, state: CustomTrainState, saved: Any) -> dict[str, Any]:
-        """The record as JSON, with what follows from the state and from the part of it that is saved."""
-        step, rejected, counts = jax.device_get((state.step, state.rejected["total"], state.ema_count))
-        return dataclasses.replace(
-            record,
-            averages=state.averages,
-            altered=tuple(sorted(self._altered.intersection(counts))),
-            updates=int(step) - int(rejected),
-            counts={name: int(count) for name, count in counts.items()},
-            leaves=_describe_leaves(saved),
-        ).to_json()
 
     def read_record(self, step: int | None = None) -> Record | None:
         """The record of the checkpoint at `step`, by default the latest one; none if there is no checkpoint.
@@ -164,7 +149,8 @@ class Checkpoints:
 
         Args:
             state: one whose shapes, dtypes, shardings and averages the result has. Averages that the checkpoint lacks
-                start from the restored parameters, those that `state` lacks are dropped.
+                start from the restored parameters, those that `state` lacks are dropped, others go on from what they
+                were.
             record: of the checkpoint.
 
         Raises:
@@ -181,10 +167,12 @@ class Checkpoints:
         abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), like)
         args = ocp.args.Composite(state=ocp.args.StandardRestore(abstract))
         restored = self._manager.restore(record.step, args=args)["state"]
-        kept = {average.name: average for average in record.averages}
-        changed = {average.name for average in state.averages if kept.get(average.name, average) != average}
-        self._altered = frozenset(changed.union(record.altered)).intersection(kept)
-        return restored.with_averages(state.averages)
+        saved = {average.name: average for average in record.averages}
+        averages = (
+            average.continuing(saved[average.name], record.counts[average.name]) if average.name in saved else average
+            for average in state.averages
+        )
+        return restored.with_averages(tuple(averages))
 
     def restore_sums(self, sums: Any, record: Record) -> Any:
         """The metric sums in the checkpoint that `record` belongs to, with shapes and shardings like `sums`."""
@@ -287,6 +275,18 @@ def read_weights(stored: Stored, name: str, state: CustomTrainState) -> dict[str
     with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
         restored = checkpointer.restore(stored.folder / "state", args=args)
     return restored if name == "raw" else {field: restored[f"ema_{field}"][name] for field in fields}
+
+
+def _complete(record: Record, state: CustomTrainState, saved: Any) -> dict[str, Any]:
+    """The record as JSON, with what follows from the state and from the part of it that is saved."""
+    step, rejected, counts = jax.device_get((state.step, state.rejected["total"], state.ema_count))
+    return dataclasses.replace(
+        record,
+        averages=state.averages,
+        updates=int(step) - int(rejected),
+        counts={name: int(count) for name, count in counts.items()},
+        leaves=_describe_leaves(saved),
+    ).to_json()
 
 
 def _read_record(folder: pathlib.Path) -> Record:

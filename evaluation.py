@@ -127,7 +127,8 @@ def recompute_batch_stats(
 
     An average of weights is a model of its own, whose activations have a mean and a variance of their own (Izmailov et
     al. 2018, section 3.1). Both are those of the population: with the mean `m` and variance `v` of each batch, the mean
-    of `m`, and the mean of `v + m**2` minus the square of that mean. The model runs as in training but without dropout.
+    of `m`, and the mean of `v + m**2` minus the square of that mean, which is the mean of `v` plus the variance of `m`.
+    The model runs as in training but without dropout.
 
     Args:
         variables: parameters and batch statistics, of which only the structure counts.
@@ -142,23 +143,22 @@ def recompute_batch_stats(
         New batch statistics, a tree like `variables["batch_stats"]`.
 
     Raises:
-        UserError: the model keeps statistics that are not those of `nn.BatchNorm`.
+        UserError: the model has statistics other than those of an `nn.BatchNorm` that is applied once and learns them.
     """
-    moments = [
+    per_batch = [
         jax.device_get(_batch_moments(variables, data, rng, np.int32(step), apply_fn=apply_fn, sharding=sharding))
         for step in batches
     ]
-    # Float64, in which the order of the batches makes no difference that float32 would show.
-    first, second = (
-        {path: np.mean([batch[path] for batch in moment], axis=0, dtype=np.float64) for path in moment[0]}
-        for moment in zip(*moments, strict=True)
-    )
-    statistics = {(*path, "mean"): mean for path, mean in first.items()}
-    statistics |= {(*path, "var"): np.maximum(second[path] - mean**2, 0) for path, mean in first.items()}
+    statistics = {}
+    for path in per_batch[0]:
+        # In float64, in which the order of the batches makes no difference that float32 would show.
+        mean, var = np.array([moments[path] for moments in per_batch], np.float64).swapaxes(0, 1)
+        statistics[*path, "mean"] = mean.mean(axis=0)
+        statistics[*path, "var"] = var.mean(axis=0) + mean.var(axis=0)
     like = traverse_util.flatten_dict(variables["batch_stats"])
     if statistics.keys() != like.keys():
         other = ", ".join("/".join(path) for path in sorted(like.keys() - statistics.keys()))
-        raise UserError(f"batch_stats = 'recompute' knows how to for nn.BatchNorm only; the model has {other}")
+        raise UserError(f"batch_stats = 'recompute' is for an nn.BatchNorm that is not frozen; the model has {other}")
     return traverse_util.unflatten_dict(
         {path: jax.device_put(statistics[path].astype(leaf.dtype), leaf.sharding) for path, leaf in like.items()}
     )
@@ -173,18 +173,24 @@ def _batch_moments(
     *,
     apply_fn: Callable[..., Any],
     sharding: jax.sharding.Sharding | None,
-) -> tuple[dict[tuple[str, ...], jax.Array], dict[tuple[str, ...], jax.Array]]:
-    """Mean and mean square of what each batch norm sees of one training batch, by the path of its module."""
+) -> dict[tuple[str, ...], tuple[jax.Array, jax.Array]]:
+    """Mean and variance of what each batch norm sees of one training batch, by the path of its module."""
     image = data.batch(rng, step)["image"]
     if sharding is not None:
         image = jax.lax.with_sharding_constraint(image, sharding)
     momentum: dict[tuple[str, ...], float] = {}
 
     def without_dropout(call: Callable[..., Any], args: Any, kwargs: Any, context: Any) -> Any:
-        if isinstance(context.module, nn.Dropout):
-            return args[0]
-        if isinstance(context.module, nn.BatchNorm):
-            momentum[context.module.path] = context.module.momentum
+        module = context.module
+        if isinstance(module, nn.Dropout):
+            return args[0] if args else kwargs["inputs"]
+        if isinstance(module, nn.BatchNorm):
+            frozen = kwargs.get("use_running_average", args[1] if len(args) > 1 else None)
+            frozen = module.use_running_average if frozen is None else frozen
+            if module.path in momentum:
+                raise UserError(f"batch_stats = 'recompute': {'/'.join(module.path)} is applied twice in the model")
+            if not frozen and module.momentum < 1:
+                momentum[module.path] = module.momentum
         return call(*args, **kwargs)
 
     zeros = jax.tree.map(jnp.zeros_like, variables["batch_stats"])
@@ -194,8 +200,7 @@ def _batch_moments(
         )
     moved = traverse_util.flatten_dict(updates["batch_stats"])
     # From zeros, a running statistic moves to (1 - momentum) times that of the batch.
-    mean = {path: moved[*path, "mean"] / (1 - m) for path, m in momentum.items()}
-    return mean, {path: moved[*path, "var"] / (1 - m) + mean[path] ** 2 for path, m in momentum.items()}
+    return {path: (moved[*path, "mean"] / (1 - m), moved[*path, "var"] / (1 - m)) for path, m in momentum.items()}
 
 
 def summarize(scores: Scores) -> dict[str, float]:

@@ -140,8 +140,12 @@ _RULES: Mapping[str, Callable[[Any], str]] = {
 def _with_defaults(config: Mapping[str, Any]) -> dict[str, Any]:
     """The config as a dict, with the defaults of what its averages leave out."""
     filled = ml_collections.ConfigDict(config).to_dict()
-    averages = filled.get("averages", {})
-    filled["averages"] = {name: default.average("ema").to_dict() | average for name, average in averages.items()}
+    for name, average in filled.setdefault("averages", {}).items():
+        if not isinstance(average, dict):
+            raise UserError(
+                f"averages.{name} = {average!r}: must be a dict such as default.average('ema', decay=0.999)"
+            )
+        filled["averages"][name] = default.average("ema").to_dict() | average
     return filled
 
 
@@ -308,10 +312,16 @@ def resolve(config: Mapping[str, Any], *, num_train: int, num_devices: int) -> m
 
 
 def to_steps(text: str, *, batch_size: int, num_examples: int, total: Fraction | int | None) -> Fraction | int:
-    """A duration in steps, exactly; 0 for an empty one. See `durations.Duration.to_steps`."""
+    """A duration in steps, exactly; 0 for an empty one. See `durations.Duration.to_steps`.
+
+    Raises:
+        UserError: it is longer than can be counted.
+    """
     if not text:
         return 0
     exact = durations.parse(text).to_steps(batch_size=batch_size, num_examples=num_examples, total=total)
+    if exact >= 2**31:  # steps and updates are counted in int32
+        raise UserError(f"{text!r} is {float(exact):g} steps; no duration may be 2**31 steps or longer")
     return exact.numerator if exact.denominator == 1 else exact
 
 

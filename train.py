@@ -34,7 +34,7 @@ from metric_writing import MetricWriter
 from profiling import Profiler
 from streams import stream_key
 from tools import report
-from train_state import CustomTrainState
+from train_state import Average, CustomTrainState
 
 Batch = Mapping[str, jax.Array]
 # A metric is a sum and the count it is divided by in the end. Sums add up over steps; means would not.
@@ -482,19 +482,22 @@ def evaluate_checkpoint(
     """
     record = checkpointing.find_checkpoint(workdir, which)
     experiment = set_up(config, workdir, config_change)
-    curves = evaluation_curves(experiment, restore(experiment, workdir, record))
+    # The config may have averages that the checkpoint lacks.
+    saved = {average.name for average in record.averages}
+    averages = tuple(average for average in experiment.state.averages if average.name in saved)
+    curves = evaluation_curves(experiment, restore(experiment, workdir, record, averages))
     metrics = evaluate(experiment, curves, "test", score_fn)
     print(f"{workdir}, {which} checkpoint, step {record.step}, test images\n{report.table(metrics)}", flush=True)
     return metrics
 
 
-def restore(experiment: Experiment, workdir: str | pathlib.Path, record: Record) -> CustomTrainState:
-    """The state in a checkpoint, with those of the experiment's averages that it holds.
+def restore(
+    experiment: Experiment, workdir: str | pathlib.Path, record: Record, averages: tuple[Average, ...]
+) -> CustomTrainState:
+    """The state in a checkpoint, with these of its averages.
 
     Raises:
         UserError: the checkpoint is of another model or optimizer.
     """
-    names = [average.name for average in record.averages]
-    saved = tuple(average for average in experiment.state.averages if average.name in names)
     with Checkpoints(workdir) as checkpoints:
-        return checkpoints.restore_state(experiment.state.with_averages(saved), record)
+        return checkpoints.restore_state(experiment.state.with_averages(averages), record)

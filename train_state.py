@@ -28,6 +28,8 @@ class Average:
         batch_stats: where its batch statistics come from: "average", as its weights do; "copy", the raw ones;
             "recompute", from training batches at evaluation, see `evaluation.recompute_batch_stats` (until then they
             are averaged).
+        earlier: what it was before, if a run was continued with another average of this name: (updates until then,
+            average), the oldest first.
     """
 
     name: str
@@ -37,23 +39,35 @@ class Average:
     every: int = 1
     restart_every: int = 0
     batch_stats: str = "average"
+    earlier: tuple[tuple[int, "Average"], ...] = ()
+
+    @property
+    def schedule(self) -> optax.Schedule:
+        """Its step size at update `t >= 1`, over the whole time that it was kept."""
+        schedule = averaging.every(averaging.SCHEDULES[self.kind](**dict(self.arguments)), self.every)
+        if self.restart_every:
+            schedule = averaging.restart_every(schedule, self.restart_every)
+        schedule = averaging.starting_at(schedule, self.start)
+        for count, average in reversed(self.earlier):
+            schedule = averaging.switch_at(average.schedule, count, schedule)
+        return schedule
+
+    def continuing(self, old: "Average", count: int) -> "Average":
+        """This average from here on, and `old`, of the same name, for the `count` updates until now."""
+        if self == dataclasses.replace(old, earlier=()):
+            return old
+        return dataclasses.replace(self, earlier=(*old.earlier, (count, dataclasses.replace(old, earlier=()))))
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON."""
-        return dataclasses.asdict(self) | {"arguments": dict(self.arguments)}
+        earlier = [[count, average.to_dict()] for count, average in self.earlier]
+        return {**vars(self), "arguments": dict(self.arguments), "earlier": earlier}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Self:
         """The inverse of `to_dict`."""
-        return cls(**{**values, "arguments": tuple(values["arguments"].items())})
-
-    @property
-    def schedule(self) -> optax.Schedule:
-        """Its step size after `t >= 1` updates."""
-        schedule = averaging.every(averaging.SCHEDULES[self.kind](**dict(self.arguments)), self.every)
-        if self.restart_every:
-            schedule = averaging.restart_every(schedule, self.restart_every)
-        return averaging.starting_at(schedule, self.start)
+        earlier = tuple((count, cls.from_dict(average)) for count, average in values["earlier"])
+        return cls(**{**values, "arguments": tuple(values["arguments"].items()), "earlier": earlier})
 
 
 class CustomTrainState(train_state.TrainState):

@@ -42,7 +42,7 @@ def run(config: ml_collections.ConfigDict) -> dict[str, Any]:
         train.train_and_evaluate(config, workdir)
         if _POSTHOC.value:
             lines = posthoc.posthoc(workdir, _POSTHOC.value, _BASIS.value or None)
-            posthoc.write(workdir, lines, _POSTHOC.value)
+            posthoc.write(workdir, lines)
         timing = json.loads((workdir / "timing.jsonl").read_text().splitlines()[-1])
         return {
             "config": json.loads((workdir / "config.json").read_text()),

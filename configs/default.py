@@ -30,7 +30,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.label_noise = 0.0
 
     # Another run to start from instead of random parameters: its workdir, and which of its weights, "raw" or the name
-    # of an average. They come from its latest checkpoint; optimizer and averages start anew from them.
+    # of an average. They come from its latest checkpoint or snapshot; optimizer and averages start anew from them.
     config.init_from = ""
     config.init_weights = "raw"
 

@@ -1,6 +1,7 @@
 import json
 import pathlib
 import re
+import shutil
 import subprocess
 import sys
 
@@ -68,6 +69,22 @@ def test_the_best_checkpoint_can_be_exported(run, tmp_path):
     assert result.returncode == 0, result.stderr
     about = json.loads((tmp_path / "weights.json").read_text())
     assert accuracies[about["step"]] == about["scores"]["raw"]["accuracy"] == max(accuracies.values())
+
+
+def test_an_average_that_the_run_dropped_later_is_exported_as_what_it_was(tmp_path):
+    config = digits_config(eval_every="10 steps", checkpoint_every="10 steps")
+    config.averages.old = default.average("soft_update", tau=0.5)
+    train.train_and_evaluate(config, tmp_path / "run")
+    score = read_metrics(tmp_path / "run", "old")[-1]["loss"]
+    shutil.copytree(tmp_path / "run", tmp_path / "dropped")
+    (tmp_path / "dropped" / "config.json").write_text(
+        (tmp_path / "run" / "config.json").read_text().replace('"old"', '"new"')
+    )
+    result = export(tmp_path / "dropped", "--average=old", f"--out={tmp_path / 'out'}")
+    assert result.returncode == 0, result.stderr
+    about = json.loads((tmp_path / "out" / "weights.json").read_text())
+    assert about["average"]["arguments"] == {"tau": 0.5}
+    assert about["scores"]["old"]["loss"] == score
 
 
 @pytest.mark.parametrize(

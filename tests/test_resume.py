@@ -158,7 +158,7 @@ def test_a_run_may_go_on_with_other_averages_and_none_starts_at_random(tmp_path,
     assert "The average 'new' starts from the restored parameters" in said
     assert "The average 'dropped' is dropped" in said
     assert "The average 'ema' keeps its weights and its 20 updates" in said
-    assert "it was ema(debias=True, decay=0.9), now it is ema(debias=True, decay=0.99)" in said
+    assert "it is ema(debias=True, decay=0.99), after 20 updates of ema(debias=True, decay=0.9)" in said
 
 
 def test_an_average_switched_off_and_on_again_starts_from_the_restored_parameters(tmp_path):
@@ -173,20 +173,31 @@ def test_an_average_switched_off_and_on_again_starts_from_the_restored_parameter
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), state.ema_params["ema"], expected)
 
 
-def test_a_checkpoint_knows_which_averages_were_others_before(tmp_path):
-    def altered():
-        with Checkpoints(tmp_path) as checkpoints:
-            return checkpoints.read_record().altered
+def test_an_average_that_was_changed_is_described_as_what_it_really_is(tmp_path, capsys):
+    """20 updates of a soft update, then an EMA: its kernel has both, and its warning."""
 
-    train.train_and_evaluate(digits_config(), tmp_path)
-    assert altered() == ()
-    train.train_and_evaluate(digits_config(duration="21 steps", averages__ema__decay=0.99), tmp_path)
-    assert altered() == ("ema",)
-    train.train_and_evaluate(digits_config(duration="22 steps", averages__ema__decay=0.99), tmp_path)
-    assert altered() == ("ema",)
-    train.train_and_evaluate(digits_config(duration="23 steps", averages__ema__kind="none"), tmp_path)
-    train.train_and_evaluate(digits_config(duration="24 steps"), tmp_path)
-    assert altered() == ()
+    def run(duration, **fields):
+        config = digits_config(duration=duration)
+        config.averages.ema = default.average(**fields)
+        train.train_and_evaluate(config, tmp_path)
+        with Checkpoints(tmp_path) as checkpoints:
+            record = checkpoints.read_record()
+        return [(count, average.kind) for average in record.averages for count, average in average.earlier]
+
+    assert run("20 steps", kind="soft_update") == []
+    assert run("21 steps", kind="ema", decay=0.9) == [(20, "soft_update")]
+    assert (
+        "now on it is ema(debias=True, decay=0.9), after 20 updates of soft_update(tau=0.005)"
+        in capsys.readouterr().out
+    )
+    assert run("25 steps", kind="ema", decay=0.9) == [(20, "soft_update")]  # and not forgotten by the next start
+    stored = json.loads((tmp_path / "averages.json").read_text())["ema"]
+    s = averaging.ema(0.9)(np.arange(21, 26))
+    left = 0.995**20 * np.prod(1 - s)
+    assert stored["initial_weight"] == pytest.approx(left)
+    assert f"Warning: {left:.1%} of the final weight of the average 'ema'" in capsys.readouterr().out
+    assert run("26 steps", kind="none") == []
+    assert run("27 steps", kind="ema", decay=0.9) == []  # a new one
 
 
 def test_snapshots_are_kept_and_those_after_the_checkpoint_taken_again(tmp_path):
@@ -203,8 +214,8 @@ def test_snapshots_are_kept_and_those_after_the_checkpoint_taken_again(tmp_path)
     other = train.train_and_evaluate(other, tmp_path / "b")
     stored = {place.record.step: place for place in checkpointing.list_stored(tmp_path / "b") if place.is_snapshot}
     assert list(stored) == [3, 6, 9, 10, 12, 15, 18, 20]
-    assert stored[15].record.altered == ("ema",)
-    assert stored[9].record.altered == ()
+    assert [average.earlier[0][0] for average in stored[15].record.averages] == [10]
+    assert [average.earlier for average in stored[9].record.averages] == [()]
     assert stored[15].record.counts == {"ema": 15}
 
 

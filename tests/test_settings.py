@@ -217,6 +217,15 @@ def test_a_half_life_is_the_same_share_of_training_whatever_the_interval(kind, e
     assert dict(average.arguments)["decay"] ** firings == pytest.approx(0.5, rel=1e-12)
 
 
+def test_an_average_that_is_no_dict_or_too_long_to_count_is_refused():
+    config = digits_config()
+    config.averages = {"a": "ema"}
+    with pytest.raises(UserError, match=r"averages.a = 'ema': must be a dict such as default.average"):
+        settings.check(config)
+    with pytest.raises(UserError, match=r"'5000000000 steps' is 5e\+09 steps; no duration may be"):
+        resolve(digits_config(averages__ema__start="5000000000 steps"))
+
+
 def test_horizons_round_up_to_whole_updates():
     config = digits_config(duration="1001 steps")
     horizons = {"start": "10%", "every": "0.5%", "restart_every": "33%"}

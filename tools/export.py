@@ -42,20 +42,20 @@ def export(workdir: pathlib.Path, name: str, out: pathlib.Path, which: str) -> d
     """
     config = settings.read(workdir)
     record = checkpointing.find_checkpoint(workdir, which)
-    averages = {average.name: average for average in record.averages}
-    if name not in ("raw", *averages):
-        raise UserError(f"--average={name}: the checkpoint at step {record.step} has {', '.join(('raw', *averages))}")
+    chosen = tuple(average for average in record.averages if average.name == name)
+    if name != "raw" and not chosen:
+        names = ", ".join(["raw", *(average.name for average in record.averages)])
+        raise UserError(f"--average={name}: the checkpoint at step {record.step} has {names}")
     source = input_pipeline.find_source(config.dataset)
     experiment = train.load(config, source)
-    curves = train.evaluation_curves(experiment, train.restore(experiment, workdir, record))
-    curves = {curve: curves[curve] for curve in ("raw", name)}
+    curves = train.evaluation_curves(experiment, train.restore(experiment, workdir, record, chosen))
     metrics = train.evaluate(experiment, curves, "test")
 
     weights: dict[str, Any] = {key: values for key, values in jax.device_get(curves[name]).items() if values}
     normalization = jax.device_get(experiment.train_data.normalization)
     about = {
         "step": record.step,
-        "average": averages[name].to_dict() if name in averages else None,
+        "average": chosen[0].to_dict() if chosen else None,
         "scores": metrics,
         "image_shape": source.image_shape,
         "num_classes": source.num_classes,

@@ -44,24 +44,30 @@ class Target:
     """An average to make.
 
     Attributes:
-        schedule: of the average.
-        last: if not 0, the mean of this many snapshots of the raw weights instead.
+        curve: its name.
+        kernel: its weights on the iterates when the last of these was stored; none if it takes more than these.
         batch_stats: where its batch statistics come from, as in `config.averages`.
     """
 
-    schedule: optax.Schedule
-    last: int
+    curve: str
+    kernel: Callable[[Sequence[Stored]], np.ndarray | None]
     batch_stats: str
 
-    def kernel(self, earlier: Sequence[Stored]) -> np.ndarray | None:
-        """Its weights on the iterates when the last of these was stored; none if it takes more than these."""
-        num_updates = earlier[-1].record.updates
-        if not self.last:
-            return averaging.kernel(self.schedule, num_updates)
-        snapshots = [stored for stored in earlier if stored.is_snapshot] or list(earlier)
-        kernel = np.zeros(num_updates + 1)
-        kernel[[stored.record.updates for stored in snapshots[-self.last :]]] = 1 / self.last
-        return kernel if len(snapshots) >= self.last else None
+
+def mean_of_last(number: int) -> Callable[[Sequence[Stored]], np.ndarray | None]:
+    """The kernel of the mean of the last snapshots, or checkpoints where there are no snapshots (LAWA).
+
+    Kaddour 2022, "Stop wasting my time! Saving days of ImageNet and BERT training with latest weight averaging".
+    """
+
+    def kernel(earlier: Sequence[Stored]) -> np.ndarray | None:
+        snapshots = [stored for stored in earlier if stored.is_snapshot] or earlier
+        weights = np.zeros(earlier[-1].record.updates + 1)
+        # Added up: where every step between two snapshots was rejected, they are of the same iterate.
+        np.add.at(weights, [stored.record.updates for stored in snapshots[-number:]], 1 / number)
+        return weights if len(snapshots) >= number else None
+
+    return kernel
 
 
 def parse(text: str, steps: Callable[[str], Any]) -> Target:
@@ -84,23 +90,26 @@ def parse(text: str, steps: Callable[[str], Any]) -> Target:
     else:
         raise UserError(f"--average={text}: {kind!r} must be one of {', '.join([*averaging.SCHEDULES, 'lawa'])}")
     given: dict[str, Any] = {}
-    for name, _, value in (part.partition("=") for part in rest.split(",") if part):
-        if name not in known:
-            raise UserError(f"--average={text}: {kind} has no field {name!r}; it has {', '.join(known)}")
+    for name, equals, value in (part.partition("=") for part in rest.split(",") if part):
+        if name not in known or not equals:
+            raise UserError(f"--average={text}: {name!r} is not one of {kind}'s {'=, '.join(known)}=")
         try:
             is_bool = isinstance(known[name], bool)
             given[name] = {"True": True, "False": False}[value] if is_bool else type(known[name])(value)
         except (KeyError, ValueError) as error:
             raise UserError(f"--average={text}: {name} must be like its default, {known[name]}") from error
-    last = given.pop("last", 5) if kind == "lawa" else 0
-    if kind == "lawa" and last < 1:
-        raise UserError(f"--average={text}: last must be at least 1")
-    average = default.average("running_mean" if kind == "lawa" else kind, **given)
+    curve = text if ":" in text else f"{text}:"  # which no average that was tracked can have as its name
+    if kind == "lawa":
+        number, batch_stats = given.get("last", 5), given.get("batch_stats", "average")
+        if number < 1 or batch_stats not in ("average", "copy", "recompute"):
+            raise UserError(f"--average={text}: last must be at least 1, batch_stats average, copy or recompute")
+        return Target(curve, mean_of_last(number), batch_stats)
+    average = default.average(kind, **given)
     config = default.get_config()
     config.averages = {kind: average}
     settings.check(config)
     schedule = settings.create_average(kind, settings.resolve_average(average, steps)).schedule
-    return Target(schedule, last, average.batch_stats)
+    return Target(curve, lambda earlier: averaging.kernel(schedule, earlier[-1].record.updates), average.batch_stats)
 
 
 def basis(stored: Stored, names: Sequence[str] | None, batch_stats: str) -> list[tuple[str, optax.Schedule]]:
@@ -113,9 +122,9 @@ def basis(stored: Stored, names: Sequence[str] | None, batch_stats: str) -> list
     """
     found = [("raw", RAW)]
     for average in stored.record.averages:
-        # One that was another average before has an unknown kernel, and copied statistics are not the average's.
-        if average.name in stored.record.altered or (average.batch_stats, batch_stats) == ("copy", "average"):
-            continue
+        policies = {average.batch_stats, *(before.batch_stats for _, before in average.earlier)}
+        if batch_stats == "average" and "copy" in policies:
+            continue  # statistics that were copied are not the average's
         # One that joined later is one that started later: until then it was the raw weights.
         joined = stored.record.updates - stored.record.counts[average.name]
         found.append((average.name, averaging.starting_at(average.schedule, joined)))
@@ -123,19 +132,12 @@ def basis(stored: Stored, names: Sequence[str] | None, batch_stats: str) -> list
 
 
 def combine(coefficients: np.ndarray, weights: Sequence[Mapping[str, Any]]) -> Any:
-    """The linear combination of trees of arrays, computed in float64.
+    """The linear combination of trees of arrays, computed in float64."""
 
-    Raises:
-        UserError: a variance among the batch statistics would be negative, since coefficients may be.
-    """
+    def leaf(*leaves: np.ndarray) -> np.ndarray:
+        return np.tensordot(coefficients, np.stack(leaves).astype(np.float64), 1).astype(leaves[0].dtype)
 
-    def leaf(path: tuple[Any, ...], *leaves: np.ndarray) -> np.ndarray:
-        combined = np.tensordot(coefficients, np.stack(leaves).astype(np.float64), 1).astype(leaves[0].dtype)
-        if path[0].key == "batch_stats" and path[-1].key == "var" and (combined < 0).any():
-            raise UserError("a combination of batch statistics has a negative variance; use batch_stats=recompute")
-        return combined
-
-    return jax.tree_util.tree_map_with_path(leaf, *weights)
+    return jax.tree.map(leaf, *weights)
 
 
 def posthoc(
@@ -163,7 +165,7 @@ def posthoc(
         num_examples=source.num_train - config.num_validation,
         total=config.duration,
     )
-    targets = {text: parse(text, steps) for text in texts}
+    targets = [parse(text, steps) for text in texts]
     points = checkpointing.list_stored(workdir)
     available = {"raw"}.union(*(point.curves for point in points))
     if not points or not available.issuperset(names or ()):
@@ -172,7 +174,8 @@ def posthoc(
             '--config.snapshot_every="6.25%" stores 16 snapshots.'
         )
     experiment = train.load(config, source)
-    split = "validation" if config.num_validation else "test"
+    if not experiment.state.batch_stats and any(target.batch_stats != "average" for target in targets):
+        raise UserError("--average: the model has no batch statistics; leave batch_stats out")
 
     @functools.cache
     def read(index: int, name: str) -> dict[str, Any]:
@@ -191,8 +194,8 @@ def posthoc(
     for index, point in enumerate(points):
         step, num_updates = point.record.step, point.record.updates
         curves = {"raw": jax.device_put(read(index, "raw"), train.replicated(experiment.mesh))}
-        errors: dict[str, float] = {}
-        for text, target in targets.items():
+        fit_errors: dict[str, float] = {}
+        for target in targets:
             sources = [(i, *pair) for i in range(index + 1) for pair in basis(points[i], names, target.batch_stats)]
             kernel = target.kernel(points[: index + 1])
             if kernel is None or not sources:
@@ -200,24 +203,40 @@ def posthoc(
             snapshots = [(schedule, points[i].record.updates) for i, _, schedule in sources]
             coefficients, error = averaging.synthesize(kernel, num_updates, snapshots)
             fits = error <= max_error
-            print(f"step {step}: the fit of {text} is off by {error:.2%}{'' if fits else ', left out'}", flush=True)
+            print(
+                f"step {step}: the fit of {target.curve} is off by {error:.2%}{'' if fits else ', left out'}",
+                flush=True,
+            )
             if fits:
                 combined = combine(coefficients, [read(i, name) for i, name, _ in sources])
-                curves[text] = with_batch_stats(combined, target, index)
-                errors |= {text: error, f"{text}-raw": error}
-        metrics = train.evaluate(experiment, curves, split) if errors else {}
-        for curve, fit_error in errors.items():
-            values = {name: value if math.isfinite(value) else None for name, value in metrics[curve].items()}
-            lines.append({"step": step, "curve": curve, "split": split, **values, "fit_error": fit_error})
+                curves[target.curve] = with_batch_stats(combined, target, index)
+                fit_errors |= {target.curve: error, f"{target.curve}-raw": error}
+        if not fit_errors:
+            continue
+        # As in training: curves from the validation images if there are any, and the test images at the end.
+        splits = ["validation"] if config.num_validation else ["test"]
+        if step == config.duration and config.num_validation:
+            splits.append("test")
+        for split in splits:
+            for curve, metrics in train.evaluate(experiment, curves, split).items():
+                values = {name: value if math.isfinite(value) else None for name, value in metrics.items()}
+                fit = {"fit_error": fit_errors[curve]} if curve in fit_errors else {}
+                lines.append({"step": step, "curve": curve, "split": split, **values, **fit})
+    for target in targets:
+        if not any(line["curve"] == target.curve for line in lines):
+            print(f"{target.curve} could not be made at any of the {len(points)} steps at which weights are stored")
     return lines
 
 
-def write(workdir: pathlib.Path, lines: Sequence[Mapping[str, Any]], texts: Sequence[str]) -> None:
-    """Puts lines into `posthoc.jsonl`, in place of older ones of these averages."""
+def write(workdir: pathlib.Path, lines: Sequence[Mapping[str, Any]]) -> None:
+    """Puts lines into `posthoc.jsonl`, in place of older ones of the same curves."""
     path = workdir / "posthoc.jsonl"
-    new = {curve for text in texts for curve in (text, f"{text}-raw")}
+    made = {line["curve"] for line in lines} - {"raw"}
+    scored = {(line["step"], line["curve"], line["split"]) for line in lines}
     old = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
-    kept = [line for line in old if line["curve"] not in new]
+    kept = [
+        line for line in old if line["curve"] not in made and (line["step"], line["curve"], line["split"]) not in scored
+    ]
     partial = path.with_suffix(".partial")
     partial.write_text("".join(json.dumps(line) + "\n" for line in [*kept, *lines]))
     partial.replace(path)
@@ -237,10 +256,11 @@ def main() -> None:
     args = parser.parse_args()
     try:
         lines = posthoc(args.workdir, args.average, args.basis, args.max_error)
-        write(args.workdir, lines, args.average)
-        print(report.write(args.workdir))
+        write(args.workdir, lines)
+        print(report.write(args.workdir) if lines else "Nothing was made")
     except (UserError, OSError) as error:
         sys.exit(f"error: {error}")
+    sys.exit(not lines)
 
 
 if __name__ == "__main__":

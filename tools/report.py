@@ -15,10 +15,13 @@ Metrics = Mapping[str, Any]
 
 
 def read(workdir: pathlib.Path) -> list[dict[str, Any]]:
-    """The lines of `metrics.jsonl`, and of `posthoc.jsonl` if there is one, in the order of their steps."""
-    files = [workdir / name for name in ("metrics.jsonl", "posthoc.jsonl")]
-    lines = [json.loads(line) for file in files if file.exists() for line in file.read_text().splitlines()]
-    return sorted(lines, key=lambda line: line["step"])
+    """The lines of `metrics.jsonl`, and what `posthoc.jsonl` adds to them, if there is one, by their steps."""
+    lines: dict[tuple[int, str, str], dict[str, Any]] = {}
+    for file in (workdir / name for name in ("metrics.jsonl", "posthoc.jsonl")):
+        for text in file.read_text().splitlines() if file.exists() else ():
+            line = json.loads(text)
+            lines.setdefault((line["step"], line["curve"], line.get("split", "")), line)
+    return sorted(lines.values(), key=lambda line: line["step"])
 
 
 def table(metrics: Mapping[str, Metrics]) -> str:

@@ -158,7 +158,7 @@ jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-6)
     assert result.returncode == 0, result.stderr
 
 
-def test_statistics_that_are_not_batch_norms_are_refused_by_name(norms):
+def test_statistics_that_are_not_those_of_one_batch_norm_each_are_refused_by_name(norms):
     experiment, _, _ = norms
 
     class Counting(nn.Module):
@@ -168,11 +168,27 @@ def test_statistics_that_are_not_batch_norms_are_refused_by_name(norms):
             seen.value += len(images)
             return nn.BatchNorm(use_running_average=not train)(images)
 
-    variables = Counting().init(jax.random.key(0), jnp.zeros((1, 8, 8, 1)), train=False)
-    with pytest.raises(UserError, match=r"nn.BatchNorm only; the model has seen"):
-        evaluation.recompute_batch_stats(
-            variables, experiment.train_data, experiment.state.rng, batches=[0], apply_fn=Counting().apply
-        )
+    class Frozen(nn.Module):
+        @nn.compact
+        def __call__(self, images, train):
+            return nn.BatchNorm(use_running_average=True)(images)
+
+    class Twice(nn.Module):
+        @nn.compact
+        def __call__(self, images, train):
+            norm = nn.BatchNorm(use_running_average=not train)
+            return norm(norm(images))
+
+    for module, message in (
+        (Counting(), "nn.BatchNorm that is not frozen; the model has seen"),
+        (Frozen(), "not frozen; the model has BatchNorm_0/mean, BatchNorm_0/var"),
+        (Twice(), "BatchNorm_0 is applied twice"),
+    ):
+        variables = module.init(jax.random.key(0), jnp.zeros((1, 8, 8, 1)), train=False)
+        with pytest.raises(UserError, match=message):
+            evaluation.recompute_batch_stats(
+                variables, experiment.train_data, experiment.state.rng, batches=[0], apply_fn=module.apply
+            )
 
 
 CNN = {"model__name": "cnn", "model__hidden_sizes": (256, 256), "model__batch_norm": True, "model__dropout": 0.25}

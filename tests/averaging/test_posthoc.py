@@ -3,10 +3,12 @@ import subprocess
 import sys
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from conftest import ROOT, digits_config, read_metrics
 
+import averaging
 import checkpointing
 import train
 from configs import default
@@ -52,7 +54,7 @@ def test_an_ema_made_after_training_scores_as_the_one_tracked_in_training(run):
 def test_what_was_tracked_is_made_exactly_at_every_step(run):
     workdir, _ = run
     lines = posthoc.posthoc(workdir, ["ema:half_life=5%", "power_ema:width=0.1"])
-    made = [line for line in lines if not line["curve"].endswith("-raw")]
+    made = [line for line in lines if ":" in line["curve"] and not line["curve"].endswith("-raw")]
     assert [line["step"] for line in made if line["curve"].startswith("ema")] == [*range(10, 170, 10)]
     assert all(line["fit_error"] < 1e-9 for line in made)
     for step, line in zip((80, 160), read_metrics(workdir, "wide"), strict=True):
@@ -82,24 +84,68 @@ def test_a_fit_that_is_not_good_enough_is_said_and_left_out(run, capsys):
     said = capsys.readouterr().out
     assert "the fit of ema:half_life=1 steps is off by" in said
     assert said.count("left out") == 16
+    assert "ema:half_life=1 steps could not be made at any of the 16 steps" in said
+    assert posthoc.posthoc(workdir, ["lawa:last=17"]) == []
+    assert "lawa:last=17 could not be made" in capsys.readouterr().out
 
 
-def test_an_average_that_joined_or_changed_later_is_not_taken_for_what_it_was_not(tmp_path):
-    """One that joined is used with its own start; one that changed has a kernel that nobody knows, and is not."""
+def test_averages_that_joined_or_changed_later_are_taken_for_what_they_were(tmp_path):
     first = config(duration="40 steps", checkpoint_every="40 steps")
     del first.averages.wide
     train.train_and_evaluate(first, tmp_path)
     second = config(duration="80 steps", checkpoint_every="40 steps")
     second.averages.narrow.width = 0.2
     train.train_and_evaluate(second, tmp_path)
-    stored = [place for place in checkpointing.list_stored(tmp_path) if place.record.step == 60]
-    # Twice as long, 5 % of training is another half-life as well.
-    assert [name for name, _ in posthoc.basis(stored[0], None, "average")] == ["raw", "wide"]
     lines = posthoc.posthoc(tmp_path, ["power_ema:width=0.1,start=40 steps"], ["wide"])
     tracked = read_metrics(tmp_path, "wide")[-1]
-    [made] = [line for line in lines if line["step"] == 80 and not line["curve"].endswith("-raw")]
+    [made] = [
+        line for line in lines if line["step"] == 80 and line["curve"].startswith("power") and "-" not in line["curve"]
+    ]
     assert made["fit_error"] < 1e-9
     assert made["loss"] == pytest.approx(tracked["loss"], rel=1e-5)
+
+    # What was narrow for 40 updates and then wider is a sum of iterates as any other, whose kernel the recursion gives.
+    [last] = [place for place in checkpointing.list_stored(tmp_path) if place.record.step == 80]
+    [schedule] = [schedule for name, schedule in posthoc.basis(last, None, "average") if name == "narrow"]
+    t = np.arange(1, 81)
+    expected = np.where(t <= 40, averaging.power_ema(0.05)(t), averaging.power_ema(0.2)(t))
+    np.testing.assert_array_equal(schedule(t), expected)
+
+
+def test_snapshots_between_which_every_step_was_rejected_count_each(tmp_path):
+    """The mean of the last three snapshots, of which two are of the same iterate."""
+
+    def loss_fn(params, state, batch, **kwargs):
+        objective, aux = train.loss_fn(params, state, batch, **kwargs)
+        return jnp.where((state.step >= 10) & (state.step < 15), jnp.nan, 1) * objective, aux
+
+    train.train_and_evaluate(digits_config(snapshot_every="5 steps"), tmp_path, loss_fn=loss_fn)
+    lines = posthoc.posthoc(tmp_path, ["lawa:last=3"], ["raw"])
+    assert [line["step"] for line in lines if line["curve"] == "lawa:last=3"] == [15, 20]
+    assert max(line.get("fit_error", 0) for line in lines) < 1e-9
+
+
+def test_with_validation_images_the_test_set_is_scored_at_the_end(tmp_path, capsys):
+    train.train_and_evaluate(digits_config(snapshot_every="10 steps", num_validation=100), tmp_path)
+    lines = posthoc.posthoc(tmp_path, ["ema:decay=0.9"])
+    scored = [(line["step"], line["split"]) for line in lines if line["curve"] == "ema:decay=0.9"]
+    assert scored == [(10, "validation"), (20, "validation"), (20, "test")]
+    posthoc.write(tmp_path, lines)
+    assert {line["split"] for line in report.last_evaluation(report.read(tmp_path))} == {"test"}
+
+
+def test_where_the_run_has_no_evaluation_the_raw_weights_stand_beside(tmp_path):
+    train.train_and_evaluate(digits_config(snapshot_every="4 steps"), tmp_path)
+    lines = posthoc.posthoc(tmp_path, ["ema:decay=0.9"])
+    posthoc.write(tmp_path, lines)
+    posthoc.write(tmp_path, lines)
+    raw = [line["step"] for line in report.read(tmp_path) if line["curve"] == "raw"]
+    assert raw == [4, 8, 10, 12, 16, 20]
+
+
+def test_an_average_without_fields_does_not_take_the_name_of_a_tracked_one(run):
+    lines = posthoc.posthoc(run[0], ["ema"], max_error=1.0)
+    assert {line["curve"] for line in lines} == {"raw", "ema:", "ema:-raw"}
 
 
 @pytest.mark.parametrize("batch_stats", ["average", "copy", "recompute"])
@@ -126,7 +172,10 @@ def test_the_command_writes_lines_that_the_report_reads_and_replaces_its_own(run
         assert average in result.stdout.splitlines()[-2]
         assert result.stderr == ""
     lines = [json.loads(line) for line in (workdir / "posthoc.jsonl").read_text().splitlines()]
-    assert {line["curve"] for line in lines} == {f"lawa:last={n}{end}" for n in (2, 3) for end in ("", "-raw")}
+    assert {line["curve"] for line in lines} == {
+        "raw",
+        *(f"lawa:last={n}{end}" for n in (2, 3) for end in ("", "-raw")),
+    }
     assert len({(line["curve"], line["step"]) for line in lines}) == len(lines)
     last = [line["curve"] for line in report.last_evaluation(report.read(workdir))]
     assert {"raw", "ema", "lawa:last=2", "lawa:last=3-raw"} <= set(last)
@@ -136,13 +185,16 @@ def test_the_command_writes_lines_that_the_report_reads_and_replaces_its_own(run
     ("average", "message"),
     [
         ("emma", "'emma' must be one of ema, .*, lawa"),
-        ("ema:width=0.1", "ema has no field 'width'; it has batch_stats, debias, decay, every"),
-        ("ema:foo=1", "ema has no field 'foo'"),
+        ("ema:width=0.1", "'width' is not one of ema's batch_stats=, debias=, decay=, every="),
+        ("ema:foo=1", "'foo' is not one of ema's"),
+        ("ema:half_life", "'half_life' is not one of ema's .*half_life="),
+        ("ema:batch_stats=recompute", "the model has no batch statistics"),
+        ("ema:start=5000000000 steps", "no duration may be"),
         ("ema:decay=high", "decay must be like its default, 0.999"),
         ("ema:debias=maybe", "debias must be like its default, True"),
         ("ema:half_life=soon", "is not a duration"),
         ("lawa:last=0", "last must be at least 1"),
-        ("lawa:tau=1", "lawa has no field 'tau'"),
+        ("lawa:tau=1", "'tau' is not one of lawa's last=, batch_stats="),
     ],
 )
 def test_an_average_that_cannot_be_is_refused(run, average, message):

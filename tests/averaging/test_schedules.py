@@ -41,12 +41,14 @@ def test_an_int_an_array_and_a_traced_count_give_the_same_step_size(name):
         *[averaging.polynomial_decay_mean(eta) for eta in (0.0, 0.1, 3.0, 12.7)],
         *[averaging.power_ema_gamma(gamma) for gamma in (0.0, 0.3, 6.94, 200.0)],
         averaging.power_ema(0.05),
-        averaging.soft_update(1.0),
+        averaging.soft_update(1),
+        averaging.ema(0),
         averaging.hard_update(1),
     ],
 )
 def test_the_first_step_size_is_exactly_one_where_the_formula_says_one(schedule):
     assert schedule(1) == 1
+    assert schedule(np.arange(1, 3)).dtype == np.float64
     assert jax.jit(schedule)(jnp.int32(1)) == 1
 
 
@@ -204,6 +206,8 @@ def test_widths_and_exponents_are_those_of_the_paper():
         (lambda: averaging.effective_window(tau=0.0), "tau"),
         (lambda: averaging.scale_decay(0.9, 0), "batch_ratio"),
         (lambda: averaging.gamma_to_width(-0.5), "gamma"),
+        (lambda: averaging.kernel(averaging.running_mean(), -1), "num_updates"),
+        (lambda: averaging.describe(averaging.running_mean(), 0), "num_updates"),
         (lambda: averaging.synthesize(averaging.running_mean(), 5, []), "snapshots"),
         (lambda: averaging.synthesize(averaging.running_mean(), 5, [(averaging.running_mean(), 6)]), "snapshot"),
     ],
@@ -245,6 +249,27 @@ def test_what_can_be_synthesized_exactly_is():
     assert error < 1e-12
 
 
+def test_kernels_that_hardly_differ_do_not_take_large_coefficients():
+    """With coefficients of thousands the rounding of the stored weights would show in the average."""
+    snapshots = [(averaging.ema(decay), 1000) for decay in (0.99, 0.990001)]
+    coefficients, _ = averaging.synthesize(averaging.ema(0.995), 1000, snapshots)
+    assert np.abs(coefficients).max() < 1000
+    # But one that is there is found, whatever else is.
+    coefficients, error = averaging.synthesize(averaging.ema(0.99), 1000, snapshots)
+    np.testing.assert_allclose(coefficients, [1, 0], atol=1e-6)
+    assert error < 1e-9
+
+
+def test_a_kernel_can_be_that_of_any_optax_schedule():
+    constant = averaging.kernel(optax.constant_schedule(0.1), 50)
+    np.testing.assert_array_equal(constant, averaging.kernel(averaging.soft_update(0.1), 50))
+
+
+def test_a_schedule_that_is_switched_counts_on():
+    schedule = averaging.switch_at(averaging.running_mean(), 3, averaging.soft_update(0.1))
+    np.testing.assert_array_equal(schedule(np.arange(1, 6)), [1, 1 / 2, 1 / 3, 0.1, 0.1])
+
+
 def test_a_step_size_of_one_copies_exactly():
     # Here a + 1 * (p - a) is 0 in float32.
     average, params = jnp.float32(1e8), jnp.float32(0.1)
@@ -270,11 +295,17 @@ def test_leaves_that_are_not_floats_are_copied():
     assert average["nothing"] is None
 
 
-def test_a_new_average_shares_no_buffer_with_the_parameters():
+def test_neither_a_new_nor_an_updated_average_shares_a_buffer_with_the_parameters():
     params = {"w": jnp.ones(3), "n": jnp.int32(1)}
-    average = averaging.init(params)
-    for a, p in zip(jax.tree.leaves(average), jax.tree.leaves(params), strict=True):
-        assert a.unsafe_buffer_pointer() != p.unsafe_buffer_pointer()
+    new = averaging.init(params)
+    for average in (new, averaging.update(new, params, 0.5), averaging.update(new, params, 1.0)):
+        for a, p in zip(jax.tree.leaves(average), jax.tree.leaves(params), strict=True):
+            assert a.unsafe_buffer_pointer() != p.unsafe_buffer_pointer()
+
+
+def test_complex_parameters_are_averaged():
+    average = averaging.update(averaging.init(jnp.zeros(2, jnp.complex64)), jnp.array([1 + 2j, 4j]), 0.5)
+    np.testing.assert_array_equal(average, [0.5 + 1j, 2j])
 
 
 def test_averaging_can_be_copied_into_another_project():
