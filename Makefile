@@ -9,7 +9,7 @@ demo: .venv/runtime
 	$(BIN)/python main.py --config=configs/digits.py --workdir=runs/digits
 
 test: .venv/dev
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto --maxprocesses=8
 
 lint: .venv/dev
 	$(BIN)/ruff format --check .

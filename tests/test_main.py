@@ -48,6 +48,7 @@ def test_a_workdir_that_cannot_be_made_is_refused(tmp_path):
     assert "Traceback" not in result.stderr
 
 
+@pytest.mark.slow
 def test_another_config_on_a_workdir_is_refused_until_it_is_accepted_and_evaluation_writes_nothing(tmp_path):
     flags = (f"--workdir={tmp_path / 'run'}", "--config.duration=30 steps")
     first = run_main(*flags)

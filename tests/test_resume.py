@@ -52,6 +52,7 @@ def saved_state(workdir, config):
         return checkpoints.restore_state(state, checkpoints.read_record())
 
 
+@pytest.mark.slow
 def test_a_run_killed_again_and_again_ends_with_the_same_bits(tmp_path):
     """Real processes, each killed right after it printed a line, while training and saving go on in the background."""
     interrupted, uninterrupted = tmp_path / "interrupted", tmp_path / "uninterrupted"

@@ -26,7 +26,6 @@ from checkpointing import Checkpoints
 from configs import default
 from errors import UserError
 
-SLOW = {"cifar10", "cifar100", "cifar10_small", "mnist"}
 CONFIGS = sorted(path.stem for path in (ROOT / "configs").glob("*.py") if path.stem != "default")
 
 
@@ -115,6 +114,7 @@ def test_microbatches_need_the_memory_of_one(tmp_path):
     assert temporary_memory(4) < 0.5 * temporary_memory(1)
 
 
+@pytest.mark.slow
 def test_microbatches_share_neither_dropout_nor_batch_statistics(experiment):
     """Of two equal microbatches each has its own dropout, and the second updates the statistics of the first."""
     model = models.create_model("cnn", num_classes=10, dtype="float32", batch_norm=True, dropout=0.5)
@@ -297,6 +297,7 @@ def test_with_validation_images_the_test_set_is_scored_once_at_the_end(tmp_path)
     assert scored == [(10, "validation"), (20, "validation"), (20, "test")]
 
 
+@pytest.mark.slow
 def test_eight_devices_give_the_losses_and_averages_of_one(tmp_path):
     """A CNN with batch norm, dropout and augmentation, over 20 steps.
 
@@ -367,7 +368,7 @@ def get_config(name):
 
 
 @pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=pytest.mark.slow if name in SLOW else []) for name in CONFIGS]
+    "name", [pytest.param(name, marks=[] if name == "digits" else pytest.mark.slow) for name in CONFIGS]
 )
 def test_every_shipped_config_trains_two_steps(name, tmp_path, request, monkeypatch):
     config = get_config(name)

@@ -136,6 +136,7 @@ def test_recomputed_statistics_depend_neither_on_the_order_of_batches_nor_on_the
     assert (forwards["BatchNorm_0"]["mean"] != recompute(variables, [0, 1, 2, 3, 5])["BatchNorm_0"]["mean"]).any()
 
 
+@pytest.mark.slow
 def test_eight_devices_recompute_the_statistics_of_one():
     script = """
 import jax, numpy as np
