@@ -70,6 +70,8 @@ def parse_flags(argv: list[str]) -> list[str]:
         field, close = re.search(r"\w+", str(error)), re.search(r'mean "(\w+)"', str(error))
         hint = f"Did you mean {close[1]}? " if close else ""
         name = field[0] if field else error
+        if any(arg.startswith(f"--config.averages.{name}.") for arg in argv):
+            hint = f"An average is added in a config file: config.averages.{name} = default.average(...). "
         sys.exit(f"error: the config has no field {name!r}. {hint}configs/default.py documents every field.")
     return positional
 

@@ -6,7 +6,7 @@ from conftest import read_metrics, run_main
     ("flags", "message"),
     [
         (["--config.sed=1"], "has no field 'sed'. Did you mean seed?"),
-        (["--config.averages.slow.decay=0.9"], "has no field 'slow'"),
+        (["--config.averages.slow.decay=0.9"], "has no field 'slow'. An average is added in a config file"),
         (["--config.seed=one"], "--config.seed=one"),
         (["--config.label_noise=1.5"], "label_noise = 1.5: must be in [0, 1)"),
         (["--config.batch_size=5000"], "batch_size = 5000: must be at most 901"),
