@@ -16,7 +16,7 @@ from train_state import Average, CustomTrainState
 MAX_BINS = 1000  # of a stored kernel
 
 
-def write(workdir: pathlib.Path, state: CustomTrainState, num_steps: int, *, random_start: bool) -> str:
+def write(workdir: pathlib.Path, state: CustomTrainState, num_steps: int, *, random_start: bool) -> list[str]:
     """Describes each average as it will be at the end of training, in `averages.json` and as text.
 
     Args:
@@ -26,7 +26,8 @@ def write(workdir: pathlib.Path, state: CustomTrainState, num_steps: int, *, ran
         random_start: whether the parameters at step 0 were random.
 
     Returns:
-        A table, and a warning for each average that would keep more than 1 % of its weight on random parameters.
+        The lines of a table, and warnings of averages that would keep more than 1 % of their weight on random
+        parameters, or be no average at all.
     """
     step, rejected, counts = jax.device_get((state.step, state.rejected["total"], state.ema_count))
     rows = [("average", "kind", "weight on start", "mean age", "half-life", "width", "effective number")]
@@ -51,14 +52,18 @@ def write(workdir: pathlib.Path, state: CustomTrainState, num_steps: int, *, ran
         if random_start and step - rejected == count and description.initial_weight > 0.01:
             warnings.append(
                 f"Warning: {description.initial_weight:.1%} of the final weight of the average {average.name!r} would "
-                "lie on the random initialisation. A shorter horizon or a later start forgets it, and so does the bias "
-                "correction of kind 'ema'."
+                "lie on the random initialisation. Shorter horizons, periods and intervals forget it, and so does the "
+                "bias correction of kind 'ema'."
+            )
+        elif description.effective_number < 1.01 and average.kind != "hard_update":
+            warnings.append(
+                f"Warning: the average {average.name!r} would be a single iterate; see its start and every."
             )
         stored[average.name] = average.to_dict() | dataclasses.asdict(description) | _in_bins(kernel)
     (workdir / "averages.json").write_text(json.dumps(stored) + "\n")
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     table = ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows] if stored else []
-    return "\n".join([*table, *warnings])
+    return [*table, *warnings]
 
 
 def _in_bins(kernel: np.ndarray) -> dict[str, Any]:

@@ -161,6 +161,10 @@ def average_fields(kind: str) -> frozenset[str]:
     if kind == "none":
         return frozenset()
     fields = frozenset(inspect.signature(averaging.SCHEDULES[kind]).parameters)
+    if missing := fields.difference(default.average("ema")):
+        raise UserError(
+            f"averaging.SCHEDULES[{kind!r}] takes {', '.join(missing)}, which configs/default.py does not have"
+        )
     return fields | {"half_life"} if "decay" in fields else fields
 
 
@@ -230,8 +234,11 @@ def _unused_fields(config: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         yield "recompute_batches", "no average has batch_stats = 'recompute'"
 
 
-def check(config: Mapping[str, Any]) -> None:
+def check(config: Mapping[str, Any]) -> list[str]:
     """Checks everything that can be checked without knowing the data set.
+
+    Returns:
+        What is set and has no effect, in words, for the log.
 
     Raises:
         UserError: naming every wrong field, what it holds and what would be right.
@@ -240,6 +247,12 @@ def check(config: Mapping[str, Any]) -> None:
     problems = list(_problems(config)) or list(_joint_problems(config))
     if problems:
         raise UserError("\n".join(["the config is wrong; configs/default.py documents every field", *problems]))
+    unused = default.average("ema").decay
+    return [
+        f"averages.{name}.decay = {average['decay']} is not used: half_life = {average['half_life']!r} sets it"
+        for name, average in config["averages"].items()
+        if average["half_life"] and average["decay"] != unused
+    ]
 
 
 def resolve(config: Mapping[str, Any], *, num_train: int, num_devices: int) -> ml_collections.FrozenConfigDict:
@@ -305,6 +318,11 @@ def resolve(config: Mapping[str, Any], *, num_train: int, num_devices: int) -> m
         for name, average in resolved["averages"].items()
         if average["kind"] != "none"
     }
+    for name, average in averages.items():
+        try:
+            create_average(name, average).schedule  # noqa: B018  # which checks its numbers
+        except ValueError as error:
+            raise UserError(f"averages.{name}.{error}") from error
     resolved["averages"] = averages
     first = "ema" if "ema" in averages else next(iter(averages), "raw")
     resolved["best_curve"] = resolved["best_curve"] or first
@@ -328,8 +346,7 @@ def to_steps(text: str, *, batch_size: int, num_examples: int, total: Fraction |
 def resolve_average(average: Mapping[str, Any], steps: Callable[[str], Fraction | int]) -> dict[str, Any]:
     """The fields of an average that count, in plain numbers.
 
-    `period`, `start`, `every` and `restart_every` round up to whole updates; `half_life` stays exact and sets `decay`,
-    per update.
+    Durations round up to whole updates; `half_life` stays exact and sets `decay`, per update.
 
     Args:
         average: all fields of `configs.default.average`.
@@ -340,9 +357,9 @@ def resolve_average(average: Mapping[str, Any], steps: Callable[[str], Fraction 
     if resolved.get("half_life"):
         resolved["half_life"] = steps(resolved["half_life"])
         resolved["decay"] = averaging.half_life_to_decay(float(resolved["half_life"]))
-    for name in ("period", "start", "every", "restart_every"):
-        if name in resolved:
-            resolved[name] = math.ceil(steps(resolved[name]))
+    for name, value in resolved.items():
+        if isinstance(value, str) and name not in ("kind", "batch_stats", "half_life"):
+            resolved[name] = math.ceil(steps(value))
     return resolved
 
 
@@ -441,6 +458,8 @@ def check_same_run(old: str, new: str, workdir: str, *, accept: bool = False) ->
     if now["duration"] < before["duration"]:
         refused.append(differing["duration"])
     if refused and not accept:
+        if now["duration"] > before["duration"]:
+            refused.append("(Fields given in % have changed with the duration; in steps or epochs they would not.)")
         raise UserError(
             f"{workdir} holds a run of another config:\n" + "\n".join(refused) + "\nUse another --workdir, repeat the "
             "run's own config, or pass --config_change=accept to continue the run with this one."

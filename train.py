@@ -233,7 +233,8 @@ def set_up(config: ml_collections.ConfigDict, workdir: str | pathlib.Path, confi
     Raises:
         UserError: what is wrong, before anything is loaded or written.
     """
-    settings.check(config)
+    for unused in settings.check(config):
+        print(f"Note: {unused}", flush=True)
     source = input_pipeline.find_source(config.dataset)
     resolved = settings.resolve(config, num_train=source.num_train, num_devices=jax.device_count())
     config_file = pathlib.Path(workdir) / "config.json"
@@ -375,7 +376,8 @@ def train_and_evaluate(
             print(f"Starting from the {config.init_weights} weights of {config.init_from}, step {stored.record.step}")
         settings.write(config, workdir)
         environment.write(workdir)
-        print(average_table.write(workdir, state, config.duration, random_start=not config.init_from), flush=True)
+        for line in average_table.write(workdir, state, config.duration, random_start=not config.init_from):
+            print(line, flush=True)
         checkpoints.discard_snapshots(after=record.step)
         writer = stack.enter_context(MetricWriter(workdir, config.duration, record.writer))
         profiler = stack.enter_context(Profiler(workdir / "profile", config.profile, record.step))

@@ -150,5 +150,5 @@ def average(kind: str, **fields: Any) -> ml_collections.ConfigDict:
     # from training batches at each evaluation.
     config.batch_stats = "average"
 
-    config.update(fields)
-    return config
+    # What a field may be is for settings.py to say, of all fields at once.
+    return ml_collections.ConfigDict(config.to_dict() | fields)

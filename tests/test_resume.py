@@ -224,12 +224,15 @@ def test_a_table_says_what_each_average_will_be_and_warns_of_random_weights(tmp_
     config = digits_config(averages__ema__half_life="10%")
     config.averages.soft = default.average("soft_update")
     config.averages.late = default.average("running_mean", start="75%", every="2 steps")
+    config.averages.never = default.average("ema", start="150%")
+    config.averages.target = default.average("hard_update", period="5 steps")
     train.train_and_evaluate(config, tmp_path)
     said = capsys.readouterr().out
     assert "ema(debias=True, decay=0.707107)" in said
     assert "running_mean(), start=15, every=2" in said
     assert "Warning: 90.5% of the final weight of the average 'soft'" in said  # 0.995**20
-    assert said.count("Warning") == 1
+    assert "Warning: the average 'never' would be a single iterate" in said
+    assert said.count("Warning") == 2
     stored = json.loads((tmp_path / "averages.json").read_text())
     np.testing.assert_allclose(stored["late"]["kernel"], [0] * 16 + [0.5, 0, 0.5, 0])
     assert stored["late"]["effective_number"] == pytest.approx(2)

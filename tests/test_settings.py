@@ -1,9 +1,11 @@
 import re
 from fractions import Fraction
 
+import ml_collections
 import pytest
 from conftest import digits_config
 
+import averaging
 import settings
 from configs import default
 from errors import UserError
@@ -222,8 +224,47 @@ def test_an_average_that_is_no_dict_or_too_long_to_count_is_refused():
     config.averages = {"a": "ema"}
     with pytest.raises(UserError, match=r"averages.a = 'ema': must be a dict such as default.average"):
         settings.check(config)
+    config.averages = {"a": default.average("hard_update", period=50)}
+    with pytest.raises(UserError, match=r"averages.a.period = 50 is a int; must be a str such as '1000 steps'"):
+        settings.check(config)
     with pytest.raises(UserError, match=r"'5000000000 steps' is 5e\+09 steps; no duration may be"):
         resolve(digits_config(averages__ema__start="5000000000 steps"))
+
+
+def test_a_decay_that_a_half_life_overrules_is_said_to_be_unused():
+    assert settings.check(digits_config(averages__ema__half_life="5%")) == [
+        "averages.ema.decay = 0.9 is not used: half_life = '5%' sets it"
+    ]
+    assert settings.check(digits_config()) == []
+    config = digits_config()
+    config.averages.ema = default.average("ema", half_life="5%")
+    assert settings.check(config) == []
+
+
+def test_a_kind_of_ones_own_needs_its_fields_and_its_numbers_are_checked(monkeypatch):
+    def cyclic_mean(cycle):
+        if cycle < 1:
+            raise ValueError(f"cycle = {cycle}: must be at least 1")
+        return averaging.restart_every(averaging.running_mean(), cycle)
+
+    monkeypatch.setattr(averaging, "SCHEDULES", {**averaging.SCHEDULES, "cyclic_mean": cyclic_mean})
+    with pytest.raises(
+        UserError, match=r"SCHEDULES\['cyclic_mean'\] takes cycle, which configs/default.py does not have"
+    ):
+        settings.check(digits_config())
+
+    def average(kind, **fields):
+        return ml_collections.ConfigDict({**original(kind).to_dict(), "cycle": "10%", **fields})
+
+    original = default.average
+    monkeypatch.setattr(default, "average", average)
+    monkeypatch.setitem(settings._RULES, "averages.*.kind", lambda value: "")
+    config = digits_config()
+    config.averages = {"a": {"kind": "cyclic_mean"}}
+    assert settings.create_average("a", resolve(config).averages.a).arguments == (("cycle", 2),)
+    config.averages.a = {"kind": "cyclic_mean", "cycle": "0 steps"}
+    with pytest.raises(UserError, match=r"averages.a.cycle = 0: must be at least 1"):
+        resolve(config)
 
 
 def test_horizons_round_up_to_whole_updates():
@@ -291,6 +332,13 @@ def test_a_longer_duration_is_refused_where_the_learning_rate_is_annealed_to_its
     configs = (digits_config(optimizer__schedule="cosine", duration=d) for d in ("20 steps", "30 steps"))
     old, new = (settings.to_json(resolve(config)) for config in configs)
     with pytest.raises(UserError, match=r"optimizer.decay: 20 before, 30 now"):
+        settings.check_same_run(old, new, "runs/a")
+
+
+def test_a_longer_duration_is_refused_with_what_percentages_have_to_do_with_it():
+    configs = (digits_config(eval_every="10%", duration=d) for d in ("20 steps", "30 steps"))
+    old, new = (settings.to_json(resolve(config)) for config in configs)
+    with pytest.raises(UserError, match=r"eval_every: 2 before, 3 now\n\(Fields given in % have changed"):
         settings.check_same_run(old, new, "runs/a")
 
 

@@ -168,11 +168,11 @@ def posthoc(
     targets = [parse(text, steps) for text in texts]
     points = checkpointing.list_stored(workdir)
     available = {"raw"}.union(*(point.curves for point in points))
-    if not points or not available.issuperset(names or ()):
-        raise UserError(
-            f"{workdir} has {len(points)} snapshots and checkpoints, of {', '.join(sorted(available))}. A run with "
-            '--config.snapshot_every="6.25%" stores 16 snapshots.'
-        )
+    if not points:
+        raise UserError(f'{workdir} stores no weights; a run with --config.snapshot_every="6.25%" stores 16 snapshots')
+    for name in names or ():
+        if name not in available:
+            raise UserError(f"--basis={name}: {workdir} stores {', '.join(sorted(available))}")
     experiment = train.load(config, source)
     if not experiment.state.batch_stats and any(target.batch_stats != "average" for target in targets):
         raise UserError("--average: the model has no batch statistics; leave batch_stats out")
@@ -223,8 +223,11 @@ def posthoc(
                 fit = {"fit_error": fit_errors[curve]} if curve in fit_errors else {}
                 lines.append({"step": step, "curve": curve, "split": split, **values, **fit})
     for target in targets:
-        if not any(line["curve"] == target.curve for line in lines):
-            print(f"{target.curve} could not be made at any of the {len(points)} steps at which weights are stored")
+        if target.curve not in fit_errors:
+            print(
+                f"{target.curve} could not be made at the end, at step {step}. More snapshots, or tracked averages "
+                "that are more like it, fit better."
+            )
     return lines
 
 

@@ -72,11 +72,13 @@ def draw(lines: list[dict[str, Any]], path: pathlib.Path) -> None:
     for line in lines:
         if line.get("split") == split:
             curves.setdefault(line["curve"], []).append(line)
-    # Okabe & Ito's colours can be told apart with any colour vision; the markers, without colour, too. Of 7 and 6, all
-    # 42 pairs come up.
-    colors = itertools.cycle(("#000000", "#D55E00", "#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9"))
+    # Okabe & Ito's colours can be told apart with any colour vision; the markers, without colour, too. Of 6 and 5, all
+    # 30 pairs come up; black is for the raw weights.
     names = [name for name in curves if not name.endswith("-raw")]
-    style_of = dict(zip(names, zip(colors, itertools.cycle("os^DvX"), strict=False), strict=False))
+    names.sort(key=lambda name: (name != "raw", ":" in name))  # then what was tracked, then what tools.posthoc made
+    colors = itertools.cycle(("#D55E00", "#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9"))
+    styles = zip(colors, itertools.cycle("s^DvX"), strict=False)
+    style_of = {name: ("#000000", "o") if name == "raw" else next(styles) for name in names}
 
     figure = Figure(figsize=(8, 9), layout="constrained")
     accuracy, loss, difference = figure.subplots(3, sharex=True)
@@ -99,7 +101,8 @@ def draw(lines: list[dict[str, Any]], path: pathlib.Path) -> None:
     accuracy.set_title(f"Raw and averaged weights, {path.parent.name}")
     for axes in (accuracy, loss, difference):
         axes.grid(alpha=0.3)
-    figure.legend(*accuracy.get_legend_handles_labels(), loc="outside upper center", ncols=min(4, len(names)))
+    num_columns = max(1, min(4, len(names), 90 // (8 + max(map(len, names)))))  # as many as the width has room for
+    figure.legend(*accuracy.get_legend_handles_labels(), loc="outside upper center", ncols=num_columns)
     figure.savefig(path, dpi=120)
 
 
