@@ -25,6 +25,7 @@ from typing import Any
 import jax
 import numpy as np
 import optax
+from flax import traverse_util
 
 import averaging
 import checkpointing
@@ -140,6 +141,11 @@ def combine(coefficients: np.ndarray, weights: Sequence[Mapping[str, Any]]) -> A
     return jax.tree.map(leaf, *weights)
 
 
+def has_negative_variance(batch_stats: Mapping[str, Any]) -> bool:
+    """Whether coefficients of both signs have made a variance negative."""
+    return any((leaf < 0).any() for path, leaf in traverse_util.flatten_dict(batch_stats).items() if path[-1] == "var")
+
+
 def posthoc(
     workdir: pathlib.Path, texts: Sequence[str], names: Sequence[str] | None = None, max_error: float = 0.05
 ) -> list[dict[str, Any]]:
@@ -202,15 +208,17 @@ def posthoc(
                 continue
             snapshots = [(schedule, points[i].record.updates) for i, _, schedule in sources]
             coefficients, error = averaging.synthesize(kernel, num_updates, snapshots)
-            fits = error <= max_error
-            print(
-                f"step {step}: the fit of {target.curve} is off by {error:.2%}{'' if fits else ', left out'}",
-                flush=True,
-            )
-            if fits:
-                combined = combine(coefficients, [read(i, name) for i, name, _ in sources])
-                curves[target.curve] = with_batch_stats(combined, target, index)
-                fit_errors |= {target.curve: error, f"{target.curve}-raw": error}
+            said = f"step {step}: the fit of {target.curve} is off by {error:.2%}"
+            if error > max_error:
+                print(f"{said}, left out", flush=True)
+                continue
+            combined = combine(coefficients, [read(i, name) for i, name, _ in sources])
+            if target.batch_stats == "average" and has_negative_variance(combined["batch_stats"]):
+                print(f"{said}, left out: a variance would be negative; batch_stats=recompute avoids that", flush=True)
+                continue
+            print(said, flush=True)
+            curves[target.curve] = with_batch_stats(combined, target, index)
+            fit_errors |= {target.curve: error, f"{target.curve}-raw": error}
         if not fit_errors:
             continue
         # As in training: curves from the validation images if there are any, and the test images at the end.

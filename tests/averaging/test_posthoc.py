@@ -166,6 +166,26 @@ def test_batch_statistics_of_an_average_made_afterwards_follow_the_policy(tmp_pa
     assert made["loss"] == pytest.approx(read_metrics(tmp_path, "tracked")[-1]["loss"], rel=1e-5)
 
 
+def test_a_combination_with_a_negative_variance_is_left_out(tmp_path, capsys):
+    """Far from its basis an average takes large coefficients of both signs, and no activation has such statistics."""
+    model = {"model__name": "cnn", "model__hidden_sizes": (256, 256), "model__batch_norm": True}
+    cnn = config(duration="12 steps", eval_every="100%", **model)
+    cnn.snapshot_every = "4 steps"
+    train.train_and_evaluate(cnn, tmp_path)
+
+    def combine(coefficients, weights):
+        combined = real(coefficients, weights)
+        combined["batch_stats"]["BatchNorm_1"]["var"][3] = -0.1
+        return combined
+
+    real = posthoc.combine
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(posthoc, "combine", combine)
+        assert posthoc.posthoc(tmp_path, ["ema:half_life=5%"]) == []
+        assert posthoc.posthoc(tmp_path, ["ema:half_life=5%,batch_stats=copy"]) != []
+    assert "left out: a variance would be negative" in capsys.readouterr().out
+
+
 def test_the_command_writes_lines_that_the_report_reads_and_replaces_its_own(run):
     workdir, _ = run
     for average in ("lawa:last=3", "lawa:last=2", "lawa:last=3"):
