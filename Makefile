@@ -16,7 +16,7 @@ lint: .venv/dev
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
-# Seeds faults and sees that the tests catch each of them; takes ten minutes.
+# Seeds faults and sees that the tests catch each of them; takes about five minutes.
 mutants: .venv/dev
 	$(BIN)/python tests/mutants.py
 

@@ -23,6 +23,8 @@ from configs import default
 from errors import UserError
 from train_state import Average
 
+# The fields of an average that every kind has.
+AVERAGE_FIELDS = ("start", "every", "restart_every", "batch_stats")
 PERIODS = ("log_every", "eval_every", "checkpoint_every", "snapshot_every")
 # Fields that may differ when a run is continued: they change what is kept or printed, not what is computed. That a
 # longer `duration` may differ, too, is decided in `check_same_run`.
@@ -230,7 +232,8 @@ def _unused_fields(config: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
             yield f"averages.{name}.{field}", f"kind {kind!r} has no such field"
         if kind == "hard_update":
             yield f"averages.{name}.every", "kind 'hard_update' moves at its own period"
-    if all(average["batch_stats"] != "recompute" for average in config["averages"].values()):
+    kept = (average for average in config["averages"].values() if average["kind"] != "none")
+    if all(average["batch_stats"] != "recompute" for average in kept):
         yield "recompute_batches", "no average has batch_stats = 'recompute'"
 
 
@@ -352,8 +355,8 @@ def resolve_average(average: Mapping[str, Any], steps: Callable[[str], Fraction 
         average: all fields of `configs.default.average`.
         steps: turns a duration into steps.
     """
-    shared = ("start", "every", "restart_every", "batch_stats")
-    resolved = {name: average[name] for name in ("kind", *sorted(average_fields(average["kind"])), *shared)}
+    names = ("kind", *sorted(average_fields(average["kind"])), *AVERAGE_FIELDS)
+    resolved = {name: average[name] for name in names}
     if resolved.get("half_life"):
         resolved["half_life"] = steps(resolved["half_life"])
         resolved["decay"] = averaging.half_life_to_decay(float(resolved["half_life"]))
@@ -387,11 +390,11 @@ def is_due(config: ml_collections.FrozenConfigDict, name: str, step: int) -> boo
 
 def create_average(name: str, average: Mapping[str, Any]) -> Average:
     """The average of this name, from its resolved fields."""
-    shared = ("start", "every", "restart_every", "batch_stats")
+    shared = {key: average[key] for key in AVERAGE_FIELDS}
     arguments = {key: average[key] for key in average_fields(average["kind"]) - {"half_life"}}
     if "decay" in arguments:  # meant per update, and taken per firing
         arguments["decay"] **= average["every"]
-    return Average(name, average["kind"], tuple(sorted(arguments.items())), **{key: average[key] for key in shared})
+    return Average(name, average["kind"], tuple(sorted(arguments.items())), **shared)
 
 
 def to_json(config: ml_collections.FrozenConfigDict) -> str:
@@ -459,7 +462,7 @@ def check_same_run(old: str, new: str, workdir: str, *, accept: bool = False) ->
         refused.append(differing["duration"])
     if refused and not accept:
         if now["duration"] > before["duration"]:
-            refused.append("(Fields given in % have changed with the duration; in steps or epochs they would not.)")
+            refused.append("(Fields given in % change with the duration; in steps or epochs they do not.)")
         raise UserError(
             f"{workdir} holds a run of another config:\n" + "\n".join(refused) + "\nUse another --workdir, repeat the "
             "run's own config, or pass --config_change=accept to continue the run with this one."

@@ -338,7 +338,7 @@ def test_a_longer_duration_is_refused_where_the_learning_rate_is_annealed_to_its
 def test_a_longer_duration_is_refused_with_what_percentages_have_to_do_with_it():
     configs = (digits_config(eval_every="10%", duration=d) for d in ("20 steps", "30 steps"))
     old, new = (settings.to_json(resolve(config)) for config in configs)
-    with pytest.raises(UserError, match=r"eval_every: 2 before, 3 now\n\(Fields given in % have changed"):
+    with pytest.raises(UserError, match=r"eval_every: 2 before, 3 now\n\(Fields given in % change with"):
         settings.check_same_run(old, new, "runs/a")
 
 

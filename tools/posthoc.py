@@ -85,9 +85,8 @@ def parse(text: str, steps: Callable[[str], Any]) -> Target:
     if kind == "lawa":
         known: dict[str, Any] = {"last": 5, "batch_stats": "average"}
     elif kind in averaging.SCHEDULES:
-        shared = {"start", "every", "restart_every", "batch_stats"}
         fields = default.average(kind).to_dict()
-        known = {name: fields[name] for name in sorted(shared | settings.average_fields(kind))}
+        known = {name: fields[name] for name in sorted(settings.average_fields(kind).union(settings.AVERAGE_FIELDS))}
     else:
         raise UserError(f"--average={text}: {kind!r} must be one of {', '.join([*averaging.SCHEDULES, 'lawa'])}")
     given: dict[str, Any] = {}
