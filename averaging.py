@@ -284,7 +284,7 @@ def update(average: Any, params: Any, step_size: ArrayLike) -> Any:
     Args:
         average: tree of arrays.
         params: tree of the same structure and shapes.
-        step_size: scalar in [0, 1]; at exactly 1 the result is an exact copy of `params`.
+        step_size: scalar in [0, 1]; at exactly 1 the result is an exact copy of `params`, at exactly 0 of `average`.
 
     Returns:
         The new average, each leaf with the dtype it had. Leaves that are not floats are copied from `params`.
@@ -296,7 +296,7 @@ def update(average: Any, params: Any, step_size: ArrayLike) -> Any:
         dtype = jnp.promote_types(a.dtype, jnp.float32)
         # An array step size would otherwise promote a bfloat16 leaf, and change the type of the carry.
         s, old, new = jnp.asarray(step_size, dtype), a.astype(dtype), p.astype(dtype)
-        return jnp.where(s == 1, new, old + s * (new - old)).astype(a.dtype)
+        return jnp.where(s == 1, new, jnp.where(s == 0, old, old + s * (new - old))).astype(a.dtype)
 
     return jax.tree.map(move, average, params)
 

@@ -47,7 +47,7 @@ def write(workdir: pathlib.Path) -> None:
 
 
 def import_tensorflow() -> None:
-    """Imports TensorFlow, which reads data sets and writes TensorBoard files, such that it disturbs nothing.
+    """Imports TensorFlow, which reads data sets, such that it disturbs nothing.
 
     It would reserve the memory of every accelerator that it sees, and greet with pages of hints.
     """

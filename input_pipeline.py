@@ -5,6 +5,7 @@ A fork with data of its own adds a function to `SOURCES`; nothing else needs to 
 
 import dataclasses
 import difflib
+import functools
 import json
 import math
 import os
@@ -20,6 +21,7 @@ from flax import struct
 
 import environment
 from augmentation import Augmentation
+from caching import CachedArrays
 from errors import UserError
 from streams import step_key, stream_key
 
@@ -84,7 +86,36 @@ def find_source(dataset: str) -> Source:
         UserError: there is no such set, it can be neither found nor downloaded, or it is no classification set of
             images of one size.
     """
-    return SOURCES[dataset]() if dataset in SOURCES else _tfds_source(dataset)
+    if dataset in SOURCES:
+        return SOURCES[dataset]()
+    data_dir = pathlib.Path(os.environ.get("TFDS_DATA_DIR", "~/tensorflow_datasets")).expanduser()
+    cache = CachedArrays(dataset, data_dir.absolute() / re.split("[:/]", dataset)[0])
+    return _source_from_cache(cache) or _cached(_tfds_source(dataset, data_dir), cache)
+
+
+def _source_from_cache(cache: CachedArrays) -> Source | None:
+    """The data set as an earlier run stored it, without TensorFlow; none if there is none."""
+    found = cache.read()
+    if found is None:
+        return None
+    arrays, values = found
+    splits = {split: Images(arrays[f"{split}/image"], arrays[f"{split}/label"]) for split in ("train", "test")}
+    return Source(**values | {"image_shape": tuple(values["image_shape"])}, load=splits.__getitem__)
+
+
+def _cached(source: Source, cache: CachedArrays) -> Source:
+    """The same data set, which is stored for later runs once it is loaded."""
+
+    @functools.cache
+    def splits() -> dict[str, Images]:
+        loaded = {split: _load_checked(source, split) for split in ("train", "test")}
+        arrays = {
+            f"{split}/{field}": getattr(images, field) for split, images in loaded.items() for field in vars(images)
+        }
+        cache.write(arrays, {field: value for field, value in vars(source).items() if field != "load"})
+        return loaded
+
+    return dataclasses.replace(source, load=lambda split: splits()[split])
 
 
 def _digits_source() -> Source:
@@ -103,15 +134,14 @@ def _digits_source() -> Source:
     return Source("digits", image.shape[1:], 10, len(splits["train"]), splits.__getitem__)
 
 
-def _tfds_source(dataset: str) -> Source:
+def _tfds_source(dataset: str, data_dir: pathlib.Path) -> Source:
     environment.import_tensorflow()
     import tensorflow as tf
     import tensorflow_datasets as tfds
     from google.protobuf import json_format
     from tensorflow_datasets.core import dataset_info
 
-    data_dir = os.environ.get("TFDS_DATA_DIR", tfds.core.constants.DATA_DIR)
-    folder = pathlib.Path(data_dir).expanduser() / dataset
+    folder = data_dir / dataset
     # What TFDS leaves of a data set, whole or not; anything else there is not ours to have removed.
     prepared = re.fullmatch(r"\w+", dataset) and any(
         re.fullmatch(r"\d+\.\d+\.\d+|incomplete\..*", path.name) for path in folder.glob("*")
@@ -246,7 +276,11 @@ class Normalization(struct.PyTreeNode):
     def of(cls, image: np.ndarray) -> "Normalization":
         """The statistics of uint8 images [n, height, width, channels], computed exactly from their histograms."""
         levels = np.arange(256)
-        counts = [np.bincount(channel.ravel(), minlength=256) for channel in np.moveaxis(image, -1, 0)]
+        # Image by image, in the cache: NumPy counts in int64, which all of them together would fill memory with.
+        counts = sum(
+            np.array([np.bincount(one[..., channel].ravel(), minlength=256) for channel in range(image.shape[-1])])
+            for one in np.array_split(image, max(1, image.size // 2**16))
+        )
         mean = np.array([np.average(levels, weights=count) for count in counts])
         var = np.array([np.average((levels - m) ** 2, weights=count) for m, count in zip(mean, counts, strict=True)])
         # A channel without any variation is only centred.

@@ -11,7 +11,10 @@ from collections.abc import Iterator, Mapping
 from types import TracebackType
 from typing import Any, Self
 
-import environment
+from tensorboard.compat.proto.event_pb2 import Event
+from tensorboard.compat.proto.summary_pb2 import Summary
+from tensorboard.summary.writer.record_writer import RecordWriter
+
 from errors import UserError
 
 
@@ -37,6 +40,31 @@ class _JsonLines:
 
     def close(self) -> None:
         self._file.close()
+
+
+class _Board:
+    """An event file for TensorBoard.
+
+    With TensorBoard's own writer of records: `clu.metric_writers` would import TensorFlow, which takes longer than all
+    else before the first step.
+    """
+
+    def __init__(self, folder: pathlib.Path) -> None:
+        folder.mkdir(parents=True)
+        self._file = (folder / "events.out.tfevents.0").open("wb")  # TensorBoard wants "tfevents" in the name
+        self._records = RecordWriter(self._file)
+        self._write(file_version="brain.Event:2")
+
+    def _write(self, **fields: Any) -> None:
+        self._records.write(Event(wall_time=time.time(), **fields).SerializeToString())
+        self._records.flush()
+
+    def write(self, step: int, scalars: Mapping[str, float]) -> None:
+        values = [Summary.Value(tag=name, simple_value=value) for name, value in scalars.items()]
+        self._write(step=step, summary=Summary(value=values))
+
+    def close(self) -> None:
+        self._records.close()
 
 
 class MetricWriter:
@@ -65,7 +93,7 @@ class MetricWriter:
         self._previous = record.get("step", 0), self._train_seconds  # at the last line of progress
         self._curve_split: str | None = None
         self._latest: dict[str, Mapping[str, Any]] = {}
-        self._boards: dict[str, Any] = {}
+        self._boards: dict[str, _Board] = {}
         # TensorBoard's files cannot be cut, and would show the steps after the checkpoint twice. They are made anew.
         shutil.rmtree(self._workdir / "tensorboard", ignore_errors=True)
         for line in (self._workdir / "metrics.jsonl").read_text().splitlines():
@@ -115,9 +143,9 @@ class MetricWriter:
             self._latest[curve] = metrics
             prefix = ""
         if curve not in self._boards:
-            self._boards[curve] = _tensorboard(self._workdir / "tensorboard" / curve)
+            self._boards[curve] = _Board(self._workdir / "tensorboard" / curve)
         scalars = {prefix + name: value for name, value in metrics.items() if value is not None}
-        self._boards[curve].write_scalars(step, scalars)
+        self._boards[curve].write(step, scalars)
 
     def write_progress(self, step: int) -> None:
         """Writes a line to `timing.jsonl` and one to the console, with the latest accuracy of every curve."""
@@ -149,10 +177,3 @@ def format_seconds(seconds: float) -> str:
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
-
-
-def _tensorboard(logdir: pathlib.Path) -> Any:
-    environment.import_tensorflow()
-    from clu import metric_writers
-
-    return metric_writers.SummaryWriter(str(logdir))

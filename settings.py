@@ -31,6 +31,7 @@ PERIODS = ("log_every", "eval_every", "checkpoint_every", "snapshot_every")
 MAY_CHANGE = (
     "log_every",
     "snapshot_every",
+    "steps_per_dispatch",
     "eval_batch_size",
     "keep_checkpoints",
     "best_",
@@ -103,6 +104,7 @@ _RULES: Mapping[str, Callable[[Any], str]] = {
     "keep_checkpoints": _POSITIVE_INT,
     "best_metric": _one_of(("accuracy", "loss")),
     "max_rejected_steps": _POSITIVE_INT,
+    "steps_per_dispatch": _NOT_NEGATIVE,
     "model.name": _one_of(models.MODELS),
     "model.dtype": _one_of(("float32", "bfloat16")),
     "model.hidden_sizes": _needs(lambda value: all(type(v) is int and v > 0 for v in value), "positive integers"),
@@ -264,6 +266,7 @@ def resolve(config: Mapping[str, Any], *, num_train: int, num_devices: int) -> m
     Durations become numbers of steps: `duration` and those of `optimizer` are rounded up, periods stay exact (int or
     Fraction), 0 for never. Averages are what `resolve_average` returns, `best_curve` has a name. The learning rate has
     three phases: `optimizer.warmup`, `.stable` and `.decay`, of which only the warm-up counts where it is constant.
+    `chunked` says whether steps are dispatched in chunks; none if that is for `dispatch.suits_chunks` to say.
 
     Args:
         config: one that passed `check`.
@@ -329,7 +332,13 @@ def resolve(config: Mapping[str, Any], *, num_train: int, num_devices: int) -> m
     resolved["averages"] = averages
     first = "ema" if "ema" in averages else next(iter(averages), "raw")
     resolved["best_curve"] = resolved["best_curve"] or first
+    resolved["chunked"] = resolved["steps_per_dispatch"] > 1 if resolved["steps_per_dispatch"] else None
     return ml_collections.FrozenConfigDict(resolved)
+
+
+def with_chunked(config: ml_collections.FrozenConfigDict, chunked: bool) -> ml_collections.FrozenConfigDict:
+    """A resolved config that says whether steps are dispatched in chunks."""
+    return ml_collections.FrozenConfigDict({**config.to_dict(), "chunked": chunked})
 
 
 def to_steps(text: str, *, batch_size: int, num_examples: int, total: Fraction | int | None) -> Fraction | int:

@@ -27,8 +27,10 @@ import input_pipeline
 import models
 import optimizers
 import settings
+import startup
 from augmentation import Augmentation
 from checkpointing import Checkpoints, Record
+from dispatch import Dispatcher, suits_chunks
 from errors import UserError
 from metric_writing import MetricWriter
 from profiling import Profiler
@@ -128,7 +130,7 @@ def train_step(
     """
     objective, metrics, batch_stats, grads = compute_gradients(state, batch, loss_fn, num_microbatches)
     grad_norm = optax.tree.norm(grads)
-    candidate = state.apply_gradients(grads=grads, batch_stats=batch_stats).apply_ema()
+    candidate = state.apply_gradients(grads=grads, batch_stats=batch_stats)
     # The optimizer keeps its present rate in its state, beside a schedule's own state of the same name.
     learning_rate = optax.tree.get(
         candidate.opt_state, "learning_rate", filtering=lambda path, value: isinstance(value, jax.Array)
@@ -143,19 +145,19 @@ def train_step(
         name: (jnp.where(ok, total, 0).astype(jnp.float32), jnp.where(ok, count, 0).astype(jnp.int32))
         for name, (total, count) in metrics.items()
     }
-    return state.accept_if(ok, candidate), metrics
+    return state.accept_if(ok, candidate).apply_ema(), metrics
 
 
 def create_train_program(
     loss_fn: LossFn, mesh: jax.sharding.Mesh, num_microbatches: int = 1
 ) -> Callable[..., tuple[CustomTrainState, Metrics]]:
-    """The one compiled program of training: make the batch, take a step, add its metrics up.
+    """The program of training: make the batch, take a step, add its metrics up.
 
     Returns:
-        A jitted function of (state, sums, data) that gives the next (state, sums). It may overwrite (donate) what it
-        is given of the first two.
+        A jitted function of (state, sums, data) that gives the next (state, sums).
     """
 
+    @functools.partial(jax.jit, out_shardings=replicated(mesh))
     def program(
         state: CustomTrainState, sums: Metrics, data: input_pipeline.TrainData
     ) -> tuple[CustomTrainState, Metrics]:
@@ -163,7 +165,7 @@ def create_train_program(
         state, metrics = train_step(state, batch, loss_fn, num_microbatches)
         return state, jax.tree.map(jnp.add, sums, metrics)
 
-    return jax.jit(program, donate_argnums=(0, 1), out_shardings=replicated(mesh))
+    return program
 
 
 def create_mesh() -> jax.sharding.Mesh:
@@ -239,6 +241,8 @@ def set_up(config: ml_collections.ConfigDict, workdir: str | pathlib.Path, confi
     resolved = settings.resolve(config, num_train=source.num_train, num_devices=jax.device_count())
     config_file = pathlib.Path(workdir) / "config.json"
     if config_file.exists():
+        if resolved.chunked is None:
+            resolved = settings.with_chunked(resolved, settings.read(config_file.parent).get("chunked"))
         old, new, accept = config_file.read_text(), settings.to_json(resolved), config_change == "accept"
         for change in settings.check_same_run(old, new, str(workdir), accept=accept):
             print(f"Differs from the run's config: {change}", flush=True)
@@ -259,6 +263,7 @@ def load(config: ml_collections.FrozenConfigDict, source: input_pipeline.Source)
     splits = input_pipeline.load_splits(
         source, num_validation=config.num_validation, label_noise=config.label_noise, seed=config.seed
     )
+    startup.mark("data set")
     mesh = create_mesh()
     normalization = input_pipeline.Normalization.of(splits.train.image)
     eval_data = {
@@ -272,6 +277,7 @@ def load(config: ml_collections.FrozenConfigDict, source: input_pipeline.Source)
         train.image, train.label, normalization, source.num_classes, config.batch_size, augmentation
     )
     train_data, eval_data = jax.device_put((train_data, eval_data), replicated(mesh))
+    startup.mark("data to device")
     state = create_train_state(config, image_shape=source.image_shape, num_classes=source.num_classes, mesh=mesh)
     for average in state.averages:
         if average.batch_stats != "average" and not state.batch_stats:
@@ -279,6 +285,7 @@ def load(config: ml_collections.FrozenConfigDict, source: input_pipeline.Source)
                 f"averages.{average.name}.batch_stats = {average.batch_stats!r}: the model has no batch statistics; "
                 f'leave it at its default, --config.averages.{average.name}.batch_stats="average"'
             )
+    startup.mark("first state")
     return Experiment(config, mesh, state, train_data, eval_data)
 
 
@@ -361,6 +368,11 @@ def train_and_evaluate(
     loss = functools.partial(loss_fn, **config.loss)
     train_program = create_train_program(loss, mesh, config.accumulate)
     zero_sums = create_zero_sums(loss, state, train_data, mesh)
+    if config.chunked is None:
+        config = settings.with_chunked(config, suits_chunks(train_program, state, zero_sums(), train_data))
+    advance = Dispatcher(
+        train_program, chunked=config.chunked, max_steps=config.steps_per_dispatch, sharding=replicated(mesh)
+    )
     curve_split = "validation" if config.num_validation else "test"
 
     with contextlib.ExitStack() as stack:
@@ -382,6 +394,7 @@ def train_and_evaluate(
         writer = stack.enter_context(MetricWriter(workdir, config.duration, record.writer))
         profiler = stack.enter_context(Profiler(workdir / "profile", config.profile, record.step))
         step, best = record.step, record.best
+        startup.mark("workdir")
 
         def evaluate_and_write(split: str) -> dict[str, dict[str, float]]:
             metrics = evaluate(experiment, evaluation_curves(experiment, state), split, score_fn)
@@ -396,10 +409,8 @@ def train_and_evaluate(
             profiler.at(step)
             previous, step = step, settings.next_due_step(config, step)
             with writer.training_clock():
-                for number in range(previous, step):
-                    with jax.profiler.StepTraceAnnotation("train", step_num=number):
-                        state, sums = train_program(state, sums, train_data)
-                rejected = jax.device_get(state.rejected)  # waits for the steps to finish
+                state, sums = advance(state, sums, train_data, previous, step)
+            rejected = jax.device_get(state.rejected)
             check_rejections(rejected, step, config.max_rejected_steps)
 
             if settings.is_due(config, "log_every", step):

@@ -52,6 +52,12 @@ class Average:
             schedule = averaging.switch_at(average.schedule, count, schedule)
         return schedule
 
+    @property
+    def has_interval(self) -> bool:
+        """Whether there are updates at which it stays where it is."""
+        intervals = self.every, dict(self.arguments).get("period", 1)
+        return max(intervals) > 1 or any(average.has_interval for _, average in self.earlier)
+
     def continuing(self, old: "Average", count: int) -> "Average":
         """This average from here on, and `old`, of the same name, for the `count` updates until now."""
         if self == dataclasses.replace(old, earlier=()):
@@ -175,21 +181,32 @@ class CustomTrainState(train_state.TrainState):
         return self.replace(step=self.step + 1, params=params, opt_state=opt_state, **kwargs)
 
     def apply_ema(self) -> Self:
-        """Moves every average, and its batch statistics, towards the present ones. Call after `apply_gradients`."""
+        """Moves every average, and its batch statistics, towards the present ones. Call after `apply_gradients`.
+
+        After a rejected step (see `accept_if`) they stay where they are, and so do their counts.
+        """
+        accepted = self.rejected["streak"] == 0
+        present = self.params, self.batch_stats
         ema_params, ema_batch_stats, ema_count = {}, {}, {}
         for average in self.averages:
             name = average.name
-            ema_count[name] = self.ema_count[name] + 1
-            step_size = average.schedule(ema_count[name])
-            ema_params[name] = averaging.update(self.ema_params[name], self.params, step_size)
-            step_size = 1.0 if average.batch_stats == "copy" else step_size
-            ema_batch_stats[name] = averaging.update(self.ema_batch_stats[name], self.batch_stats, step_size)
+            ema_count[name] = self.ema_count[name] + accepted
+            step_size = jnp.where(accepted, average.schedule(ema_count[name]), 0.0)
+            moved = self.ema_params[name], self.ema_batch_stats[name]
+            if average.has_interval:  # then most steps need not touch its memory
+                moved = jax.lax.cond(step_size != 0, averaging.update, lambda old, *_: old, moved, present, step_size)
+            else:
+                moved = averaging.update(moved, present, step_size)
+            ema_params[name], ema_batch_stats[name] = moved
+            if average.batch_stats == "copy":
+                ema_batch_stats[name] = averaging.update(moved[1], self.batch_stats, 1.0)
         return self.replace(ema_params=ema_params, ema_batch_stats=ema_batch_stats, ema_count=ema_count)
 
     def accept_if(self, ok: jax.Array, candidate: Self) -> Self:
         """`candidate`, the state after one more step, or, where `ok` is false, this state with that step rejected.
 
-        Of a rejected step only `step` goes on, so that the next one has another batch and other keys.
+        Of a rejected step only `step` goes on, so that the next one has another batch and other keys. Call before
+        `apply_ema`.
         """
         chosen = jax.tree.map(lambda new, old: jnp.where(ok, new, old), candidate, self)
         streak = jnp.where(ok, 0, self.rejected["streak"] + 1)

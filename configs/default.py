@@ -58,6 +58,11 @@ def get_config() -> ml_collections.ConfigDict:
     config.best_curve = ""
     config.best_metric = "accuracy"
 
+    # How many steps to hand to the device at once, at most: 1, each on its own; more, in chunks that the device repeats
+    # by itself up to the next step at which something is due, or for about five seconds; 0, what is faster. In chunks
+    # the last bits differ from those of single steps; how large the chunks are makes no difference.
+    config.steps_per_dispatch = 0
+
     # Steps to trace with JAX's profiler, (first, end), counted from 0 and without the end; (0, 0) for none. The trace
     # goes to WORKDIR/profile.
     config.profile = (0, 0)

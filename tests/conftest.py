@@ -17,6 +17,7 @@ from configs import default
 # inherited by the processes that tests start.
 _CACHE = tempfile.TemporaryDirectory()
 os.environ["JAX_COMPILATION_CACHE_DIR"] = _CACHE.name
+os.environ["XDG_CACHE_HOME"] = _CACHE.name  # what runs would keep there stays out of the user's
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
@@ -39,6 +40,21 @@ def digits_config(**overrides) -> ml_collections.ConfigDict:
             group = group[key]
         group[field] = value
     return config
+
+
+def zero_sums(experiment):
+    import train  # imports JAX
+
+    return train.create_zero_sums(train.loss_fn, experiment.state, experiment.train_data, experiment.mesh)()
+
+
+def create_dispatcher(experiment, chunked: bool = True, max_steps: int = 0):
+    """Advances the experiment; overwrites the state that it is given."""
+    import train
+    from dispatch import Dispatcher
+
+    program = train.create_train_program(train.loss_fn, experiment.mesh, experiment.config.accumulate)
+    return Dispatcher(program, chunked=chunked, max_steps=max_steps, sharding=train.replicated(experiment.mesh))
 
 
 def read_metrics(workdir, curve=None) -> list[dict]:

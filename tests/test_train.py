@@ -15,7 +15,7 @@ import numpy as np
 import optax
 import pytest
 from absl import flags
-from conftest import ROOT, digits_config, read_metrics, run_main
+from conftest import ROOT, digits_config, read_metrics, run_main, zero_sums
 from ml_collections import config_flags
 
 import evaluation
@@ -105,9 +105,8 @@ def test_microbatches_need_the_memory_of_one(tmp_path):
     def temporary_memory(num_microbatches):
         config = digits_config(batch_size=256, accumulate=num_microbatches, **CNN)
         experiment = train.set_up(config, tmp_path, "refuse")
-        sums = train.create_zero_sums(train.loss_fn, experiment.state, experiment.train_data, experiment.mesh)()
         program = train.create_train_program(train.loss_fn, experiment.mesh, num_microbatches)
-        compiled = program.lower(experiment.state, sums, experiment.train_data).compile()
+        compiled = program.lower(experiment.state, zero_sums(experiment), experiment.train_data).compile()
         return compiled.memory_analysis().temp_size_in_bytes
 
     # Activations, a quarter, and gradients, which stay as large as they are.

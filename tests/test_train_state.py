@@ -23,9 +23,13 @@ def create(*averages, batch_stats=None):
     )
 
 
-def step(state, gradient, mean):
+def gradient_step(state, gradient, mean):
     grads, batch_stats = {"w": jnp.asarray(gradient)}, {"mean": jnp.asarray(mean)}
-    return state.apply_gradients(grads=grads, batch_stats=batch_stats).apply_ema()
+    return state.apply_gradients(grads=grads, batch_stats=batch_stats)
+
+
+def step(state, gradient, mean):
+    return gradient_step(state, gradient, mean).apply_ema()
 
 
 @pytest.mark.parametrize("debias", [True, False])
@@ -53,8 +57,8 @@ def test_without_averages_there_is_nothing_to_keep():
 
 def test_a_rejected_step_leaves_everything_but_the_step_untouched():
     before = step(create(ema("ema", 0.5)), [1.0, 1.0], [2.0])
-    candidate = step(before, [jnp.nan, 1.0], [jnp.inf])
-    after = jax.jit(CustomTrainState.accept_if)(before, jnp.bool_(False), candidate)
+    candidate = gradient_step(before, [jnp.nan, 1.0], [jnp.inf])
+    after = jax.jit(lambda state, ok, new: state.accept_if(ok, new).apply_ema())(before, jnp.bool_(False), candidate)
     assert after.step == before.step + 1
     assert {name: int(n) for name, n in after.rejected.items()} == {"total": 1, "streak": 1, "longest": 1}
     for field in ("params", "opt_state", "batch_stats", "ema_params", "ema_batch_stats", "ema_count"):
@@ -65,8 +69,8 @@ def test_a_rejected_step_leaves_everything_but_the_step_untouched():
 def test_an_accepted_step_is_the_candidate_and_ends_a_streak():
     before = create(ema("ema", 0.5))
     for ok in (False, False, True, False):
-        candidate = step(before, [1.0, 1.0], [2.0])
-        before = before.accept_if(jnp.bool_(ok), candidate)
+        candidate = gradient_step(before, [1.0, 1.0], [2.0])
+        before = before.accept_if(jnp.bool_(ok), candidate).apply_ema()
     assert {name: int(n) for name, n in before.rejected.items()} == {"total": 3, "streak": 1, "longest": 2}
     assert before.step == 4
     assert before.ema_count["ema"] == 1

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from adapters import AVERAGES, reference
-from conftest import ROOT, digits_config, read_metrics
+from conftest import ROOT, digits_config, read_metrics, zero_sums
 from flax import linen as nn
 
 import evaluation
@@ -242,13 +242,12 @@ def test_types_shapes_and_shardings_of_the_state_stay_what_they_are(tmp_path):
     config.averages = {name: {"kind": average.kind} for name, (average, _) in AVERAGES.items()}
     experiment = train.set_up(config, tmp_path, "refuse")
     program = train.create_train_program(train.loss_fn, experiment.mesh)
-    zero_sums = train.create_zero_sums(train.loss_fn, experiment.state, experiment.train_data, experiment.mesh)
 
     def types(state):
         return jax.tree.map(lambda x: (x.dtype, x.shape, x.sharding), state)
 
     before = types(experiment.state)
-    state, _ = program(experiment.state, zero_sums(), experiment.train_data)
+    state, _ = program(experiment.state, zero_sums(experiment), experiment.train_data)
     assert types(state) == before
 
 

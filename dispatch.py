@@ -1,0 +1,86 @@
+"""Many training steps per dispatch: how a program of one step is repeated until something is due."""
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+
+import startup
+
+# A dispatch cannot be interrupted, so it is to last no longer than a user or a preemption notice is willing to wait.
+MAX_SECONDS = 5.0
+
+# (state, sums, data) -> (state, sums) after one more step
+Step = Callable[[Any, Any, Any], tuple[Any, Any]]
+
+
+def suits_chunks(step: Step, *args: Any) -> bool:
+    """Whether steps run faster when the device repeats them than when the host dispatches one after another.
+
+    Everywhere but where XLA compiles convolutions for CPUs, whose fast path it leaves inside of loops: there they are 8
+    to 40 times slower. `python -m benchmarks.dispatch` measures it for every shipped config; so far on CPUs only.
+
+    Args:
+        step: the program of one step.
+        *args: what it takes.
+    """
+    return jax.default_backend() != "cpu" or "conv_general_dilated" not in str(jax.make_jaxpr(step)(*args))
+
+
+class Dispatcher:
+    """Advances training by any number of steps.
+
+    In chunks, the device repeats the step itself, as often as it is told at run time: one dispatch, during which
+    nothing is fetched, and one compilation whatever the number of steps. How steps are cut into chunks changes no bit
+    of the result. That they are dispatched singly does change the last bits.
+    """
+
+    def __init__(self, step: Step, *, chunked: bool, max_steps: int, sharding: jax.sharding.Sharding) -> None:
+        """Compiles nothing yet.
+
+        Args:
+            step: the program of one step.
+            chunked: whether to dispatch chunks instead of single steps.
+            max_steps: largest number of steps to dispatch before waiting for the device; 0 for as many as are done in
+                about `MAX_SECONDS`, which no number exceeds.
+            sharding: of state and sums.
+        """
+
+        def chunk(state: Any, sums: Any, data: Any, num_steps: jax.Array) -> tuple[Any, Any]:
+            return jax.lax.fori_loop(0, num_steps, lambda _, carry: step(*carry, data), (state, sums))
+
+        self._chunked = chunked
+        self._program = jax.jit(chunk if chunked else step, donate_argnums=(0, 1), out_shardings=sharding)
+        self._max_steps = max_steps or 2**31 - 1
+        self._next = 1  # steps; how long one takes is not known yet
+
+    def __call__(self, state: Any, sums: Any, data: Any, step: int, end: int) -> tuple[Any, Any]:
+        """Takes the steps from `step` to `end`, without the latter; returns when they are done.
+
+        Args:
+            state: after `step` steps; overwritten (donated).
+            sums: of the metrics so far; overwritten, too.
+            data: the training data.
+            step: number of the first step.
+            end: the number after the last one.
+
+        Returns:
+            State and sums.
+        """
+        while step < end:
+            num_steps = min(self._next, end - step)
+            started = time.perf_counter()
+            with jax.profiler.StepTraceAnnotation("train", step_num=step):
+                if self._chunked:
+                    state, sums = self._program(state, sums, data, np.int32(num_steps))
+                else:
+                    for _ in range(num_steps):
+                        state, sums = self._program(state, sums, data)
+                jax.block_until_ready((state, sums))
+            startup.first_step()
+            step += num_steps
+            seconds = time.perf_counter() - started
+            self._next = max(1, min(self._max_steps, int(num_steps * MAX_SECONDS / seconds)))
+        return state, sums

@@ -1,0 +1,41 @@
+"""Where the time between the start of the process and its first training step goes."""
+
+import time
+
+import psutil
+
+_marks: list[tuple[str, float]] = []
+_is_over = _is_shown = False
+
+
+def show() -> None:
+    """Prints the table once the first step is done; `main.py --v=1` calls this."""
+    global _is_shown
+    _is_shown = True
+
+
+def mark(phase: str) -> None:
+    """Notes that a phase has just ended. After `first_step` nothing is noted any more."""
+    if not _is_over:
+        _marks.append((phase, time.time()))
+
+
+def first_step() -> None:
+    """Notes that a training step is done; the first one of the process ends the start."""
+    global _is_over
+    if _is_over:
+        return
+    mark("first step")
+    _is_over = True
+    if _is_shown:
+        print(table(), flush=True)
+
+
+def table() -> str:
+    """For each phase the second, since the start of the process, at which it ended, and how long it took."""
+    previous = start = psutil.Process().create_time()
+    lines = ["phase           ended at s  seconds"]
+    for phase, now in _marks:
+        lines.append(f"{phase:14} {now - start:11.2f} {now - previous:8.2f}")
+        previous = now
+    return "\n".join(lines)
