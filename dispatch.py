@@ -49,10 +49,14 @@ class Dispatcher:
         """
 
         def chunk(state: Any, sums: Any, data: Any, num_steps: jax.Array) -> tuple[Any, Any]:
-            return jax.lax.fori_loop(0, num_steps, lambda _, carry: step(*carry, data), (state, sums))
+            return jax.lax.fori_loop(0, num_steps, lambda _, carry: step(carry[0], carry[1], data), (state, sums))
+
+        def single(state: Any, sums: Any, data: Any, num_steps: jax.Array) -> tuple[Any, Any]:
+            del num_steps
+            return step(state, sums, data)
 
         self._chunked = chunked
-        self._program = jax.jit(chunk if chunked else step, donate_argnums=(0, 1), out_shardings=sharding)
+        self._program = jax.jit(chunk if chunked else single, donate_argnums=(0, 1), out_shardings=sharding)
         self._max_steps = max_steps or 2**31 - 1
         self._next = 1  # steps; how long one takes is not known yet
 
@@ -72,15 +76,12 @@ class Dispatcher:
         while step < end:
             num_steps = min(self._next, end - step)
             started = time.perf_counter()
-            with jax.profiler.StepTraceAnnotation("train", step_num=step):
-                if self._chunked:
+            for number in range(step, step + num_steps, num_steps if self._chunked else 1):
+                with jax.profiler.StepTraceAnnotation("train", step_num=number):
                     state, sums = self._program(state, sums, data, np.int32(num_steps))
-                else:
-                    for _ in range(num_steps):
-                        state, sums = self._program(state, sums, data)
-                jax.block_until_ready((state, sums))
+            jax.block_until_ready((state, sums))
+            seconds = time.perf_counter() - started
             startup.first_step()
             step += num_steps
-            seconds = time.perf_counter() - started
             self._next = max(1, min(self._max_steps, int(num_steps * MAX_SECONDS / seconds)))
         return state, sums

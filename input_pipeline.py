@@ -276,11 +276,10 @@ class Normalization(struct.PyTreeNode):
     def of(cls, image: np.ndarray) -> "Normalization":
         """The statistics of uint8 images [n, height, width, channels], computed exactly from their histograms."""
         levels = np.arange(256)
-        # Image by image, in the cache: NumPy counts in int64, which all of them together would fill memory with.
-        counts = sum(
-            np.array([np.bincount(one[..., channel].ravel(), minlength=256) for channel in range(image.shape[-1])])
-            for one in np.array_split(image, max(1, image.size // 2**16))
-        )
+        # A few images at a time, for NumPy makes int64 of what it counts.
+        counts = np.zeros((image.shape[-1], 256), np.int64)
+        for part in np.array_split(image, max(1, image.size // 2**16)):
+            counts += [np.bincount(channel.ravel(), minlength=256) for channel in np.moveaxis(part, -1, 0)]
         mean = np.array([np.average(levels, weights=count) for count in counts])
         var = np.array([np.average((levels - m) ** 2, weights=count) for m, count in zip(mean, counts, strict=True)])
         # A channel without any variation is only centred.

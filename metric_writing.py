@@ -104,8 +104,10 @@ class MetricWriter:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
-        for resource in (*self._boards.values(), *self._files.values()):
-            resource.close()
+        for board in self._boards.values():
+            board.close()
+        for file in self._files.values():
+            file.close()
 
     def record(self) -> dict[str, Any]:
         """What a checkpoint has to remember for another writer to go on from here."""

@@ -1,3 +1,5 @@
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -67,7 +69,11 @@ def test_training_compiles_once_whatever_the_chunks_and_nothing_after_the_first_
             compiled.append(metrics.read_text().count('"curve": "ema-raw"') if metrics.exists() else 0)
 
     config = digits_config(
-        duration="3 epochs", log_every="7 steps", eval_every="1 epochs", checkpoint_every="11 steps", snapshot_every="30%"
+        duration="3 epochs",
+        log_every="7 steps",
+        eval_every="1 epochs",
+        checkpoint_every="11 steps",
+        snapshot_every="30%",
     )
     jax.monitoring.register_event_duration_secs_listener(listen)
     try:
@@ -105,9 +111,7 @@ def test_a_dispatch_lasts_no_longer_than_one_is_willing_to_wait(monkeypatch, sec
         def perf_counter():
             return now[0]
 
-    advance = dispatch.Dispatcher(
-        lambda state, sums, data: (state + 1, sums), chunked=True, max_steps=0, sharding=None
-    )
+    advance = dispatch.Dispatcher(lambda state, sums, data: (state + 1, sums), chunked=True, max_steps=0, sharding=None)
     program = advance._program
 
     def timed(state, sums, data, num_steps):
@@ -160,19 +164,19 @@ def test_only_an_average_that_often_rests_sits_under_a_conditional(experiment, e
     assert ("cond" in primitives) == conditional
 
 
-@pytest.mark.parametrize("every", [1, 4])
 @pytest.mark.parametrize("chunked", [True, False])
-def test_an_average_costs_one_float32_copy_of_the_parameters_and_no_temporary_memory(experiment, every, chunked):
-    def memory(num_averages):
-        averages = tuple(Average(f"a{i}", "ema", (("decay", 0.9),), every=every) for i in range(num_averages))
-        state = experiment.state.with_averages(averages)
-        args = (state, zero_sums(experiment), experiment.train_data, np.int32(1))
-        advance = create_dispatcher(experiment, chunked=chunked)
-        return advance._program.lower(*args[: 4 if chunked else 3]).compile().memory_analysis()
+def test_an_average_costs_one_float32_copy_of_the_parameters_and_no_temporary_memory(tmp_path, chunked):
+    experiment = train.set_up(digits_config(model__hidden_sizes=(256, 256)), tmp_path, "refuse")
+    every_step = Average("a", "ema", (("decay", 0.9),))
+    averages = (every_step, dataclasses.replace(every_step, name="b", every=4))
 
-    one, three = memory(1), memory(3)
-    floats = sum(leaf.size for leaf in jax.tree.leaves((experiment.state.params, experiment.state.batch_stats)))
+    def memory(averages):
+        args = experiment.state.with_averages(averages), zero_sums(experiment), experiment.train_data, np.int32(1)
+        return create_dispatcher(experiment, chunked)._program.lower(*args).compile().memory_analysis()
+
+    none, two = memory(()), memory(averages)
+    size = 4 * sum(leaf.size for leaf in jax.tree.leaves(experiment.state.params))
     for name in ("argument_size_in_bytes", "output_size_in_bytes", "alias_size_in_bytes"):
-        # And a count.
-        assert getattr(three, name) - getattr(one, name) == pytest.approx(2 * 4 * (floats + 1), abs=64 * 40), name
-    assert abs(three.temp_size_in_bytes - one.temp_size_in_bytes) < 0.02 * 4 * floats
+        # Each leaf may be padded to 64 bytes, and each average has a count.
+        assert 0 <= getattr(two, name) - getattr(none, name) - 2 * size < 2 * 7 * 64, name
+    assert two.temp_size_in_bytes - none.temp_size_in_bytes < 0.01 * size  # a few scalars
