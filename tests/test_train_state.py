@@ -56,7 +56,7 @@ def test_without_averages_there_is_nothing_to_keep():
 
 
 def test_a_rejected_step_leaves_everything_but_the_step_untouched():
-    before = step(create(ema("ema", 0.5)), [1.0, 1.0], [2.0])
+    before = step(step(create(ema("ema", 0.5)), [1.0, 1.0], [2.0]), [1.0, 1.0], [3.0])
     candidate = gradient_step(before, [jnp.nan, 1.0], [jnp.inf])
     after = jax.jit(lambda state, ok, new: state.accept_if(ok, new).apply_ema())(before, jnp.bool_(False), candidate)
     assert after.step == before.step + 1
