@@ -89,8 +89,8 @@ class MetricWriter:
         self._num_steps = num_steps
         lengths = record.get("lengths", {})
         self._files = {name: _JsonLines(self._workdir / name, lengths.get(name, 0)) for name in self.FILES}
-        self._train_seconds = record.get("train_seconds", 0.0)
-        self._previous = record.get("step", 0), self._train_seconds  # at the last line of progress
+        self._seconds = {clock: record.get(clock, 0.0) for clock in ("train_seconds", "eval_seconds")}
+        self._previous = record.get("step", 0), self._seconds["train_seconds"]  # at the last line of progress
         self._curve_split: str | None = None
         self._latest: dict[str, Mapping[str, Any]] = {}
         self._boards: dict[str, _Board] = {}
@@ -113,14 +113,14 @@ class MetricWriter:
         """What a checkpoint has to remember for another writer to go on from here."""
         lengths = {name: file.length() for name, file in self._files.items()}
         step, _ = self._previous
-        return {"step": step, "lengths": lengths, "train_seconds": self._train_seconds}
+        return {"step": step, "lengths": lengths, **self._seconds}
 
     @contextlib.contextmanager
-    def training_clock(self) -> Iterator[None]:
-        """Counts the time within as training time, which goes on over all starts of a run."""
+    def clock(self, name: str) -> Iterator[None]:
+        """Adds the time within to "train_seconds" or "eval_seconds", which go on over all starts of a run."""
         started = time.perf_counter()
         yield
-        self._train_seconds += time.perf_counter() - started
+        self._seconds[name] += time.perf_counter() - started
 
     def write(self, step: int, curve: str, metrics: Mapping[str, float], split: str | None = None) -> None:
         """Writes the metrics of one curve at one step; what is not finite is written as null.
@@ -152,11 +152,9 @@ class MetricWriter:
     def write_progress(self, step: int) -> None:
         """Writes a line to `timing.jsonl` and one to the console, with the latest accuracy of every curve."""
         previous_step, previous_seconds = self._previous
-        self._previous = step, self._train_seconds
-        steps_per_second = (step - previous_step) / (self._train_seconds - previous_seconds)
-        self._files["timing.jsonl"].write(
-            {"step": step, "steps_per_second": steps_per_second, "train_seconds": self._train_seconds}
-        )
+        self._previous = step, self._seconds["train_seconds"]
+        steps_per_second = (step - previous_step) / (self._seconds["train_seconds"] - previous_seconds)
+        self._files["timing.jsonl"].write({"step": step, "steps_per_second": steps_per_second, **self._seconds})
         remaining = (self._num_steps - step) / steps_per_second
         parts = [
             f"step {step}/{self._num_steps} ({step / self._num_steps:.0%})",
@@ -172,6 +170,11 @@ class MetricWriter:
             if accuracy is not None:
                 parts.append(f"{name} {accuracy:.2%}")
         print("  ".join(parts), flush=True)
+
+    def times(self) -> str:
+        """How long training and evaluation took so far, in words."""
+        train, evaluation = (format_seconds(self._seconds[clock]) for clock in ("train_seconds", "eval_seconds"))
+        return f"Training took {train}, evaluation {evaluation}"
 
 
 def format_seconds(seconds: float) -> str:

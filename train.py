@@ -397,7 +397,8 @@ def train_and_evaluate(
         startup.mark("workdir")
 
         def evaluate_and_write(split: str) -> dict[str, dict[str, float]]:
-            metrics = evaluate(experiment, evaluation_curves(experiment, state), split, score_fn)
+            with writer.clock("eval_seconds"):
+                metrics = evaluate(experiment, evaluation_curves(experiment, state), split, score_fn)
             for curve, values in metrics.items():
                 writer.write(step, curve, values, split=split)
             return metrics
@@ -408,7 +409,7 @@ def train_and_evaluate(
         while step < config.duration:
             profiler.at(step)
             previous, step = step, settings.next_due_step(config, step)
-            with writer.training_clock():
+            with writer.clock("train_seconds"):
                 state, sums = advance(state, sums, train_data, previous, step)
             rejected = jax.device_get(state.rejected)
             check_rejections(rejected, step, config.max_rejected_steps)
@@ -426,7 +427,7 @@ def train_and_evaluate(
             if settings.is_due(config, "checkpoint_every", step) or (best and best["step"] == step):
                 checkpoints.save(state, sums, Record(step, best, writer.record()))
 
-    print(report.write(workdir), flush=True)
+    print(writer.times(), report.write(workdir), sep="\n", flush=True)
     return state
 
 

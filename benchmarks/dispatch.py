@@ -63,9 +63,7 @@ def measure_config(name: str) -> tuple[dict[str, Any], dict[str, list[float]]]:
     loss_fn = functools.partial(train.loss_fn, **experiment.config.loss)
     program = train.create_train_program(loss_fn, experiment.mesh, config.accumulate)
     chunked = dispatch.suits_chunks(program, experiment.state, create_sums(experiment), experiment.train_data)
-    calls = {
-        name: create_call(experiment, program, chunked=name == "chunk") for name in ("step", "chunk")
-    }
+    calls = {name: create_call(experiment, program, chunked=name == "chunk") for name in ("step", "chunk")}
     seconds = measure.interleaved(calls, _ROUNDS.value)
     row = {"config": name, "model": config.model.name, "batch": config.batch_size}
     row |= {f"{name} ms": 1e3 * measure.summary(values)["median"] for name, values in seconds.items()}

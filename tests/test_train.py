@@ -4,6 +4,7 @@ import importlib
 import json
 import os
 import pathlib
+import re
 import shutil
 import subprocess
 import sys
@@ -418,7 +419,7 @@ def test_bfloat16_is_for_the_computation_while_the_state_stays_float32(tmp_path,
     assert (average.view(np.uint32) & 0xFFFF).any()
 
 
-def test_a_run_leaves_what_it_promises(tmp_path):
+def test_a_run_leaves_what_it_promises(tmp_path, capsys):
     train.train_and_evaluate(digits_config(), tmp_path)
     assert [line["step"] for line in read_metrics(tmp_path, "train")] == [5, 10, 15, 20]
     expected = {"step", "curve", "loss", "objective", "accuracy", "grad_norm", "learning_rate", "rejected_steps"}
@@ -427,6 +428,9 @@ def test_a_run_leaves_what_it_promises(tmp_path):
         assert [line["step"] for line in read_metrics(tmp_path, curve)] == [10, 20]
     timing = [json.loads(line) for line in (tmp_path / "timing.jsonl").read_text().splitlines()]
     assert all(line["steps_per_second"] > 0 for line in timing)
+    for clock in ("train_seconds", "eval_seconds"):
+        assert 0 <= timing[0][clock] <= timing[1][clock] < timing[3][clock]
+    assert re.search(r"Training took 0:\d\d, evaluation 0:\d\d\n", capsys.readouterr().out)
     environment = json.loads((tmp_path / "environment.json").read_text())
     assert environment["packages"]["jax"] == jax.__version__
     assert json.loads((tmp_path / "config.json").read_text())["duration"] == 20
