@@ -71,9 +71,10 @@ def loss_fn(
         rngs={"dropout": state.step_key("dropout")},
     )
     target = optax.smooth_labels(batch["target"], label_smoothing)
-    kernels = jax.tree.map(lambda p, kernel: p if kernel else None, params, optimizers.is_kernel(params))
-    penalty = 0.5 * l2_penalty * sum(jnp.sum(jnp.square(kernel)) for kernel in jax.tree.leaves(kernels))
-    objective = optax.softmax_cross_entropy(logits, target).mean() + penalty
+    objective = optax.softmax_cross_entropy(logits, target).mean()
+    if l2_penalty:
+        kernels = jax.tree.map(lambda p, kernel: p if kernel else None, params, optimizers.is_kernel(params))
+        objective += 0.5 * l2_penalty * sum(jnp.sum(jnp.square(kernel)) for kernel in jax.tree.leaves(kernels))
 
     nll = optax.softmax_cross_entropy_with_integer_labels(logits, batch["label"])
     correct = jnp.argmax(logits, axis=-1) == batch["label"]

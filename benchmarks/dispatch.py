@@ -4,8 +4,9 @@
 
 For every shipped config whose data set is there, the training program is timed both ways in turns: `step`, one dispatch
 a batch, and `chunk`, one dispatch for many. `chunk / step` is the ratio of their times; `rule` is what
-`dispatch.suits_chunks` says, and `rule / step` what following it costs: exactly 1 where it says "step", for then it is
-the same program. On processors, ResNet-18 is timed on batches of 8 images: in a chunk, a step of 128 would take minutes.
+`dispatch.suits_chunks` says, and `rule / step at most` the upper end of the interval of what following it costs: 1 where
+it says "step", for then it is the same program. On processors, ResNet-18 is timed on batches of 8 images: in a chunk, a
+step of 128 would take minutes.
 """
 
 import functools
@@ -39,7 +40,8 @@ def create_call(experiment: train.Experiment, program: dispatch.Step, *, chunked
     def call(num_steps: int) -> float:
         nonlocal carry, done
         started = time.perf_counter()
-        carry = advance(*carry, data, done, done + num_steps)
+        state, sums = carry
+        carry = advance(state, sums, data, done, done + num_steps)
         done += num_steps
         return (time.perf_counter() - started) / num_steps
 
