@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test lint mutants clean
+.PHONY: demo test lint mutants bench clean
 
 # Trains configs/digits.py and shows raw against averaged weights.
 demo: .venv/runtime
@@ -20,6 +20,16 @@ lint: .venv/dev
 mutants: .venv/dev
 	$(BIN)/python tests/mutants.py
 
+# Every timing that needs no other checkout, one after another. For a machine that does nothing else.
+bench: .venv/benchmarks
+	$(BIN)/python -m benchmarks.dispatch
+	$(BIN)/python -m benchmarks.average_cost
+	$(BIN)/python -m benchmarks.peers --name=peers_mnist
+	$(BIN)/python -m benchmarks.peers --name=peers_cifar10 --config=configs/cifar10_small.py --steps=5
+	$(BIN)/python -m benchmarks.start
+	$(BIN)/python -m benchmarks.overhead --config.duration="1 epochs"
+	$(BIN)/python -m benchmarks.time_to_accuracy
+
 clean:
 	rm -rf .venv
 
@@ -34,4 +44,8 @@ clean:
 
 .venv/dev: requirements-dev.txt .venv/runtime
 	$(BIN)/python -m pip install --quiet -r requirements-dev.txt
+	@touch $@
+
+.venv/benchmarks: requirements-benchmarks.txt .venv/runtime
+	$(BIN)/python -m pip install --quiet -r requirements-benchmarks.txt
 	@touch $@

@@ -55,7 +55,7 @@ class Dispatcher:
             del num_steps
             return step(state, sums, data)
 
-        self._chunked = chunked
+        self.chunked = chunked
         self._program = jax.jit(chunk if chunked else single, donate_argnums=(0, 1), out_shardings=sharding)
         self._max_steps = max_steps or 2**31 - 1
         self._next = 1  # steps; how long one takes is not known yet
@@ -76,7 +76,7 @@ class Dispatcher:
         while step < end:
             num_steps = min(self._next, end - step)
             started = time.perf_counter()
-            for number in range(step, step + num_steps, num_steps if self._chunked else 1):
+            for number in range(step, step + num_steps, num_steps if self.chunked else 1):
                 with jax.profiler.StepTraceAnnotation("train", step_num=number):
                     state, sums = self._program(state, sums, data, np.int32(num_steps))
             jax.block_until_ready((state, sums))

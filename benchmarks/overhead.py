@@ -1,0 +1,133 @@
+"""What do evaluation, logs and checkpoints cost?
+
+    python -m benchmarks.overhead --config.duration="1 epochs"
+
+Times `train.train_and_evaluate` on configs/mnist.py, which at the end of each epoch scores raw and averaged weights on
+all test images and saves a checkpoint, against as many steps of the same training program with nothing around them. The
+two take turns, after one run of each, and start from the same state. Loading the data and compiling are left out of
+both. All else that a run does is in, such as the picture at its end.
+
+The rows below these two say where the time of the whole run goes. `ratio` is to the bare steps.
+"""
+
+import contextlib
+import dataclasses
+import functools
+import io
+import json
+import pathlib
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from typing import Any
+from unittest import mock
+
+import jax
+import jax.numpy as jnp
+from absl import app, flags, logging
+from ml_collections import config_flags
+
+import input_pipeline
+import settings
+import train
+from benchmarks import measure
+from checkpointing import Checkpoints
+from errors import UserError
+from metric_writing import MetricWriter
+from tools import report
+
+_CONFIG = config_flags.DEFINE_config_file("config", "configs/mnist.py", "File with the config.")
+_ROUNDS = flags.DEFINE_integer("rounds", 6, "How often the two take turns.", lower_bound=measure.MIN_ROUNDS)
+
+# What takes the time that the steps do not. Checkpoints are written in the background and waited for at the end.
+PARTS: dict[str, list[tuple[Any, str]]] = {
+    "evaluating": [(train, "evaluate")],
+    "saving": [(Checkpoints, "__init__"), (Checkpoints, "save"), (Checkpoints, "__exit__")],
+    "logging": [(MetricWriter, name) for name in ("__init__", "write", "write_progress", "__exit__")],
+    "report": [(report, "write")],
+}
+
+
+def run(experiment: train.Experiment) -> dict[str, float]:
+    """A whole run on data that is loaded already; the seconds that it took, and those of its parts."""
+    seconds = dict.fromkeys(PARTS, 0.0)
+
+    def timed(part: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(function)
+        def call(*args: Any, **kwargs: Any) -> Any:
+            started = time.perf_counter()
+            result = function(*args, **kwargs)
+            seconds[part] += time.perf_counter() - started
+            return result
+
+        return call
+
+    with contextlib.ExitStack() as stack:
+        workdir = pathlib.Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        stack.enter_context(contextlib.redirect_stdout(io.StringIO()))
+        stack.enter_context(mock.patch.object(train, "set_up", return_value=experiment))
+        for part, functions in PARTS.items():
+            for owner, name in functions:
+                stack.enter_context(mock.patch.object(owner, name, timed(part, getattr(owner, name))))
+        started = time.perf_counter()
+        train.train_and_evaluate(_CONFIG.value, workdir)
+        whole = time.perf_counter() - started
+        steps = json.loads((workdir / "timing.jsonl").read_text().splitlines()[-1])["train_seconds"]
+    return {"whole run": whole, "steps": steps, **seconds, "rest": whole - steps - sum(seconds.values())}
+
+
+def load() -> train.Experiment:
+    """The data and the state at step 0."""
+    try:
+        settings.check(_CONFIG.value)
+        source = input_pipeline.find_source(_CONFIG.value.dataset)
+        config = settings.resolve(_CONFIG.value, num_train=source.num_train, num_devices=jax.device_count())
+        return train.load(config, source)
+    except UserError as error:
+        sys.exit(f"error: {error}")
+
+
+def main(argv: list[str]) -> None:
+    """Times both and writes the result."""
+    del argv
+    logging.set_verbosity(logging.WARNING)
+    experiment = load()
+    config = experiment.config
+    # A run may overwrite the state that it starts from. Copied by a jitted function, it has the sharding of a new one.
+    copy = jax.jit(lambda state: jax.tree.map(jnp.copy, state), out_shardings=train.replicated(experiment.mesh))
+    runs: list[dict[str, float]] = []
+
+    def fresh() -> train.Experiment:
+        return dataclasses.replace(experiment, state=jax.block_until_ready(copy(experiment.state)))
+
+    def whole() -> float:
+        runs.append(run(fresh()))
+        return runs[-1]["whole run"]
+
+    def bare() -> float:
+        state = fresh().state
+        started = time.perf_counter()
+        advance(state, zero_sums(), experiment.train_data, 0, config.duration)
+        return time.perf_counter() - started
+
+    # Every run would compile these anew.
+    advance, zero_sums = measure.create_dispatcher(experiment)
+    with (
+        mock.patch.object(train, "Dispatcher", return_value=advance),
+        mock.patch.object(train, "create_zero_sums", return_value=zero_sums),
+    ):
+        bare()
+        whole()
+        runs.clear()
+        seconds = measure.interleaved({"bare steps": bare, "whole run": whole}, _ROUNDS.value)
+    seconds |= {f"of it {part}": [one[part] for one in runs] for part in runs[0] if part != "whole run"}
+    rows = []
+    for name, values in seconds.items():
+        row, ratio = measure.summary(values), measure.paired_ratio(values, seconds["bare steps"])
+        rows.append({"what": name, "seconds": row.pop("median"), **row, **ratio})
+    measure.write("overhead", rows, seconds=seconds, config=json.loads(settings.to_json(config)))
+
+
+if __name__ == "__main__":
+    app.run(main)

@@ -1,0 +1,162 @@
+"""How fast is a training step against the same step written out plainly in JAX, and in PyTorch?
+
+    python -m benchmarks.peers --name=peers_mnist
+    python -m benchmarks.peers --name=peers_cifar10 --config=configs/cifar10_small.py --steps=5
+
+Trains the config's network, without dropout and augmentation, by SGD with momentum and with one exponential moving
+average:
+
+    ours              the training program of train.py, with all that it does: it makes its batches from the stored
+                      images, adds up metrics and rejects steps that are not finite
+    plain JAX         a jitted step a batch, with Flax's `TrainState` and layers and `optax.incremental_update`
+    PyTorch eager     channels last, with the `foreach` forms of `SGD` and `AveragedModel`
+    PyTorch compiled  the same with the loss under `torch.compile`
+
+The others get the same batches in the same order, normalised beforehand, and keep only the loss. First all take a few
+steps from the same weights and have to agree; then they take turns, some steps at a time. `time ratio` is the time of a
+step over that of ours. It takes an idle machine: PyTorch's threads wait for each other, and other work slows them most.
+"""
+
+import functools
+import importlib.util
+import json
+import sys
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+from absl import app, flags, logging
+from ml_collections import config_flags
+
+import input_pipeline
+import settings
+import train
+from benchmarks import measure, peers_jax, peers_torch
+from benchmarks.peers_jax import Task, Variant, Weights, flatten
+from configs import default
+from errors import UserError
+
+_CONFIG = config_flags.DEFINE_config_file("config", "configs/mnist.py", "With the CNN, or with ResNet-20.")
+_NAME = flags.DEFINE_string("name", None, "Of the result.", required=True)
+_ROUNDS = flags.DEFINE_integer("rounds", 10, "How often the variants take turns.", lower_bound=measure.MIN_ROUNDS)
+_STEPS = flags.DEFINE_integer("steps", 20, "Steps at a time.", lower_bound=1)
+
+# Small, for it does not change the speed: at 0.1 each step of ResNet-20 makes differences in rounding 20 times as large.
+LEARNING_RATE = 0.01
+CHECKED_STEPS = 3
+# Largest error of parameters, batch statistics and average, in the norm, as a share of how far they have moved in these
+# steps; and of the mean loss. Rounding in another order makes some 1e-6 of the ReLUs open that were closed, which
+# changes a gradient by the root of that. Another batch, momentum, decay or layout is off by a tenth and more.
+TOLERANCE = 2e-2
+
+
+def load() -> train.Experiment:
+    """The config's experiment, reduced to what all variants can do."""
+    config = ml_collections.ConfigDict(_CONFIG.value)
+    config.model.dropout = 0.0
+    config.augment = default.get_config().augment
+    config.optimizer = default.get_config().optimizer  # SGD with a momentum of 0.9
+    config.optimizer.learning_rate = LEARNING_RATE
+    # Without bias correction, as the others have it.
+    config.averages = ml_collections.ConfigDict({"ema": default.average("ema", decay=0.99, debias=False)})
+    settings.check(config)
+    source = input_pipeline.find_source(config.dataset)
+    resolved = settings.resolve(config, num_train=source.num_train, num_devices=jax.device_count())
+    return train.load(resolved, source)
+
+
+def create_variants(experiment: train.Experiment) -> tuple[dict[str, Variant], dict[str, Weights]]:
+    """The variants, and the weights that all of them start from."""
+    config, state = experiment.config, experiment.state
+    make_batch = jax.jit(experiment.train_data.batch)
+    # As many as a turn has steps; then they repeat.
+    made = [make_batch(state.rng, jnp.int32(step)) for step in range(max(_STEPS.value, CHECKED_STEPS))]
+    task = Task(
+        model=config.model.name,
+        params=jax.device_get(state.params),
+        batch_stats=jax.device_get(state.batch_stats),
+        batches=[(batch["image"], batch["label"]) for batch in made],
+        learning_rate=config.optimizer.learning_rate,
+        momentum=config.optimizer.momentum,
+        decay=config.averages.ema.decay,
+    )
+    training = measure.create_training(experiment)
+
+    def advance(num_steps: int) -> float:
+        nonlocal state
+        state, loss = training(num_steps)
+        return loss
+
+    def weights() -> dict[str, Weights]:
+        trees = {"params": state.params, "batch stats": state.batch_stats, "average": state.ema_params["ema"]}
+        return {name: flatten(tree) for name, tree in trees.items()}
+
+    variants = {"ours": Variant(advance, weights), "plain JAX": peers_jax.create(task)}
+    if importlib.util.find_spec("torch"):
+        variants |= {
+            "PyTorch eager": peers_torch.create(task, compiled=False),
+            "PyTorch compiled": peers_torch.create(task, compiled=True),
+        }
+    else:
+        print("PyTorch is not installed and left out: pip install -r requirements-benchmarks.txt")
+    params = flatten(task.params)
+    return variants, {"params": params, "batch stats": flatten(task.batch_stats), "average": params}
+
+
+def error(weights: Weights, reference: Weights, initial: Weights) -> float:
+    """How far two variants' weights are apart, as a share of how far the second's have moved."""
+
+    def distance(a: Weights, b: Weights) -> float:
+        return float(np.sqrt(sum(np.sum((a[path].astype(np.float64) - b[path]) ** 2) for path in initial)))
+
+    return distance(weights, reference) / distance(reference, initial) if initial else 0.0
+
+
+def check(variants: dict[str, Variant], initial: dict[str, Weights]) -> list[dict[str, Any]]:
+    """Takes the first steps, and ends the program if a variant does not agree with ours."""
+    losses = {name: variant.advance(CHECKED_STEPS) for name, variant in variants.items()}
+    reference = variants["ours"].weights()
+    rows = []
+    for name, variant in variants.items():
+        weights = variant.weights()
+        errors = {part: error(weights[part], reference[part], initial[part]) for part in initial}
+        errors["loss"] = float(abs(losses[name] / losses["ours"] - 1))
+        if not max(errors.values()) <= TOLERANCE:
+            sys.exit(f"error: after {CHECKED_STEPS} steps {name} differs from ours by {errors}, allowed is {TOLERANCE}")
+        rows.append({"variant": name, **errors})
+    return rows
+
+
+def main(argv: list[str]) -> None:
+    """Checks that all variants do the same, times them and writes the result."""
+    del argv
+    logging.set_verbosity(logging.WARNING)
+    try:
+        experiment = load()
+    except UserError as error:
+        sys.exit(f"error: {error}")
+    variants, initial = create_variants(experiment)
+    errors = check(variants, initial)
+
+    def turn(variant: Variant) -> None:
+        variant.advance(_STEPS.value)
+
+    for variant in variants.values():
+        turn(variant)  # to warm up
+    calls = {name: functools.partial(turn, variant) for name, variant in variants.items()}
+    seconds = measure.interleaved(calls, _ROUNDS.value)
+    rows = []
+    for name, values in seconds.items():
+        rates = measure.summary([_STEPS.value / value for value in values])
+        ratio = measure.paired_ratio(values, seconds["ours"])
+        rows.append(
+            {"variant": name, "steps/s": rates.pop("median"), **rates, "time ratio": ratio.pop("ratio"), **ratio}
+        )
+    config = json.loads(settings.to_json(experiment.config))
+    measure.write(_NAME.value, rows, steps=_STEPS.value, seconds=seconds, errors=errors, config=config)
+
+
+if __name__ == "__main__":
+    app.run(main)
