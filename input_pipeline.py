@@ -182,10 +182,14 @@ def _tfds_source(dataset: str, data_dir: pathlib.Path) -> Source:
     if None in shape:
         raise UserError(f"dataset = {dataset!r} has images of different sizes, {shape}; all must have the same size")
 
+    # Without it, tuning takes longer than decoding; more does not help.
+    read_config = tfds.ReadConfig(num_parallel_calls_for_decode=32)
+
     def load(split: str) -> Images:
         # A shuffled reading order would make the position of an image, and with it every batch, depend on the run.
         try:
-            arrays = tfds.as_numpy(builder.as_dataset(split=split, batch_size=-1, shuffle_files=False))
+            images = builder.as_dataset(split=split, batch_size=-1, shuffle_files=False, read_config=read_config)
+            arrays = tfds.as_numpy(images)
         except tf.errors.OpError as error:
             reason = re.sub(r"\{\{.*?\}\}|\[Op:.*?\].*", "", error.message).strip().partition("\n")[0].rstrip(".")
             raise source.error(f"{builder.data_path}, split {split!r}, cannot be read: {reason}") from error

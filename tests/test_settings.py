@@ -33,6 +33,7 @@ def resolve(config, num_train=901, num_devices=1):
         ("best_curve", "average", "raw, ema"),
         ("best_metric", "error", "'accuracy', 'loss'"),
         ("max_rejected_steps", 0, "at least 1"),
+        ("steps_per_dispatch", -1, "at least 0"),
         ("model__name", "rnn", "'mlp', 'cnn'"),
         ("model__dtype", "float16", "'float32', 'bfloat16'"),
         ("model__hidden_sizes", (8, 0), "positive integers"),
