@@ -11,7 +11,6 @@ import numpy as np
 import optax
 from flax import linen as nn
 from flax import traverse_util
-from scipy import special
 
 from errors import UserError
 from input_pipeline import EvalData, TrainData
@@ -259,6 +258,8 @@ def paired_proportions_interval(first: np.ndarray, second: np.ndarray) -> tuple[
     Returns:
         Difference, lower and upper bound, within [-1, 1].
     """
+    from scipy import special  # here, for it takes a while that the first training step need not wait
+
     n = len(first)
     gained = int(np.sum(first & ~second))
     lost = int(np.sum(second & ~first))
@@ -269,6 +270,8 @@ def paired_proportions_interval(first: np.ndarray, second: np.ndarray) -> tuple[
 
 def mean_interval(values: np.ndarray) -> tuple[float, float, float]:
     """The mean of at least two values with its 95 % interval by Student's t: mean, lower and upper bound."""
+    from scipy import special
+
     mean = float(np.mean(values))
     half_width = special.stdtrit(len(values) - 1, 0.975) * np.std(values, ddof=1) / math.sqrt(len(values))
     return mean, float(mean - half_width), float(mean + half_width)

@@ -67,6 +67,33 @@ class CNN(nn.Module):
         return nn.Dense(self.num_classes, dtype=self.dtype)(x).astype(jnp.float32)
 
 
+class SmallCNN(nn.Module):
+    """A convolutional network that trains in seconds on CPUs, after Simard et al. 2003.
+
+    Two convolutions that shrink the image by their stride, without padding or pooling: 6x6 of 8 features and 4x4 of 48,
+    each with stride 2, and a hidden layer of 256. 316,514 parameters and 1 million floating-point operations for an
+    image of MNIST. Images must have at least 12x12 pixels.
+
+    Attributes:
+        num_classes: number of logits.
+        dtype: of the computation; parameters are float32 always.
+    """
+
+    num_classes: int
+    dtype: Any
+
+    @nn.compact
+    def __call__(self, images: jax.Array, train: bool) -> jax.Array:
+        """Maps float images [batch, height, width, channels] to float32 logits [batch, num_classes]."""
+        if min(images.shape[1:3]) < 12:
+            raise UserError(f"small_cnn needs images of 12 x 12 pixels or more; these have {images.shape[1:3]}")
+        x = images.astype(self.dtype)
+        for features, size in ((8, 6), (48, 4)):
+            x = nn.relu(nn.Conv(features, (size, size), strides=2, padding="VALID", dtype=self.dtype)(x))
+        x = nn.relu(nn.Dense(256, dtype=self.dtype)(x.reshape(len(x), -1)))
+        return nn.Dense(self.num_classes, dtype=self.dtype)(x).astype(jnp.float32)
+
+
 class ResNet(nn.Module):
     """A residual network for small images (He et al. 2016).
 
@@ -245,6 +272,7 @@ def average_pool(x: jax.Array) -> jax.Array:
 MODELS: Mapping[str, type[nn.Module]] = {
     "mlp": MLP,
     "cnn": CNN,
+    "small_cnn": SmallCNN,
     "resnet": ResNet,
     "wide_resnet": WideResNet,
     "vit": ViT,

@@ -9,6 +9,7 @@ import functools
 import math
 import pathlib
 from collections.abc import Callable, Mapping
+from concurrent import futures
 from typing import Any
 
 import jax
@@ -114,6 +115,7 @@ def compute_gradients(
     return objectives.mean(), metrics, batch_stats, grads
 
 
+@functools.partial(jax.jit, static_argnames=("loss_fn", "num_microbatches"))
 def train_step(
     state: CustomTrainState, batch: Batch, loss_fn: LossFn, num_microbatches: int = 1
 ) -> tuple[CustomTrainState, Metrics]:
@@ -239,6 +241,7 @@ def set_up(config: ml_collections.ConfigDict, workdir: str | pathlib.Path, confi
     for unused in settings.check(config):
         print(f"Note: {unused}", flush=True)
     source = input_pipeline.find_source(config.dataset)
+    startup.mark("find data")
     resolved = settings.resolve(config, num_train=source.num_train, num_devices=jax.device_count())
     config_file = pathlib.Path(workdir) / "config.json"
     if config_file.exists():
@@ -261,11 +264,20 @@ def load(config: ml_collections.FrozenConfigDict, source: input_pipeline.Source)
     Raises:
         UserError: the data set is damaged, or the model does not have what the config asks of it.
     """
-    splits = input_pipeline.load_splits(
-        source, num_validation=config.num_validation, label_noise=config.label_noise, seed=config.seed
-    )
-    startup.mark("data set")
     mesh = create_mesh()
+    # The data is read while the program that makes the state is compiled.
+    with futures.ThreadPoolExecutor() as pool:
+        splits_read = pool.submit(
+            input_pipeline.load_splits,
+            source,
+            num_validation=config.num_validation,
+            label_noise=config.label_noise,
+            seed=config.seed,
+        )
+        state = create_train_state(config, image_shape=source.image_shape, num_classes=source.num_classes, mesh=mesh)
+        startup.mark("first state")
+        splits = splits_read.result()
+        startup.mark("read data")
     normalization = input_pipeline.Normalization.of(splits.train.image)
     eval_data = {
         name: input_pipeline.EvalData.of(images, normalization, config.eval_batch_size, mesh.size)
@@ -279,14 +291,12 @@ def load(config: ml_collections.FrozenConfigDict, source: input_pipeline.Source)
     )
     train_data, eval_data = jax.device_put((train_data, eval_data), replicated(mesh))
     startup.mark("data to device")
-    state = create_train_state(config, image_shape=source.image_shape, num_classes=source.num_classes, mesh=mesh)
     for average in state.averages:
         if average.batch_stats != "average" and not state.batch_stats:
             raise UserError(
                 f"averages.{average.name}.batch_stats = {average.batch_stats!r}: the model has no batch statistics; "
                 f'leave it at its default, --config.averages.{average.name}.batch_stats="average"'
             )
-    startup.mark("first state")
     return Experiment(config, mesh, state, train_data, eval_data)
 
 
@@ -368,7 +378,7 @@ def train_and_evaluate(
 
     loss = functools.partial(loss_fn, **config.loss)
     train_program = create_train_program(loss, mesh, config.accumulate)
-    zero_sums = create_zero_sums(loss, state, train_data, mesh)
+    zero_sums = create_zero_sums(loss, state, train_data, mesh, config.accumulate)
     if config.chunked is None:
         config = settings.with_chunked(config, suits_chunks(train_program, state, zero_sums(), train_data))
     advance = Dispatcher(
@@ -433,12 +443,16 @@ def train_and_evaluate(
 
 
 def create_zero_sums(
-    loss_fn: LossFn, state: CustomTrainState, data: input_pipeline.TrainData, mesh: jax.sharding.Mesh
+    loss_fn: LossFn,
+    state: CustomTrainState,
+    data: input_pipeline.TrainData,
+    mesh: jax.sharding.Mesh,
+    num_microbatches: int = 1,
 ) -> Callable[[], Metrics]:
     """A function that returns metric sums over no steps, for the metrics that this loss function has."""
 
     def metrics_of_a_step(state: CustomTrainState, data: input_pipeline.TrainData) -> Metrics:
-        return train_step(state, data.batch(state.rng, state.step), loss_fn)[1]
+        return train_step(state, data.batch(state.rng, state.step), loss_fn, num_microbatches)[1]
 
     metrics = jax.eval_shape(metrics_of_a_step, state, data)
     return jax.jit(lambda: jax.tree.map(lambda m: jnp.zeros(m.shape, m.dtype), metrics), out_shardings=replicated(mesh))

@@ -110,7 +110,7 @@ def create_dispatcher(
     config, mesh = experiment.config, experiment.mesh
     loss_fn = functools.partial(train.loss_fn, **config.loss)
     program = train.create_train_program(loss_fn, mesh, config.accumulate)
-    zero_sums = train.create_zero_sums(loss_fn, experiment.state, experiment.train_data, mesh)
+    zero_sums = train.create_zero_sums(loss_fn, experiment.state, experiment.train_data, mesh, config.accumulate)
     if chunked is None:
         chunked = suits_chunks(program, experiment.state, zero_sums(), experiment.train_data)
     return Dispatcher(program, chunked=chunked, max_steps=0, sharding=train.replicated(mesh)), zero_sums

@@ -78,8 +78,8 @@ def get_config() -> ml_collections.ConfigDict:
     config.augment.cutout = 0  # side of a blanked square, in pixels; 16 for CIFAR-10, 8 for CIFAR-100 in the paper
     config.augment.mixup = 0.0  # parameter of the beta distribution; 1 on CIFAR in the paper
 
-    # "mlp", "cnn", "resnet", "wide_resnet" or "vit"; see models.py. Fields that the model does not have must keep their
-    # defaults.
+    # "mlp", "cnn", "small_cnn", "resnet", "wide_resnet" or "vit"; see models.py. Fields that the model does not have
+    # must keep their defaults.
     config.model = ml_collections.ConfigDict()
     config.model.name = "mlp"
     config.model.dtype = "float32"  # or "bfloat16": of the computation; parameters and averages stay float32
@@ -89,7 +89,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.model.width = 1  # resnet: 1; wide_resnet: 10; vit: 1, 2 and 4 are the sizes Ti, S and B
     config.model.zero_init_residual = False  # resnet: each block starts as an identity
     config.model.patch = 4  # vit: side of a patch in pixels
-    config.model.dropout = 0.0  # all but mlp
+    config.model.dropout = 0.0  # all but mlp and small_cnn
 
     # Training minimises cross-entropy against smoothed labels, plus half the L2 penalty times the sum of the squared
     # weights (biases and normalisation excepted). The metric "loss" stays the plain negative log-likelihood; what is

@@ -13,6 +13,7 @@ from errors import UserError
 FIELDS = {
     "mlp": {"hidden_sizes": (8,)},
     "cnn": {"batch_norm": True, "dropout": 0.5},
+    "small_cnn": {},
     "resnet": {"depth": 20, "width": 1, "zero_init_residual": False, "dropout": 0.5},
     "wide_resnet": {"depth": 10, "width": 1, "dropout": 0.5},
     "vit": {"depth": 1, "width": 1, "patch": 4, "dropout": 0.5},
@@ -37,6 +38,13 @@ def num_parameters(model, image_shape):
 def test_the_cnn_has_the_parameters_of_the_flax_mnist_example():
     # 3*3*1*32 + 32, 3*3*32*64 + 64, 7*7*64*256 + 256, 256*10 + 10
     assert num_parameters(create("cnn", batch_norm=False), (28, 28, 1)) == 320 + 18496 + 803072 + 2570
+
+
+def test_the_small_cnn_shrinks_images_without_padding_and_says_which_are_too_small():
+    # 6*6*1*8 + 8, 4*4*8*48 + 48, 5*5*48*256 + 256, 256*10 + 10
+    assert num_parameters(create("small_cnn"), (28, 28, 1)) == 296 + 6192 + 307456 + 2570
+    with pytest.raises(UserError, match=r"12 x 12 pixels"):
+        create("small_cnn").init(jax.random.key(0), jnp.zeros((1, 12, 11, 1)), train=False)
 
 
 def test_the_mlp_has_a_layer_for_every_size():
@@ -138,11 +146,11 @@ def test_average_pooling_equals_flaxs(shape):
 
 @pytest.mark.parametrize("name", models.MODELS)
 def test_bfloat16_is_for_the_computation_while_variables_and_logits_stay_float32(name):
-    images = jax.random.normal(jax.random.key(1), (4, 8, 8, 1))
+    images = jax.random.normal(jax.random.key(1), (4, 12, 12, 1))
     logits = {}
     for dtype in ("float32", "bfloat16"):
         model = create(name, dtype=dtype)
-        variables = variables_of(model, (8, 8, 1))
+        variables = variables_of(model, (12, 12, 1))
         assert {leaf.dtype for leaf in jax.tree.leaves(variables)} == {jnp.dtype("float32")}
         logits[dtype] = jax.jit(functools.partial(model.apply, train=False))(variables, images)
         assert logits[dtype].dtype == jnp.float32
