@@ -112,6 +112,7 @@ def test_the_stages_of_a_residual_network_halve_the_image(name, fields, sizes):
     }
 
 
+@pytest.mark.slow
 def test_zero_initialised_residuals_make_every_block_an_identity():
     images = jax.random.normal(jax.random.key(1), (4, 8, 8, 3))
     model = create("resnet", zero_init_residual=True)
@@ -144,7 +145,9 @@ def test_average_pooling_equals_flaxs(shape):
     np.testing.assert_allclose(models.average_pool(x), nn.avg_pool(x, (2, 2), (2, 2)), atol=1e-6)
 
 
-@pytest.mark.parametrize("name", models.MODELS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.slow] * ("resnet" in name)) for name in models.MODELS]
+)
 def test_bfloat16_is_for_the_computation_while_variables_and_logits_stay_float32(name):
     images = jax.random.normal(jax.random.key(1), (4, 12, 12, 1))
     logits = {}

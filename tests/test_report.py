@@ -57,6 +57,7 @@ def test_a_folder_without_an_evaluation_is_refused_with_a_hint(tmp_path, argumen
     assert "Traceback" not in result.stderr
 
 
+@pytest.mark.slow
 def test_a_batch_is_drawn_with_and_without_what_augmentation_makes_of_it(tmp_path):
     def pixels(name, *flags):
         command = [sys.executable, "-m", "tools.show_batch", "--config=configs/digits.py", f"--out={tmp_path / name}"]

@@ -437,6 +437,7 @@ def test_a_run_leaves_what_it_promises(tmp_path, capsys):
     assert (pathlib.Path(tmp_path) / "curves.png").read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("weights", ["raw", "ema"])
 def test_a_run_starts_from_the_weights_of_another_and_so_do_its_averages(tmp_path, weights):
     model = CNN | {"model__batch_norm": True}

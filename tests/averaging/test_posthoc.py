@@ -166,6 +166,7 @@ def test_batch_statistics_of_an_average_made_afterwards_follow_the_policy(tmp_pa
     assert made["loss"] == pytest.approx(read_metrics(tmp_path, "tracked")[-1]["loss"], rel=1e-5)
 
 
+@pytest.mark.slow
 def test_a_combination_with_a_negative_variance_is_left_out(tmp_path, capsys):
     """Far from its basis an average takes large coefficients of both signs, and no activation has such statistics."""
     model = {"model__name": "cnn", "model__hidden_sizes": (256, 256), "model__batch_norm": True}
@@ -186,6 +187,7 @@ def test_a_combination_with_a_negative_variance_is_left_out(tmp_path, capsys):
     assert "left out: a variance would be negative" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_the_command_writes_lines_that_the_report_reads_and_replaces_its_own(run):
     workdir, _ = run
     for average in ("lawa:last=3", "lawa:last=2", "lawa:last=3"):
