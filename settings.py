@@ -382,6 +382,7 @@ def describe(config: ml_collections.FrozenConfigDict) -> str:
     phases = [f"{config.optimizer[name]} {name}" for name in ("warmup", "stable", "decay") if config.optimizer[name]]
     if phases:
         parts.append(f"learning rate {' + '.join(phases)} steps")
+    parts.append("dispatched in chunks" if config.chunked else "dispatched one by one")
     return ", ".join(parts)
 
 

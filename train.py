@@ -374,13 +374,13 @@ def train_and_evaluate(
     print(parameter_overview.get_parameter_overview(state.params, include_stats=False))
     part = config.batch_size // (mesh.size * config.accumulate)
     print(f"Batches of {config.batch_size} = {mesh.size} devices x {config.accumulate} parts x {part} images")
-    print(f"Training for {settings.describe(config)}", flush=True)
 
     loss = functools.partial(loss_fn, **config.loss)
     train_program = create_train_program(loss, mesh, config.accumulate)
     zero_sums = create_zero_sums(loss, state, train_data, mesh, config.accumulate)
     if config.chunked is None:
         config = settings.with_chunked(config, suits_chunks(train_program, state, zero_sums(), train_data))
+    print(f"Training for {settings.describe(config)}", flush=True)
     advance = Dispatcher(
         train_program, chunked=config.chunked, max_steps=config.steps_per_dispatch, sharding=replicated(mesh)
     )
