@@ -1,22 +1,20 @@
 """What a run leaves for the next one: compiled programs, and data sets decoded to arrays.
 
-Compiled programs are code. So the folder belongs to the user alone, and one that somebody else could have written to is
-refused. Arrays are stored as safetensors, which hold no code, under the hash of their content.
+Compiled programs are code. So the folder is the user's alone, and one that belongs to somebody else, or that others can
+write to, is refused. Arrays are stored as safetensors, which hold no code, under the hash of their content.
 """
 
-import dataclasses
 import hashlib
 import json
 import os
 import pathlib
 import re
 import stat
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
 import numpy as np
-import safetensors
 import safetensors.numpy
 
 from errors import UserError
@@ -24,13 +22,7 @@ from errors import UserError
 _directory: pathlib.Path | None = None
 
 
-def default_directory() -> pathlib.Path:
-    """The folder for this project in the user's cache directory."""
-    cache = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    return pathlib.Path(cache).expanduser() / "flax-polyak-template"
-
-
-def enable(directory: str | pathlib.Path) -> None:
+def enable(directory: str | pathlib.Path) -> str:
     """Keeps compiled programs and decoded data sets in this folder, in this process from now on.
 
     A compilation cache that was chosen by JAX's own means, such as JAX_COMPILATION_CACHE_DIR, stays.
@@ -38,11 +30,14 @@ def enable(directory: str | pathlib.Path) -> None:
     Args:
         directory: created if it does not exist, for the user alone.
 
+    Returns:
+        Where what is kept, in words.
+
     Raises:
         UserError: it cannot be used, or others could change what is in it.
     """
     global _directory
-    directory = pathlib.Path(directory).expanduser().absolute()
+    directory = pathlib.Path(os.path.expanduser(directory)).absolute()
     try:
         for folder in (directory, directory / "compiled", directory / "data"):
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -50,10 +45,13 @@ def enable(directory: str | pathlib.Path) -> None:
     except OSError as error:
         raise UserError(f"--cache_dir={directory} cannot be used: {error}. --cache_dir= does without") from error
     _directory = directory
-    if not jax.config.jax_compilation_cache_dir:  # type: ignore[attr-defined]  # made at run time
-        jax.config.update("jax_compilation_cache_dir", str(directory / "compiled"))
+    programs: str = jax.config.jax_compilation_cache_dir  # type: ignore[attr-defined]  # made at run time
+    if not programs:
+        programs = str(directory / "compiled")
+        jax.config.update("jax_compilation_cache_dir", programs)
         # Small programs count, too: there are many of them before the first step.
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+    return f"Compiled programs are kept in {programs}, decoded data sets in {directory / 'data'}"
 
 
 def _check_private(folder: pathlib.Path) -> None:
@@ -61,59 +59,67 @@ def _check_private(folder: pathlib.Path) -> None:
     if found.st_uid != os.getuid() or found.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
         raise UserError(
             f"--cache_dir: {folder} belongs to user {found.st_uid} and has mode {stat.S_IMODE(found.st_mode):o}; it "
-            f"must be yours, {os.getuid()}, and writable by nobody else, for it holds compiled code. "
-            f"chmod 700 {folder}, another --cache_dir, or --cache_dir= for none"
+            f"must be yours, {os.getuid()}, and writable by nobody else, for it holds compiled code. Remove it "
+            f"(rm -r {folder}), name another --cache_dir, or none: --cache_dir="
         )
 
 
-@dataclasses.dataclass(frozen=True)
 class CachedArrays:
-    """Arrays that were made from files, and that are good as long as these files are what they were.
+    """Arrays that were made from files, and that are good as long as these files are what they were."""
 
-    Attributes:
-        name: of what they are, for the name of the file.
-        origin: the folder that they were made from.
-    """
+    def __init__(self, name: str, origins: Sequence[pathlib.Path]) -> None:
+        """Looks at the files.
 
-    name: str
-    origin: pathlib.Path
+        Args:
+            name: of what the arrays are.
+            origins: the files that they are made from, and folders of such; told apart by name, size and time of
+                change. Where one is missing, nothing is stored.
+        """
+        self._name = name
+        self._prefix = ""
+        if _directory is None or not re.fullmatch(r"\w+([:/].*)?", name):
+            return
+        try:
+            files = [file for origin in origins for file in ([origin] if origin.is_file() else origin.rglob("*"))]
+            seen = [(str(file.absolute()), file.stat().st_size, file.stat().st_mtime_ns) for file in sorted(files)]
+        except OSError:  # somebody else is changing them
+            return
+        if all(origin.exists() for origin in origins):
+            key = hashlib.sha256(json.dumps([name, seen]).encode()).hexdigest()
+            self._prefix = f"{re.sub(r'[^a-z0-9_]', '_', name)}-{key[:16]}-"
 
     def read(self) -> tuple[dict[str, np.ndarray], dict[str, Any]] | None:
         """The arrays and the values stored with them; none if there are none, or none that are whole."""
         for path in self._stored():
-            if hashlib.sha256(path.read_bytes()).hexdigest() == path.stem.rpartition("-")[2]:
-                with safetensors.safe_open(path, "numpy") as file:
-                    return {name: file.get_tensor(name) for name in file.keys()}, json.loads(file.metadata()["values"])  # noqa: SIM118
-            print(f"Note: {path} is damaged and will be made again", flush=True)
+            try:
+                content = path.read_bytes()
+                if hashlib.sha256(content).hexdigest() == path.stem.removeprefix(self._prefix):
+                    header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
+                    return safetensors.numpy.load(content), json.loads(header["__metadata__"]["values"])
+                reason = "damaged"
+            except OSError as error:
+                reason = f"not readable ({error})"
+            print(f"Note: {path} is {reason} and will be made again", flush=True)
         return None
 
     def write(self, arrays: Mapping[str, np.ndarray], values: Mapping[str, Any]) -> None:
         """Stores arrays and JSON values for the next run, in the place of what is there."""
-        if _directory is None:
+        if _directory is None or not self._prefix:
             return
         content = safetensors.numpy.save(dict(arrays), metadata={"values": json.dumps(dict(values))})
-        path = _directory / "data" / f"{self._prefix()}-{hashlib.sha256(content).hexdigest()}.safetensors"
-        partial = path.with_suffix(f".{os.getpid()}")
+        name = self._prefix + hashlib.sha256(content).hexdigest()
+        path, partial = (_directory / "data" / f"{name}.{suffix}" for suffix in ("safetensors", os.getpid()))
         try:
             partial.write_bytes(content)
-            for old in self._stored():
-                old.unlink(missing_ok=True)
             partial.replace(path)
+            for old in self._stored():
+                if old != path:
+                    old.unlink(missing_ok=True)
         except OSError as error:
-            print(f"Note: {self.name} is not cached: {error}", flush=True)
+            print(f"Note: {self._name} is not kept for later runs: {error}", flush=True)
             partial.unlink(missing_ok=True)
 
     def _stored(self) -> list[pathlib.Path]:
-        if _directory is None or not self.origin.is_dir():
+        if _directory is None or not self._prefix:
             return []
-        return sorted((_directory / "data").glob(f"{self._prefix()}-*.safetensors"))
-
-    def _prefix(self) -> str:
-        """Says what the origin's files are without reading them: names, sizes and times of change."""
-        files = [
-            (str(path.relative_to(self.origin)), path.stat().st_size, path.stat().st_mtime_ns)
-            for path in sorted(self.origin.rglob("*"))
-            if path.is_file()
-        ]
-        key = hashlib.sha256(json.dumps([self.name, str(self.origin), files]).encode()).hexdigest()
-        return f"{re.sub(r'[^a-z0-9_]', '_', self.name)}-{key[:16]}"
+        return sorted((_directory / "data").glob(f"{self._prefix}*.safetensors"))

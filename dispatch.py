@@ -43,8 +43,7 @@ class Dispatcher:
         Args:
             step: the program of one step.
             chunked: whether to dispatch chunks instead of single steps.
-            max_steps: largest number of steps to dispatch before waiting for the device; 0 for as many as are done in
-                about `MAX_SECONDS`, which no number exceeds.
+            max_steps: of a chunk; 0 for as many as are done in about `MAX_SECONDS`, which no number exceeds.
             sharding: of state and sums.
         """
 
@@ -57,8 +56,10 @@ class Dispatcher:
 
         self.chunked = chunked
         self._program = jax.jit(chunk if chunked else single, donate_argnums=(0, 1), out_shardings=sharding)
-        self._max_steps = max_steps or 2**31 - 1
-        self._next = 1  # steps; how long one takes is not known yet
+        self._max_steps = max_steps if chunked and max_steps else 2**31 - 1
+        # Steps to take before waiting for the device. How long one takes is not known yet, and measured as it goes;
+        # several hosts would have to agree on it.
+        self._next = 1
 
     def __call__(self, state: Any, sums: Any, data: Any, step: int, end: int) -> tuple[Any, Any]:
         """Takes the steps from `step` to `end`, without the latter; returns when they are done.

@@ -88,14 +88,21 @@ def find_source(dataset: str) -> Source:
     """
     if dataset in SOURCES:
         return SOURCES[dataset]()
-    data_dir = pathlib.Path(os.environ.get("TFDS_DATA_DIR", "~/tensorflow_datasets")).expanduser()
-    cache = CachedArrays(dataset, data_dir.absolute() / re.split("[:/]", dataset)[0])
-    return _source_from_cache(cache) or _cached(_tfds_source(dataset, data_dir), cache)
+    return _source_from_cache(dataset) or _cached(_tfds_source(dataset))
 
 
-def _source_from_cache(cache: CachedArrays) -> Source | None:
+def _tfds_folder() -> str:
+    return os.path.expanduser(os.environ.get("TFDS_DATA_DIR", "~/tensorflow_datasets"))
+
+
+def _cache(dataset: str) -> CachedArrays:
+    """What is stored of a TFDS set, as long as its files and this one are what they were."""
+    return CachedArrays(dataset, (pathlib.Path(_tfds_folder(), re.split("[:/]", dataset)[0]), pathlib.Path(__file__)))
+
+
+def _source_from_cache(dataset: str) -> Source | None:
     """The data set as an earlier run stored it, without TensorFlow; none if there is none."""
-    found = cache.read()
+    found = _cache(dataset).read()
     if found is None:
         return None
     arrays, values = found
@@ -103,11 +110,12 @@ def _source_from_cache(cache: CachedArrays) -> Source | None:
     return Source(**values | {"image_shape": tuple(values["image_shape"])}, load=splits.__getitem__)
 
 
-def _cached(source: Source, cache: CachedArrays) -> Source:
+def _cached(source: Source) -> Source:
     """The same data set, which is stored for later runs once it is loaded."""
 
     @functools.cache
     def splits() -> dict[str, Images]:
+        cache = _cache(source.name)
         loaded = {split: _load_checked(source, split) for split in ("train", "test")}
         arrays = {
             f"{split}/{field}": getattr(images, field) for split, images in loaded.items() for field in vars(images)
@@ -134,14 +142,15 @@ def _digits_source() -> Source:
     return Source("digits", image.shape[1:], 10, len(splits["train"]), splits.__getitem__)
 
 
-def _tfds_source(dataset: str, data_dir: pathlib.Path) -> Source:
+def _tfds_source(dataset: str) -> Source:
     environment.import_tensorflow()
     import tensorflow as tf
     import tensorflow_datasets as tfds
     from google.protobuf import json_format
     from tensorflow_datasets.core import dataset_info
 
-    folder = data_dir / dataset
+    data_dir = _tfds_folder()
+    folder = pathlib.Path(data_dir, dataset)
     # What TFDS leaves of a data set, whole or not; anything else there is not ours to have removed.
     prepared = re.fullmatch(r"\w+", dataset) and any(
         re.fullmatch(r"\d+\.\d+\.\d+|incomplete\..*", path.name) for path in folder.glob("*")

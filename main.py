@@ -6,6 +6,7 @@ The same command continues a run that was interrupted. Any field of the config c
 --config.optimizer.learning_rate=0.01. With --v=1 it says where the time up to the first step goes.
 """
 
+import os
 import re
 import sys
 import traceback
@@ -26,7 +27,9 @@ _CONFIG_CHANGE = flags.DEFINE_enum(
     "Whether to continue a run although the config is not the one that it was started with.",
 )
 _CACHE_DIR = flags.DEFINE_string(
-    "cache_dir", None, "Where to keep compiled programs and decoded data sets for later runs; empty: nowhere."
+    "cache_dir",
+    os.path.join(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "flax-polyak-template"),
+    "Where to keep compiled programs and decoded data sets for later runs; empty: nowhere.",
 )
 _DEBUG_NANS = flags.DEFINE_bool("debug_nans", False, "Stop with a traceback where the first NaN comes from.")
 flags.mark_flag_as_required("config")
@@ -43,7 +46,6 @@ def main(argv: list[str]) -> None:
         logging.set_verbosity(logging.WARNING)  # for what libraries would say at that level
     import jax
 
-    import caching
     import train
 
     startup.mark("imports")
@@ -52,10 +54,8 @@ def main(argv: list[str]) -> None:
     print(f"{jax.device_count()} x {jax.devices()[0].device_kind}", flush=True)
     startup.mark("devices")
     try:
-        directory = caching.default_directory() if _CACHE_DIR.value is None else _CACHE_DIR.value
-        if directory:
-            caching.enable(directory)
-            print(f"Compiled programs and decoded data sets are kept in {directory}", flush=True)
+        if _CACHE_DIR.value:
+            _enable_cache(_CACHE_DIR.value)
         if _MODE.value == "train":
             train.train_and_evaluate(_CONFIG.value, _WORKDIR.value, config_change=_CONFIG_CHANGE.value)
         else:
@@ -67,6 +67,17 @@ def main(argv: list[str]) -> None:
     except KeyboardInterrupt:
         print("Interrupted. The same command continues from the last checkpoint.", file=sys.stderr)
         sys.exit(130)  # what shells report for a process that Ctrl-C ended
+
+
+def _enable_cache(directory: str) -> None:
+    import caching
+
+    try:
+        print(caching.enable(directory), flush=True)
+    except UserError as error:
+        if _CACHE_DIR.present:
+            raise
+        print(f"Note: nothing is kept for later runs. {error}", flush=True)
 
 
 def parse_flags(argv: list[str]) -> list[str]:

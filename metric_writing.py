@@ -50,8 +50,9 @@ class _Board:
     """
 
     def __init__(self, folder: pathlib.Path) -> None:
-        folder.mkdir(parents=True)
-        self._file = (folder / "events.out.tfevents.0").open("wb")  # TensorBoard wants "tfevents" in the name
+        folder.mkdir(parents=True, exist_ok=True)
+        # TensorBoard wants "tfevents" in the name, and while it watches goes on only to names that come later.
+        self._file = (folder / f"events.out.tfevents.{time.time_ns()}").open("wb")
         self._records = RecordWriter(self._file)
         self._write(file_version="brain.Event:2")
 

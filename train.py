@@ -115,6 +115,7 @@ def compute_gradients(
     return objectives.mean(), metrics, batch_stats, grads
 
 
+# Jitted by itself, it is traced once for all that use it.
 @functools.partial(jax.jit, static_argnames=("loss_fn", "num_microbatches"))
 def train_step(
     state: CustomTrainState, batch: Batch, loss_fn: LossFn, num_microbatches: int = 1
@@ -381,9 +382,9 @@ def train_and_evaluate(
     if config.chunked is None:
         config = settings.with_chunked(config, suits_chunks(train_program, state, zero_sums(), train_data))
     print(f"Training for {settings.describe(config)}", flush=True)
-    advance = Dispatcher(
-        train_program, chunked=config.chunked, max_steps=config.steps_per_dispatch, sharding=replicated(mesh)
-    )
+    # Where a chunk gives a NaN, JAX would name the loop instead of the operation.
+    chunked = config.chunked and not jax.config.jax_debug_nans  # type: ignore[attr-defined]
+    advance = Dispatcher(train_program, chunked=chunked, max_steps=config.steps_per_dispatch, sharding=replicated(mesh))
     curve_split = "validation" if config.num_validation else "test"
 
     with contextlib.ExitStack() as stack:

@@ -183,7 +183,8 @@ class CustomTrainState(train_state.TrainState):
     def apply_ema(self) -> Self:
         """Moves every average, and its batch statistics, towards the present ones. Call after `apply_gradients`.
 
-        After a rejected step (see `accept_if`) they stay where they are, and so do their counts.
+        After a rejected step, as `accept_if` has noted it, they stay where they are, and so do their counts. Leaves
+        that are no floats are copied when an average moves.
         """
         accepted = self.rejected["streak"] == 0
         present = self.params, self.batch_stats

@@ -52,10 +52,12 @@ def saved_state(workdir, config):
 
 
 @pytest.mark.slow
-def test_a_run_killed_again_and_again_ends_with_the_same_bits(tmp_path):
+@pytest.mark.parametrize("steps_per_dispatch", [1, 5])
+def test_a_run_killed_again_and_again_ends_with_the_same_bits(tmp_path, steps_per_dispatch):
     """Real processes, each killed right after it printed a line, while training and saving go on in the background."""
     interrupted, uninterrupted = tmp_path / "interrupted", tmp_path / "uninterrupted"
-    flags = (f"--workdir={interrupted}", *FLAGS)
+    same_flags = (*FLAGS, f"--config.steps_per_dispatch={steps_per_dispatch}")
+    flags = (f"--workdir={interrupted}", *same_flags)
     for seen in ("step 7/60", "step 22/60", "step 49/60"):
         with subprocess.Popen(command(*flags), cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
             for line in process.stdout:
@@ -66,7 +68,7 @@ def test_a_run_killed_again_and_again_ends_with_the_same_bits(tmp_path):
                 pytest.fail(f"the run ended before it printed {seen!r}")
         assert process.returncode == -signal.SIGKILL
     with ThreadPoolExecutor() as pool:  # side by side, to save time
-        runs = pool.map(lambda workdir: run_main(f"--workdir={workdir}", *FLAGS), (interrupted, uninterrupted))
+        runs = pool.map(lambda workdir: run_main(f"--workdir={workdir}", *same_flags), (interrupted, uninterrupted))
     for result in runs:
         assert result.returncode == 0, result.stderr
     assert (interrupted / "metrics.jsonl").read_bytes() == (uninterrupted / "metrics.jsonl").read_bytes()
