@@ -53,8 +53,14 @@ def import_tensorflow() -> None:
     """
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
+    # It would import Keras as well, which takes as long as all the rest of it, and which nothing here needs.
+    hide_keras = "keras" not in sys.modules
+    if hide_keras:
+        sys.modules["keras"] = None  # type: ignore[assignment]  # what makes an import fail
     import tensorflow as tf
 
+    if hide_keras:
+        del sys.modules["keras"]
     for kind in ("GPU", "TPU"):
         tf.config.set_visible_devices([], kind)
 
