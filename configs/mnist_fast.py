@@ -1,6 +1,16 @@
 """MNIST to 99 % in seconds on a CPU: a small network whose learning rate stays high, so that the average pays.
 
-python main.py --config=configs/mnist_fast.py --workdir=runs/mnist_fast
+    python main.py --config=configs/mnist_fast.py --workdir=runs/mnist_fast
+
+Test accuracy over 10 seeds, mean and 95 % interval over the seeds (benchmarks/results/mnist_fast.json):
+
+    raw          99.05 %  (99.02 .. 99.09)
+    averaged     99.25 %  (99.22 .. 99.28)
+    difference   +0.20    (+0.15 .. +0.25); the interval over the test images lies above 0 in 9 of 10 seeds
+
+Network, rate and length were chosen on 10,000 images set aside from the training set, on which the average of a shorter
+run (50,000 images to train on, 120,000 seen) reached 99.10 %. From the start of the process to its end it takes 10.9 s on
+two cores of an AMD EPYC, the mean of 10 seeds (benchmarks/results/time_to_accuracy.json).
 """
 
 import ml_collections
