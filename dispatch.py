@@ -19,8 +19,8 @@ Step = Callable[[Any, Any, Any], tuple[Any, Any]]
 def suits_chunks(step: Step, *args: Any) -> bool:
     """Whether steps run faster when the device repeats them than when the host dispatches one after another.
 
-    Everywhere but where XLA compiles convolutions for CPUs, whose fast path it leaves inside of loops: there they are 8
-    to 40 times slower. `python -m benchmarks.dispatch` measures it for every shipped config; so far on CPUs only.
+    Everywhere but where XLA compiles convolutions for CPUs, whose fast path it leaves inside of loops: there a step of
+    the shipped configs is 4 to 12 times slower. `python -m benchmarks.dispatch` measures it; so far on CPUs only.
 
     Args:
         step: the program of one step.

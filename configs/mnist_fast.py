@@ -8,9 +8,9 @@ Test accuracy over 10 seeds, mean and 95 % interval over the seeds (benchmarks/r
     averaged     99.25 %  (99.22 .. 99.28)
     difference   +0.20    (+0.15 .. +0.25); the interval over the test images lies above 0 in 9 of 10 seeds
 
-Network, rates and length were chosen on 10,000 images set aside from the training set, on which the average after as many
-steps with the other 50,000 reached 99.10 %, the mean of 10 seeds. From the start of the process to its end the run takes
-10.9 s on two cores of an AMD EPYC, again the mean of 10 seeds (benchmarks/results/time_to_accuracy.json).
+Network, rates and length were chosen on 10,000 images set aside from the training set, on which the average after as
+many steps with the other 50,000 reached 99.10 %, the mean of 10 seeds. From the start of the process to its end the run
+takes 10.9 s on two cores of an AMD EPYC, again the mean of 10 seeds (benchmarks/results/time_to_accuracy.json).
 """
 
 import ml_collections
