@@ -37,12 +37,12 @@ def enable(directory: str | pathlib.Path) -> str:
         UserError: it cannot be used, or others could change what is in it.
     """
     global _directory
-    directory = pathlib.Path(os.path.expanduser(directory)).absolute()
     try:
+        directory = pathlib.Path(directory).expanduser().absolute()
         for folder in (directory, directory / "compiled", directory / "data"):
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             _check_private(folder)
-    except OSError as error:
+    except (OSError, RuntimeError) as error:  # the latter where there is no home
         raise UserError(f"--cache_dir={directory} cannot be used: {error}. --cache_dir= does without") from error
     _directory = directory
     programs: str = jax.config.jax_compilation_cache_dir  # type: ignore[attr-defined]  # made at run time

@@ -13,6 +13,7 @@ from conftest import read_metrics, run_main
         (["--config.dataset=no_such_set"], "dataset = 'no_such_set'"),
         (["seed=1"], "unknown argument 'seed=1'"),
         (["--mode=evaluate"], "--mode=evaluate"),
+        (["--cache_dir=~no_such_user/cache"], "--cache_dir=~no_such_user/cache cannot be used"),
         (["--mode=eval"], "holds no checkpoint; --mode=train makes one"),
     ],
 )
@@ -23,6 +24,13 @@ def test_a_mistake_on_the_command_line_is_one_message_without_a_traceback_or_a_t
     assert message in result.stderr
     assert "Traceback" not in result.stderr
     assert not workdir.exists()
+
+
+def test_a_cache_that_nobody_asked_for_and_that_cannot_be_used_is_done_without(tmp_path):
+    (tmp_path / "file").touch()
+    result = run_main(f"--workdir={tmp_path / 'run'}", "--mode=eval", XDG_CACHE_HOME=str(tmp_path / "file"))
+    assert "Note: nothing is kept for later runs. --cache_dir=" in result.stdout
+    assert "holds no checkpoint" in result.stderr  # which comes after it
 
 
 def test_a_missing_config_file_is_named():
