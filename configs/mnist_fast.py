@@ -10,7 +10,7 @@ Test accuracy over 10 seeds, mean and 95 % interval over the seeds (benchmarks/r
 
 Network, rates and length were chosen on 10,000 images set aside from the training set, on which the average after as
 many steps with the other 50,000 reached 99.10 %, the mean of 10 seeds. From the start of the process to its end the run
-takes 10.9 s on two cores of an AMD EPYC, again the mean of 10 seeds (benchmarks/results/time_to_accuracy.json).
+takes 11.1 s on two cores of an AMD EPYC, again the mean of 10 seeds (benchmarks/results/time_to_accuracy.json).
 """
 
 import ml_collections
