@@ -94,6 +94,8 @@ def draw(lines: list[dict[str, Any]], path: pathlib.Path) -> None:
             difference.plot(steps, _column(pairs, "accuracy", 100), **style)
             low, high = (_column(pairs, bound, 100) for bound in ("accuracy_low", "accuracy_high"))
             difference.fill_between(steps, low, high, color=color, alpha=0.2, linewidth=0)
+            if len(steps) == 1:  # of which a band would not show
+                difference.vlines(steps, low, high, color=color, linewidth=1)
     difference.axhline(0, color="gray", linewidth=1)
     accuracy.set(ylabel=f"accuracy, % of {split} images")
     loss.set(ylabel="negative log-likelihood")
