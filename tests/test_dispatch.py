@@ -13,11 +13,16 @@ from train_state import Average
 CNN = {"model__name": "cnn", "model__hidden_sizes": (256, 256), "model__batch_norm": True, "model__dropout": 0.25}
 
 
-def run(experiment, cuts, **kwargs):
-    """State and sums after advancing to each of the steps in turn."""
-    advance = create_dispatcher(experiment, **kwargs)
-    state, sums, step = jax.tree.map(jnp.copy, experiment.state), zero_sums(experiment), 0
-    for end in cuts:
+FIRST = 25  # step: of 901 images in batches of 32, step 28 takes the last of one epoch and the first of the next
+
+
+def run(experiment, cuts, chunked=True, max_steps=0):
+    """State and sums after advancing to each of the steps in turn, in chunks as long as `max_steps` allows."""
+    advance = create_dispatcher(experiment, chunked, max_steps)
+    advance._next = max_steps or 2**31 - 1  # whatever the clock says
+    state, sums, step = jax.tree.map(jnp.copy, experiment.state), zero_sums(experiment), FIRST
+    state = state.replace(step=state.step + FIRST)
+    for end in (FIRST + cut for cut in cuts):
         state, sums = advance(state, sums, experiment.train_data, step, end)
         step = end
     return state.replace(rng=jax.random.key_data(state.rng)), sums
@@ -31,11 +36,11 @@ def experiment(tmp_path_factory):
 
 
 def test_a_chunk_computes_what_single_steps_do_but_for_rounding(experiment):
-    """Over three epochs' borders, 901 images being no multiple of the batch."""
+    """Across the end of an epoch, and with a batch that has images of both."""
     chunked, single = (run(experiment, [8], chunked=chunked) for chunked in (True, False))
     # Eight steps amplify a float32 rounding that the compiler places otherwise by some ten each.
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4), chunked, single)
-    assert int(chunked[0].step) == int(single[0].step) == 8
+    assert int(chunked[0].step) == int(single[0].step) == FIRST + 8
     assert int(chunked[1]["loss"][1]) == 8 * 32
 
 
@@ -57,7 +62,7 @@ def test_a_chunk_fetches_and_sends_nothing(experiment):
     num_steps = jax.device_put(np.int32(3))
     with jax.transfer_guard("disallow"):
         state, _ = compiled(state, sums, experiment.train_data, num_steps)
-    assert int(state.step) == 5
+    assert int(state.step) == FIRST + 5
 
 
 def test_training_compiles_once_whatever_the_chunks_and_nothing_after_the_first_evaluation(tmp_path):
