@@ -1,5 +1,6 @@
 """Many training steps per dispatch: how a program of one step is repeated until something is due."""
 
+import re
 import time
 from collections.abc import Callable
 from typing import Any
@@ -19,14 +20,17 @@ Step = Callable[[Any, Any, Any], tuple[Any, Any]]
 def suits_chunks(step: Step, *args: Any) -> bool:
     """Whether steps run faster when the device repeats them than when the host dispatches one after another.
 
-    Everywhere but where XLA compiles convolutions for CPUs, whose fast path it leaves inside of loops: there a step of
-    the shipped configs is 4 to 12 times slower. `python -m benchmarks.dispatch` measures it; so far on CPUs only.
+    Everywhere but on CPUs where a gradient with respect to a convolution's kernel is left to XLA (`convolution.py` does
+    not, `nn.Conv` alone does): inside of loops it has no fast routine, and steps are 4 to 12 times slower.
+    `python -m benchmarks.dispatch` measures it; so far on CPUs only.
 
     Args:
         step: the program of one step.
         *args: what it takes.
     """
-    return jax.default_backend() != "cpu" or "conv_general_dilated" not in str(jax.make_jaxpr(step)(*args))
+    # XLA's convolution is that gradient where the batch, which is summed over, takes the place of the channels.
+    gradient = r"lhs_spec=\((?!0,)"
+    return jax.default_backend() != "cpu" or not re.search(gradient, str(jax.make_jaxpr(step)(*args)))
 
 
 class Dispatcher:
