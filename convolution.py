@@ -86,6 +86,8 @@ def _not_covered(lhs: jax.Array, rhs: jax.Array, pads: Padding, **options: Any) 
         return f"types {lhs.dtype} and {rhs.dtype}"
     if any(not 0 <= pad < k for k, pair in zip(rhs.shape, pads, strict=False) for pad in pair):
         return f"padding {pads} of a kernel of {rhs.shape[:2]}"
+    if any(n + sum(pair) < k for n, k, pair in zip(lhs.shape[1:], rhs.shape, pads, strict=False)):
+        return f"a kernel of {rhs.shape[:2]} on images of {lhs.shape[1:3]}"
     # On CPUs all arithmetic is as precise as the type, whatever `precision` says.
     unusual = {
         key: value for key, value in options.items() if key != "precision" and np.any(np.not_equal(value or 1, 1))
