@@ -24,6 +24,7 @@ mutants: .venv/dev
 bench: .venv/benchmarks
 	$(BIN)/python -m benchmarks.dispatch
 	$(BIN)/python -m benchmarks.average_cost
+	$(BIN)/python -m benchmarks.convolution
 	$(BIN)/python -m benchmarks.peers --name=peers_mnist
 	$(BIN)/python -m benchmarks.peers --name=peers_cifar10 --config=configs/cifar10_small.py --steps=5
 	$(BIN)/python -m benchmarks.start

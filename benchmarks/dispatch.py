@@ -5,8 +5,7 @@
 For every shipped config whose data set is there, the training program is timed both ways in turns: `step`, one dispatch
 a batch, and `chunk`, one dispatch for many. `chunk / step` is the ratio of their times and `rule` what
 `dispatch.suits_chunks` says. `rule / step at most` is the upper end of the interval of what following the rule costs: 1
-where it says "step", for then it is the same program. On processors, ResNets are timed on single images: in a chunk, a
-step of 128 would take minutes.
+where it says "step", for then it is the same program.
 """
 
 import functools
@@ -49,8 +48,6 @@ def create_call(experiment: train.Experiment, *, chunked: bool) -> Callable[[], 
 def measure_config(name: str) -> tuple[dict[str, Any], dict[str, list[float]]]:
     """A row of the table, and all that was timed for it."""
     config = importlib.import_module(f"configs.{name}").get_config()
-    if config.model.name == "resnet" and jax.default_backend() == "cpu":
-        config.batch_size = 1
     experiment = train.set_up(config, pathlib.Path("none"), "refuse")
     chunked = measure.create_dispatcher(experiment)[0].chunked
     calls = {way: create_call(experiment, chunked=way == "chunk") for way in ("step", "chunk")}

@@ -82,6 +82,22 @@ def paired_ratio(values: Sequence[float], reference: Sequence[float]) -> dict[st
     return {"ratio": float(np.median(ratios)), "low": float(ratios[k - 1]), "high": float(ratios[-k])}
 
 
+_COMPILED: list[float] = []
+
+
+def _on_event(event: str, duration_secs: float, **_: Any) -> None:
+    if event == "/jax/core/compile/backend_compile_duration":
+        _COMPILED.append(duration_secs)
+
+
+jax.monitoring.register_event_duration_secs_listener(_on_event)
+
+
+def compile_seconds() -> float:
+    """How long XLA has been compiling in this process so far."""
+    return sum(_COMPILED)
+
+
 def create_training(experiment: train.Experiment) -> Callable[[int], tuple[CustomTrainState, float]]:
     """This project's training with nothing around it.
 

@@ -14,7 +14,8 @@ average:
 
 The others get the same batches in the same order, normalised beforehand, and keep only the loss. First all take a few
 steps from the same weights and have to agree; then they take turns, some steps at a time. `time ratio` is the time of a
-step over that of ours. It takes an idle machine: PyTorch's threads wait for each other, and other work slows them most.
+step over that of ours, `XLA (s)` what compiling JAX's programs took. It takes an idle machine: PyTorch's threads wait
+for each other, and other work slows them most.
 """
 
 import functools
@@ -116,7 +117,11 @@ def error(weights: Weights, reference: Weights, initial: Weights) -> float:
 
 def check(variants: dict[str, Variant], initial: dict[str, Weights]) -> list[dict[str, Any]]:
     """Takes the first steps, and ends the program if a variant does not agree with ours."""
-    losses = {name: variant.advance(CHECKED_STEPS) for name, variant in variants.items()}
+    losses, compile_seconds = {}, {}
+    for name, variant in variants.items():
+        before = measure.compile_seconds()
+        losses[name] = variant.advance(CHECKED_STEPS)
+        compile_seconds[name] = measure.compile_seconds() - before
     reference = variants["ours"].weights()
     rows = []
     for name, variant in variants.items():
@@ -125,7 +130,7 @@ def check(variants: dict[str, Variant], initial: dict[str, Weights]) -> list[dic
         errors["loss"] = float(abs(losses[name] / losses["ours"] - 1))
         if not max(errors.values()) <= TOLERANCE:
             sys.exit(f"error: after {CHECKED_STEPS} steps {name} differs from ours by {errors}, allowed is {TOLERANCE}")
-        rows.append({"variant": name, **errors})
+        rows.append({"variant": name, "compile seconds": compile_seconds[name], **errors})
     return rows
 
 
@@ -148,11 +153,12 @@ def main(argv: list[str]) -> None:
     calls = {name: functools.partial(turn, variant) for name, variant in variants.items()}
     seconds = measure.interleaved(calls, _ROUNDS.value)
     rows = []
-    for name, values in seconds.items():
+    for (name, values), checked in zip(seconds.items(), errors, strict=True):
         rates = measure.summary([_STEPS.value / value for value in values])
         ratio = measure.paired_ratio(values, seconds["ours"])
         rows.append(
             {"variant": name, "steps/s": rates.pop("median"), **rates, "time ratio": ratio.pop("ratio"), **ratio}
+            | {"XLA (s)": checked["compile seconds"]}
         )
     config = json.loads(settings.to_json(experiment.config))
     measure.write(_NAME.value, rows, steps=_STEPS.value, seconds=seconds, errors=errors, config=config)
