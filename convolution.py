@@ -8,7 +8,8 @@ kernel gradient each take the fastest of a few formulations, most of them matrix
     3x3 of many channels                          Winograd's products along the height, columns along the width
     other                                         XLA's convolution
     kernel gradient                               images shifted along the width times gradient shifted along the height
-    kernel gradient with a stride                 columns times gradient
+    kernel gradient: a stride; fewer pixels
+    under the kernel than features                columns times gradient
 
 `python -m benchmarks.convolution` times them all for the shapes of the models; its result is where this table is from.
 On other backends, and for what is not covered here, XLA's convolution is called. Parameters are those of `nn.Conv`.
@@ -149,9 +150,8 @@ def choose(x: jax.Array, kernel: jax.Array, strides: Size) -> Formulation:
 
 def choose_gradient(shape: tuple[int, ...], strides: Size) -> Gradient:
     """The formulation of the gradient with respect to a kernel of this shape that is fastest."""
-    kh, kw, channels, features = shape
-    shifts_are_fewer = kw * channels + kh * features < kh * kw * channels + features
-    return shifts_gradient if strides == (1, 1) and shifts_are_fewer else columns_gradient
+    few_pixels = math.prod(shape[:3]) < shape[3]
+    return columns_gradient if strides != (1, 1) or few_pixels else shifts_gradient
 
 
 def xla(x: jax.Array, kernel: jax.Array, strides: Size, pads: Padding) -> jax.Array:

@@ -5,8 +5,8 @@
 Times every formulation of `convolution.py` for the convolutions of the models, on batches of 128, inside a loop, as
 training runs them: the convolution itself, its gradient with respect to the images, which without strides is the
 convolution of the gradient with the flipped kernel, and that with respect to the kernel. Numbers are GFLOP/s of the
-convolution's own arithmetic, so that saving some of it counts as speed; `chosen` is what the models take. `xla, outside`
-is XLA's own gradient with respect to the kernel, outside of the loop, where alone it is not many times slower.
+convolution's own arithmetic, so that saving some of it counts as speed; `chosen` is what the models take. `xla,
+outside` is XLA's own gradient with respect to the kernel outside of the loop; inside it is many times slower.
 """
 
 import math
@@ -63,7 +63,7 @@ def loop(program: Program, *args: np.ndarray) -> Callable[[], float]:
         return (time.perf_counter() - started) / count
 
     run(1)
-    count = max(1, math.ceil(0.1 / run(1)))
+    count = math.ceil(0.2 / run(3))
     return lambda: run(count)
 
 
