@@ -127,6 +127,7 @@ def test_bfloat16_is_rounded_once(few_to_a_chunk):
     np.testing.assert_array_equal(ours[0], exact[0].astype(jnp.bfloat16))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", [CASES[0], CASES[5], CASES[8]], ids=["winograd", "xla", "columns"])
 def test_loops_and_vmap_compute_the_same(few_to_a_chunk, case):
     image, kernel, stride, padding, _ = case
@@ -221,7 +222,8 @@ def test_other_backends_get_xlas_convolution_and_nothing_else(monkeypatch):
     assert [eqn.primitive.name for eqn in jaxpr.eqns] == ["conv_general_dilated"]
 
 
-@pytest.mark.parametrize("name", ["cnn", "small_cnn", pytest.param("resnet", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["cnn", "small_cnn", "resnet"])
 def test_models_have_the_parameters_logits_and_gradients_that_they_have_with_xla(monkeypatch, few_to_a_chunk, name):
     fields = {"batch_norm": True, "dropout": 0.0, "depth": 20, "width": 1, "zero_init_residual": False}
     images = np.random.default_rng(0).standard_normal((4, 12, 12, 3)).astype(np.float32)

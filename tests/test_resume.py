@@ -219,6 +219,7 @@ def test_snapshots_are_kept_and_those_after_the_checkpoint_taken_again(tmp_path)
     assert stored[15].record.counts == {"ema": 15}
 
 
+@pytest.mark.slow
 def test_a_table_says_what_each_average_will_be_and_warns_of_random_weights(tmp_path, capsys):
     config = digits_config(averages__ema__half_life="10%")
     config.averages.soft = default.average("soft_update")

@@ -237,6 +237,7 @@ def test_the_number_of_batches_to_recompute_from_counts(tmp_path):
     assert (means(1) != means(2)).any()
 
 
+@pytest.mark.slow
 def test_types_shapes_and_shardings_of_the_state_stay_what_they_are(tmp_path):
     config = digits_config(**CNN)
     config.averages = {name: {"kind": average.kind} for name, (average, _) in AVERAGES.items()}
