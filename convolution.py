@@ -168,8 +168,8 @@ def columns(x: jax.Array, kernel: jax.Array, strides: Size, pads: Padding) -> ja
         pixels = _pixels(x, kernel.shape, strides, pads)
         return jnp.dot(_flatten(pixels), kernel_matrix).reshape(len(x), height, width, features)
 
-    chunks = _chunk(height * width * (len(kernel_matrix) + features), x)
-    return lax.map(lambda chunk: convolve(*chunk), chunks).reshape(len(x), height, width, features)
+    (chunks,) = _chunk(height * width * (len(kernel_matrix) + features), x)
+    return lax.map(convolve, chunks).reshape(len(x), height, width, features)
 
 
 def winograd(x: jax.Array, kernel: jax.Array, strides: Size, pads: Padding) -> jax.Array:
@@ -190,8 +190,8 @@ def winograd(x: jax.Array, kernel: jax.Array, strides: Size, pads: Padding) -> j
         p, q, r, s = (jnp.dot(sums.reshape(-1, 3 * channels), k).reshape(len(x), tiles, -1) for sums, k in factors)
         return jnp.stack([p + q + r, q - r - s], axis=2).reshape(len(x), 2 * tiles, width, features)[:, :height]
 
-    chunks = _chunk(2 * height * width * (3 * channels + features), x)
-    return lax.map(lambda chunk: convolve(*chunk), chunks).reshape(len(x), height, width, features)
+    (chunks,) = _chunk(2 * height * width * (3 * channels + features), x)
+    return lax.map(convolve, chunks).reshape(len(x), height, width, features)
 
 
 def columns_gradient(x: jax.Array, grad: jax.Array, shape: tuple[int, ...], strides: Size, pads: Padding) -> jax.Array:
