@@ -1,20 +1,33 @@
-"""Checkpoints and snapshots of a run. The only file that knows orbax."""
+"""Checkpoints and snapshots of a run. The only file that knows orbax.
 
+Each is a folder that appears in one move once it is complete, with the digest of every file in it. So a process that is
+killed leaves it whole or not at all, and what befell it since is noticed before anything is restored.
+"""
+
+import asyncio
+import contextlib
 import dataclasses
 import functools
+import hashlib
+import json
+import os
 import pathlib
-from collections.abc import Sequence
+import shutil
+import time
+from collections.abc import Callable, Iterator, Sequence
 from types import TracebackType
 from typing import Any, Self
 
 import jax
 import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import PreservationPolicy
+from orbax.checkpoint.path import atomicity
 
 from errors import UserError
 from train_state import Average, CustomTrainState
 
-FORMAT = 3  # of what is saved; another one is refused
+FORMAT = 4  # of what is saved; another one is refused
+DIGESTS = "sha256.json"  # in every checkpoint and snapshot: the digest of each other file
 WEIGHTS = ("params", "batch_stats", "ema_params", "ema_batch_stats")  # the fields of the state that a snapshot holds
 
 
@@ -25,7 +38,8 @@ class Record:
     Attributes:
         step: steps done.
         best: the best evaluation so far as {"step", "curve", "metric", "value"}; none before the first.
-        writer: what `MetricWriter.record` returned.
+        writer: what `MetricWriter.record` returned; "lengths" are the bytes of each file of the workdir that it has
+            written, without which the run cannot go on from here.
         averages: those that the state has.
         updates: steps done that were not rejected.
         counts: updates of each average since it was created, by name.
@@ -53,6 +67,147 @@ class Record:
         return dataclasses.asdict(self) | {"averages": [average.to_dict() for average in self.averages]}
 
 
+class DamagedError(UserError):
+    """A checkpoint or snapshot is not what was saved."""
+
+    def __init__(self, folder: pathlib.Path, found: str) -> None:
+        super().__init__(f"{folder} is damaged: {found}")
+        self.folder = folder
+
+
+class _Digested(atomicity.AtomicRenameTemporaryPath):
+    """How orbax makes a folder appear, here with the digests of its files."""
+
+    async def finalize(self) -> None:
+        if self._checkpoint_metadata_store:
+            await asyncio.to_thread(self._checkpoint_metadata_store.wait_until_finished)
+        folder, final = pathlib.Path(self.get()), pathlib.Path(self.get_final())
+        if final.name.isdigit():  # the checkpoint itself, not one of its parts
+            digests = await asyncio.to_thread(_digests, folder, sync=True)
+            (folder / DIGESTS).write_text(json.dumps(digests, indent=2) + "\n")
+        folder.rename(final)
+
+
+def _digests(folder: pathlib.Path, sync: bool = False) -> dict[str, str]:
+    """The SHA-256 of each file but `DIGESTS`, by its path. With `sync`, they are on the disk, not just on their way."""
+    digests = {}
+    for path in sorted(folder.rglob("*")):
+        if path.is_file() and path != folder / DIGESTS:
+            with path.open("rb") as file:
+                digests[path.relative_to(folder).as_posix()] = hashlib.file_digest(file, "sha256").hexdigest()
+                if sync:
+                    os.fsync(file.fileno())
+    return digests
+
+
+@dataclasses.dataclass(frozen=True)
+class Stored:
+    """A checkpoint or snapshot on disk, of which every byte has been compared with what was saved."""
+
+    folder: pathlib.Path
+    record: Record
+
+    @classmethod
+    def read(cls, folder: pathlib.Path) -> Self:
+        """Opens the checkpoint or snapshot in this folder.
+
+        Raises:
+            DamagedError: a file is missing or changed.
+            UserError: it was made by another version of this project.
+        """
+        record, stored = _read_record(folder)
+        found = _digests(folder)
+        differing = sorted(name for name in stored | found if stored.get(name) != found.get(name))
+        if differing:
+            state = "not what was saved" if differing[0] in found else "missing"
+            raise DamagedError(folder, f"{differing[0]} is {state}")
+        return cls(folder, record)
+
+    @property
+    def is_snapshot(self) -> bool:
+        """Whether it is a snapshot."""
+        return self.folder.parent.name == "snapshots"
+
+    @property
+    def curves(self) -> tuple[str, ...]:
+        """The names of the weights that it holds."""
+        return "raw", *(average.name for average in self.record.averages)
+
+    def check_fits(self, state: CustomTrainState) -> None:
+        """Checks that this checkpoint can be restored onto a state, of which only shapes and dtypes count.
+
+        Raises:
+            UserError: it is of another model or optimizer.
+        """
+        like = jax.eval_shape(lambda s: s.with_averages(self.record.averages), state)
+        if difference := _difference(self.record.leaves, _describe_leaves(like)):
+            raise UserError(
+                f"{self.folder} does not fit the config's model or optimizer: {difference}. "
+                "Repeat the run's own config, or use another --workdir."
+            )
+
+    def restore_state(self, state: CustomTrainState) -> CustomTrainState:
+        """The state in this checkpoint.
+
+        Args:
+            state: one that it fits (see `check_fits`), whose shardings and averages the result has. Averages that the
+                checkpoint lacks start from the restored parameters, those that `state` lacks are dropped, others go on
+                from what they were.
+        """
+        self.check_fits(state)
+        # A checkpoint can only be read as what it is, so the averages are exchanged before and after.
+        like = jax.eval_shape(lambda s: s.with_averages(self.record.averages), state)
+        sharding = state.step.sharding
+        restored = self._restore("state", jax.tree.map(lambda x: _abstract(x, sharding), like))
+        saved = {average.name: average for average in self.record.averages}
+        averages = (
+            average.continuing(saved[average.name], self.record.counts[average.name])
+            if average.name in saved
+            else average
+            for average in state.averages
+        )
+        return restored.with_averages(tuple(averages))
+
+    def restore_sums(self, sums: Any) -> Any:
+        """The metric sums in this checkpoint, with shapes and shardings like `sums`."""
+        return self._restore("sums", jax.tree.map(lambda x: _abstract(x, x.sharding), sums))
+
+    def _restore(self, item: str, abstract: Any) -> Any:
+        with ocp.StandardCheckpointer() as checkpointer:
+            return checkpointer.restore(self.folder / item, abstract)
+
+    def read_weights(self, name: str, state: CustomTrainState) -> dict[str, Any]:
+        """Reads weights, whatever optimizer and averages the run has that stored them.
+
+        Args:
+            name: "raw", or the name of an average that it has.
+            state: one whose parameters and batch statistics have the shapes and shardings to read them with.
+
+        Returns:
+            `params` and `batch_stats`.
+
+        Raises:
+            UserError: they are of another model.
+        """
+        fields = {"params": state.params, "batch_stats": state.batch_stats}
+        if name == "raw":
+            tree, roots = fields, tuple(f"{field}/" for field in fields)
+        else:
+            tree = {f"ema_{field}": {name: values} for field, values in fields.items()}
+            roots = tuple(f"ema_{field}/{name}/" for field in fields)
+        # What is read is compared first: orbax would leave what it does not find as it happens to be.
+        saved = {path: leaf for path, leaf in self.record.leaves.items() if path.startswith(roots)}
+        if difference := _difference(saved, _describe_leaves(tree)):
+            raise UserError(f"{self.folder} does not fit the config's model: {difference}")
+        abstract = jax.tree.map(lambda x: _abstract(x, x.sharding), tree)
+        args = ocp.args.PyTreeRestore(
+            abstract, restore_args=ocp.checkpoint_utils.construct_restore_args(abstract), partial_restore=True
+        )
+        with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
+            restored = checkpointer.restore(self.folder / "state", args=args)
+        return restored if name == "raw" else {field: restored[f"ema_{field}"][name] for field in fields}
+
+
 class _LatestAndBest(PreservationPolicy):
     """Keeps the latest few checkpoints and, by a rule of its own, the best one.
 
@@ -70,51 +225,89 @@ class _LatestAndBest(PreservationPolicy):
 
 
 class Checkpoints:
-    """The checkpoints below `WORKDIR/checkpoints` and the snapshots below `WORKDIR/snapshots`.
+    """Writes the checkpoints below `WORKDIR/checkpoints` and the snapshots below `WORKDIR/snapshots`.
 
     A checkpoint is what a run continues from. A snapshot holds the weights only, raw and averaged, and is kept for
     good. Both are written in the background.
 
     A context manager: leaving it, by an exception too, waits until what was saved is on disk.
+
+    Attributes:
+        latest: the newest checkpoint from which the run can go on; none if nothing has been trained yet.
     """
 
     def __init__(self, workdir: str | pathlib.Path, keep: int = 1) -> None:
-        """Opens the folder, or creates it.
+        """Opens the folder, or creates it. Newer checkpoints than `latest` are set aside, below `WORKDIR/damaged`.
 
         Args:
-            workdir: of the run.
+            workdir: of the run, which nobody else is using.
             keep: number of latest checkpoints to keep, beside the best one.
+
+        Raises:
+            UserError: there are checkpoints and none that the run can go on from, or none although it has been trained.
         """
-        self._directory = pathlib.Path(workdir).absolute() / "checkpoints"
+        workdir = pathlib.Path(workdir).absolute()
+        self._directory = workdir / "checkpoints"
+        for unfinished in workdir.glob(f"*/*{atomicity.TMP_DIR_SUFFIX}*"):
+            print(f"{unfinished} was not finished and is removed", flush=True)
+            shutil.rmtree(unfinished)
+        self.latest = _set_aside_damaged(workdir)
         self._policy = _LatestAndBest(keep)
-        options = ocp.CheckpointManagerOptions(preservation_policy=self._policy)
-        self._manager = ocp.CheckpointManager(self._directory, options=options, item_names=("state", "sums", "record"))
+        self._manager = ocp.CheckpointManager(
+            self._directory,
+            options=ocp.CheckpointManagerOptions(preservation_policy=self._policy, temporary_path_class=_Digested),
+            item_names=("state", "sums", "record"),
+        )
 
     @functools.cached_property
     def _snapshots(self) -> ocp.CheckpointManager:
         """Made when there is one to save: most runs have none."""
-        return ocp.CheckpointManager(self._directory.with_name("snapshots"), item_names=("state", "record"))
+        options = ocp.CheckpointManagerOptions(temporary_path_class=_Digested)
+        return ocp.CheckpointManager(
+            self._directory.with_name("snapshots"), options=options, item_names=("state", "record")
+        )
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
-        self._manager.close()
-        if "_snapshots" in vars(self):
-            self._snapshots.close()
+        with self._errors():
+            self._manager.close()
+            if "_snapshots" in vars(self):
+                self._snapshots.close()
+
+    @contextlib.contextmanager
+    def _errors(self) -> Iterator[None]:
+        """Orbax's errors about files, of which those in the background are raised by the next call."""
+        try:
+            yield
+        except (OSError, ValueError) as error:  # the latter is tensorstore's
+            reason = str(error).strip().partition("\n")[0]
+            raise UserError(
+                f"{self._directory}: a checkpoint could not be saved: {reason}. Those saved before are as they were; "
+                "with that mended, the same command continues from them."
+            ) from error
 
     def save(self, state: CustomTrainState, sums: Any, record: Record) -> None:
-        """Saves state and metric sums. Returns once they are copied, so that they may be donated to the next step."""
+        """Saves state and metric sums. Returns once they are copied, so that they may be donated to the next step.
+
+        Raises:
+            UserError: this or the previous checkpoint cannot be written.
+        """
         self._policy.best_step = record.best["step"] if record.best else None
-        if "_snapshots" in vars(self):
-            # A run that continues from here will not come by the earlier snapshots again.
-            self._snapshots.wait_until_finished()
         args = ocp.args.Composite(
             state=ocp.args.StandardSave(state),
             sums=ocp.args.StandardSave(sums),
             record=ocp.args.JsonSave(_complete(record, state, state)),
         )
-        self._manager.save(record.step, args=args)
+        with self._errors():
+            if "_snapshots" in vars(self):
+                # A run that continues from here will not come by the earlier snapshots again.
+                self._snapshots.wait_until_finished()
+            self._manager.save(record.step, args=args)
+            if record.step == 0:
+                # On disk before anything else is written: what has metrics and no checkpoint has lost something.
+                self._manager.wait_until_finished()
 
     def save_snapshot(self, state: CustomTrainState, step: int) -> None:
         """Saves the weights, raw and averaged, as they are after `step` steps."""
@@ -123,108 +316,116 @@ class Checkpoints:
             state=ocp.args.StandardSave(weights),
             record=ocp.args.JsonSave(_complete(Record(step), state, weights)),
         )
-        self._snapshots.save(step, args=args)
+        with self._errors():
+            self._snapshots.save(step, args=args)
 
     def discard_snapshots(self, after: int) -> None:
         """Removes the snapshots of steps after `after`, which a run that continues from there takes again."""
-        if self._directory.with_name("snapshots").is_dir():
-            for step in self._snapshots.all_steps():
-                if step > after:
-                    self._snapshots.delete(step)
+        for folder in _folders(self._directory.with_name("snapshots")):
+            if int(folder.name) > after:
+                shutil.rmtree(folder)
 
-    def read_record(self, step: int | None = None) -> Record | None:
-        """The record of the checkpoint at `step`, by default the latest one; none if there is no checkpoint.
 
-        Raises:
-            UserError: it was made by another version of this project.
-        """
-        step = self._manager.latest_step() if step is None else step
-        if step is None:
-            return None
-        self._manager.wait_until_finished()
-        return _read_record(self._directory / str(step))
+def _folders(directory: pathlib.Path) -> list[pathlib.Path]:
+    """What was saved completely below this folder, in the order of the steps."""
+    found = [path for path in directory.glob("*") if path.name.isdigit()]
+    return sorted(found, key=lambda path: int(path.name))
 
-    def restore_state(self, state: CustomTrainState, record: Record) -> CustomTrainState:
-        """The state in the checkpoint that `record` belongs to.
 
-        Args:
-            state: one whose shapes, dtypes, shardings and averages the result has. Averages that the checkpoint lacks
-                start from the restored parameters, those that `state` lacks are dropped, others go on from what they
-                were.
-            record: of the checkpoint.
+def _newest(directory: pathlib.Path, check: Callable[[Stored], None]) -> tuple[Stored | None, list[DamagedError]]:
+    """The newest checkpoint that can be used, and what is wrong with newer ones."""
+    damaged: list[DamagedError] = []
+    for folder in reversed(_folders(directory)):
+        try:
+            stored = Stored.read(folder)
+            check(stored)
+            return stored, damaged
+        except DamagedError as error:
+            damaged.append(error)
+    return None, damaged
 
-        Raises:
-            UserError: the checkpoint is of another model or optimizer.
-        """
-        sharding = state.step.sharding
-        # A checkpoint can only be read as what it is, so the averages are exchanged before and after.
-        like = jax.eval_shape(lambda s: s.with_averages(record.averages), state)
-        if difference := _difference(record.leaves, _describe_leaves(like)):
-            raise UserError(
-                f"{self._directory / str(record.step)} does not fit the config's model or optimizer: {difference}. "
-                "Repeat the run's own config, or use another --workdir."
-            )
-        abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), like)
-        args = ocp.args.Composite(state=ocp.args.StandardRestore(abstract))
-        restored = self._manager.restore(record.step, args=args)["state"]
-        saved = {average.name: average for average in record.averages}
-        averages = (
-            average.continuing(saved[average.name], record.counts[average.name]) if average.name in saved else average
-            for average in state.averages
+
+def _set_aside_damaged(workdir: pathlib.Path) -> Stored | None:
+    """The newest checkpoint from which the run can go on, which is the newest one after this."""
+
+    def check(stored: Stored) -> None:
+        for name, length in stored.record.writer.get("lengths", {}).items():
+            file = workdir / name
+            found = file.stat().st_size if file.exists() else 0
+            if found < length:
+                raise DamagedError(stored.folder, f"it goes on after {length} bytes of {name}, which has {found}")
+
+    latest, damaged = _newest(workdir / "checkpoints", check)
+    if latest is None and damaged:
+        raise UserError(
+            "\n".join([f"{workdir} has no checkpoint to go on from", *map(str, damaged)])
+            + "\nRestore one from a copy, "
+            "or start again with another --workdir."
         )
-        return restored.with_averages(tuple(averages))
+    metrics = workdir / "metrics.jsonl"
+    if latest is None and metrics.exists() and metrics.stat().st_size:
+        raise UserError(
+            f"{workdir} has metrics of a run and no checkpoint. Restore {workdir / 'checkpoints'}, or start again with "
+            "another --workdir."
+        )
+    for error in damaged:
+        aside = workdir / "damaged" / f"{error.folder.name}-{time.time_ns()}"
+        aside.parent.mkdir(exist_ok=True)
+        error.folder.rename(aside)
+        print(f"{error}. It is now {aside}.", flush=True)
+    return latest
 
-    def restore_sums(self, sums: Any, record: Record) -> Any:
-        """The metric sums in the checkpoint that `record` belongs to, with shapes and shardings like `sums`."""
-        abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), sums)
-        args = ocp.args.Composite(sums=ocp.args.StandardRestore(abstract))
-        return self._manager.restore(record.step, args=args)["sums"]
 
-
-def find_checkpoint(workdir: str | pathlib.Path, which: str) -> Record:
-    """The record of a run's "latest" or "best" checkpoint.
+def check_run(workdir: pathlib.Path) -> None:
+    """Checks, without going into files, that a workdir's newest checkpoint is of this version and has its config.
 
     Raises:
-        UserError: there is none.
+        UserError: it is not, or has not.
     """
-    record = None
-    if (pathlib.Path(workdir) / "checkpoints").is_dir():  # which is made otherwise
-        with Checkpoints(workdir) as checkpoints:
-            record = checkpoints.read_record()
-            if record is not None and which == "best":
-                record = checkpoints.read_record(record.best["step"]) if record.best else None
-    if record is None:
+    folders = _folders(workdir / "checkpoints")
+    for folder in folders[-1:]:
+        with contextlib.suppress(DamagedError):  # which is for another time
+            _read_record(folder)
+    if folders and not (workdir / "config.json").exists():
+        raise UserError(
+            f"{workdir} has checkpoints and no config.json, which says of what. Restore it, or use another --workdir."
+        )
+
+
+def find_checkpoint(workdir: str | pathlib.Path, which: str) -> Stored:
+    """A run's "latest" or "best" checkpoint. Writes nothing.
+
+    Raises:
+        UserError: there is none that can be used.
+    """
+    directory = pathlib.Path(workdir).absolute() / "checkpoints"
+    latest, damaged = _newest(directory, lambda _: None)
+    if which == "best" and latest is not None:
+        best = latest.record.best
+        latest = Stored.read(directory / str(best["step"])) if best else None
+    elif latest is not None:
+        for error in damaged:
+            print(f"Note: {error}; using the one before it", flush=True)
+    if latest is None:
         what = "checkpoint" if which == "latest" else "best checkpoint"
-        raise UserError(f"{workdir} holds no {what}; --mode=train makes one")
-    return record
-
-
-@dataclasses.dataclass(frozen=True)
-class Stored:
-    """A checkpoint or snapshot on disk."""
-
-    folder: pathlib.Path
-    record: Record
-
-    @property
-    def is_snapshot(self) -> bool:
-        """Whether it is a snapshot."""
-        return self.folder.parent.name == "snapshots"
-
-    @property
-    def curves(self) -> tuple[str, ...]:
-        """The names of the weights that it holds."""
-        return "raw", *(average.name for average in self.record.averages)
+        found = "".join(f"\n{error}" for error in damaged)
+        raise UserError(f"{workdir} holds no {what}; --mode=train makes one{found}")
+    return latest
 
 
 def list_stored(workdir: str | pathlib.Path) -> list[Stored]:
-    """All checkpoints and snapshots of a run, in the order of their steps; of two at the same step, the snapshot."""
+    """All checkpoints and snapshots of a run, in the order of their steps; of two at the same step, the snapshot.
+
+    Without that of step 0, and without damaged ones, which are named.
+    """
     stored: dict[int, Stored] = {}
     for name in ("checkpoints", "snapshots"):
-        folder = pathlib.Path(workdir).absolute() / name
-        # Without a manager, which would clear up after a run that is still writing.
-        steps = ocp.utils.checkpoint_steps(folder) if folder.is_dir() else []
-        stored |= {step: Stored(folder / str(step), _read_record(folder / str(step))) for step in steps}
+        for folder in _folders(pathlib.Path(workdir).absolute() / name):
+            try:
+                if step := int(folder.name):
+                    stored[step] = Stored.read(folder)
+            except DamagedError as error:
+                print(f"Note: {error}; it is left out", flush=True)
     return [stored[step] for step in sorted(stored)]
 
 
@@ -234,7 +435,7 @@ def find_weights(workdir: str, name: str) -> Stored:
     Raises:
         UserError: there is none, or it does not have the average.
     """
-    found = list_stored(workdir)
+    found = list_stored(pathlib.Path(workdir).expanduser())
     if not found:
         raise UserError(
             f"init_from = {workdir!r} holds no checkpoint; it must be the --workdir of a run that has saved one"
@@ -242,39 +443,6 @@ def find_weights(workdir: str, name: str) -> Stored:
     if name not in found[-1].curves:
         raise UserError(f"init_weights = {name!r}: {workdir} has {', '.join(found[-1].curves)}")
     return found[-1]
-
-
-def read_weights(stored: Stored, name: str, state: CustomTrainState) -> dict[str, Any]:
-    """Reads weights, whatever optimizer and averages the run has that stored them.
-
-    Args:
-        stored: which checkpoint or snapshot.
-        name: "raw", or the name of an average that it has.
-        state: one whose parameters and batch statistics have the shapes and shardings to read them with.
-
-    Returns:
-        `params` and `batch_stats`.
-
-    Raises:
-        UserError: they are of another model.
-    """
-    fields = {"params": state.params, "batch_stats": state.batch_stats}
-    if name == "raw":
-        tree, roots = fields, tuple(f"{field}/" for field in fields)
-    else:
-        tree = {f"ema_{field}": {name: values} for field, values in fields.items()}
-        roots = tuple(f"ema_{field}/{name}/" for field in fields)
-    # What is read is compared first: orbax would leave what it does not find as it happens to be.
-    saved = {path: leaf for path, leaf in stored.record.leaves.items() if path.startswith(roots)}
-    if difference := _difference(saved, _describe_leaves(tree)):
-        raise UserError(f"{stored.folder} does not fit the config's model: {difference}")
-    abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), tree)
-    args = ocp.args.PyTreeRestore(
-        abstract, restore_args=ocp.checkpoint_utils.construct_restore_args(abstract), partial_restore=True
-    )
-    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
-        restored = checkpointer.restore(stored.folder / "state", args=args)
-    return restored if name == "raw" else {field: restored[f"ema_{field}"][name] for field in fields}
 
 
 def _complete(record: Record, state: CustomTrainState, saved: Any) -> dict[str, Any]:
@@ -289,15 +457,33 @@ def _complete(record: Record, state: CustomTrainState, saved: Any) -> dict[str, 
     ).to_json()
 
 
-def _read_record(folder: pathlib.Path) -> Record:
-    with ocp.Checkpointer(ocp.JsonCheckpointHandler()) as checkpointer:
-        values = checkpointer.restore(folder / "record")
-    if values.get("format") != FORMAT:
-        raise UserError(
-            f"{folder} has format {values.get('format')}; this version reads {FORMAT}. "
-            "Use the version that made it, or another workdir."
-        )
-    return Record.from_json(values)
+def _read_record(folder: pathlib.Path) -> tuple[Record, dict[str, str]]:
+    """The record in this folder, and the digests of all files. See `Stored.read`."""
+    name = "record/metadata"  # as orbax calls it
+    digests: dict[str, str] = {}
+    try:
+        content = (folder / name).read_bytes()
+        if (folder / DIGESTS).exists():  # earlier formats had none
+            digests = json.loads((folder / DIGESTS).read_text())
+            if digests[name] != hashlib.sha256(content).hexdigest():
+                raise DamagedError(folder, f"{name} is not what was saved")
+        values = json.loads(content)
+        if values["format"] != FORMAT:
+            raise UserError(
+                f"{folder} has format {values['format']}; this version reads {FORMAT}. Use the version that made it, "
+                "or another workdir."
+            )
+        if not digests:
+            raise DamagedError(folder, f"{DIGESTS} is missing")
+        return Record.from_json(values), digests
+    except FileNotFoundError as error:
+        raise DamagedError(folder, f"{name} is missing") from error
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+        raise DamagedError(folder, f"{name} or {DIGESTS} cannot be read ({type(error).__name__}: {error})") from error
+
+
+def _abstract(x: Any, sharding: jax.sharding.Sharding) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
 
 
 def _describe_leaves(tree: Any) -> dict[str, str]:

@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import numpy as np
 
+import interruption
 import startup
 
 # A dispatch cannot be interrupted, so it is to last no longer than a user or a preemption notice is willing to wait.
@@ -65,7 +66,7 @@ class Dispatcher:
         # several hosts would have to agree on it.
         self._next = 1
 
-    def __call__(self, state: Any, sums: Any, data: Any, step: int, end: int) -> tuple[Any, Any]:
+    def __call__(self, state: Any, sums: Any, data: Any, step: int, end: int) -> tuple[Any, Any, int]:
         """Takes the steps from `step` to `end`, without the latter; returns when they are done.
 
         Args:
@@ -76,7 +77,7 @@ class Dispatcher:
             end: the number after the last one.
 
         Returns:
-            State and sums.
+            State, sums, and the number of steps done: `end`, unless the process has been asked to stop.
         """
         while step < end:
             num_steps = min(self._next, end - step)
@@ -89,4 +90,6 @@ class Dispatcher:
             startup.first_step()
             step += num_steps
             self._next = max(1, min(self._max_steps, int(num_steps * MAX_SECONDS / seconds)))
-        return state, sums
+            if interruption.requested(range(step - num_steps + 1, step + 1)):
+                break
+        return state, sums, step

@@ -75,6 +75,7 @@ class Splits:
     train: Images
     validation: Images
     test: Images
+    num_classes: int
 
 
 def find_source(dataset: str) -> Source:
@@ -257,7 +258,7 @@ def load_splits(source: Source, *, num_validation: int, label_noise: float, seed
     noisy = rng.choice(len(train), size=round(label_noise * len(train)), replace=False)
     label = train.label.copy()
     label[noisy] = (label[noisy] + rng.integers(1, source.num_classes, size=len(noisy))) % source.num_classes
-    return Splits(Images(train.image, label), validation, test)
+    return Splits(Images(train.image, label), validation, test, source.num_classes)
 
 
 def _load_checked(source: Source, split: str) -> Images:

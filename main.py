@@ -14,6 +14,7 @@ import traceback
 from absl import app, flags, logging
 from ml_collections import config_flags
 
+import interruption
 from errors import UserError
 
 _CONFIG = config_flags.DEFINE_config_file("config", help_string="File with the config, such as configs/digits.py.")
@@ -64,9 +65,11 @@ def main(argv: list[str]) -> None:
             )
     except UserError as error:
         sys.exit(f"error: {error}")
-    except KeyboardInterrupt:
-        print("Interrupted. The same command continues from the last checkpoint.", file=sys.stderr)
-        sys.exit(130)  # what shells report for a process that Ctrl-C ended
+    except OSError as error:
+        sys.exit(f"error: {error}. What was saved is as it was; with that mended, the same command continues from it.")
+    except interruption.Interrupted as stopped:
+        print(f"Stopped and saved at step {stopped}. {interruption.how_to_continue()}", file=sys.stderr)
+        sys.exit(interruption.STATUS)
 
 
 def _enable_cache(directory: str) -> None:
@@ -103,4 +106,5 @@ def parse_flags(argv: list[str]) -> list[str]:
 
 
 if __name__ == "__main__":
+    interruption.listen()
     app.run(main, flags_parser=parse_flags)

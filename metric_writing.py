@@ -5,6 +5,7 @@ import json
 import math
 import os
 import pathlib
+import re
 import shutil
 import time
 from collections.abc import Iterator, Mapping
@@ -19,23 +20,23 @@ from errors import UserError
 
 
 class _JsonLines:
-    """A file of JSON objects, one a line, that can be cut back to a length it once had."""
+    """A file of JSON objects, one a line, that is cut back to a length it once had."""
 
     def __init__(self, path: pathlib.Path, length: int) -> None:
-        size = path.stat().st_size if path.exists() else 0
-        if size < length:
-            raise UserError(
-                f"{path} has {size} bytes, but the checkpoint to continue from was made when it had {length}. "
-                "Restore the file, or use another --workdir."
-            )
+        self._path = path
         self._file = path.open("ab")
         self._file.truncate(length)
 
     def write(self, values: Mapping[str, Any]) -> None:
+        # A file that was removed or moved away would take what nobody is to read.
+        if not os.path.samestat(os.stat(self._path), os.fstat(self._file.fileno())):
+            raise UserError(f"{self._path} has been replaced by another file while the run was writing to it")
         self._file.write(json.dumps(values, allow_nan=False).encode() + b"\n")
         self._file.flush()
 
     def length(self) -> int:
+        """How much has been written, all of which is on the disk after this."""
+        os.fsync(self._file.fileno())
         return os.fstat(self._file.fileno()).st_size
 
     def close(self) -> None:
@@ -97,9 +98,18 @@ class MetricWriter:
         self._boards: dict[str, _Board] = {}
         # TensorBoard's files cannot be cut, and would show the steps after the checkpoint twice. They are made anew.
         shutil.rmtree(self._workdir / "tensorboard", ignore_errors=True)
-        for line in (self._workdir / "metrics.jsonl").read_text().splitlines():
-            metrics = json.loads(line)
-            self._show(metrics.pop("step"), metrics.pop("curve"), metrics.pop("split", None), metrics)
+        for number, line in enumerate((self._workdir / "metrics.jsonl").read_bytes().splitlines(), 1):
+            try:
+                metrics = json.loads(line)
+                step, curve, split = metrics.pop("step"), metrics.pop("curve"), metrics.pop("split", None)
+                if not re.fullmatch(r"[\w-]+", curve):  # the name of a folder
+                    raise ValueError(f"{curve!r} is no name of a curve")
+            except (ValueError, TypeError, KeyError, AttributeError) as error:
+                raise UserError(
+                    f"{self._workdir / 'metrics.jsonl'}, line {number}, is damaged ({error}). Restore the file, or use "
+                    "another --workdir."
+                ) from error
+            self._show(step, curve, split, metrics)
 
     def __enter__(self) -> Self:
         return self

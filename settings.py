@@ -21,6 +21,7 @@ import models
 import optimizers
 from configs import default
 from errors import UserError
+from run_folder import replace_file
 from train_state import Average
 
 # The fields of an average that every kind has.
@@ -416,28 +417,29 @@ def read(workdir: pathlib.Path) -> ml_collections.FrozenConfigDict:
     """The resolved config of a run, from its `config.json`.
 
     Raises:
-        UserError: there is none.
+        UserError: there is none, or it is damaged.
     """
     try:
         config = json.loads((workdir / "config.json").read_text())
+        for group in (config, *config["averages"].values()):
+            for name in {*PERIODS, "half_life"} & group.keys():
+                group[name] = Fraction(group[name]) if isinstance(group[name], str) and group[name] else group[name]
+        config = {name: tuple(value) if isinstance(value, list) else value for name, value in config.items()}
+        config["model"]["hidden_sizes"] = tuple(config["model"]["hidden_sizes"])
+        return ml_collections.FrozenConfigDict(config)
     except OSError as error:
         raise UserError(
             f"{workdir} holds no run: {error.strerror}: config.json. main.py --workdir=... makes one"
         ) from error
-    for group in (config, *config["averages"].values()):
-        for name in {*PERIODS, "half_life"} & group.keys():
-            group[name] = Fraction(group[name]) if isinstance(group[name], str) and group[name] else group[name]
-    config = {name: tuple(value) if isinstance(value, list) else value for name, value in config.items()}
-    config["model"]["hidden_sizes"] = tuple(config["model"]["hidden_sizes"])
-    return ml_collections.FrozenConfigDict(config)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(
+            f"{workdir / 'config.json'} is damaged ({error}). Restore the file, or use another --workdir."
+        ) from error
 
 
 def write(config: ml_collections.FrozenConfigDict, workdir: pathlib.Path) -> None:
     """Writes `config.json`."""
-    # In one move, so that a run killed at this moment leaves the old file or the new one, not half of one.
-    partial = workdir / "config.json.partial"
-    partial.write_text(to_json(config))
-    partial.replace(workdir / "config.json")
+    replace_file(workdir / "config.json", to_json(config))
 
 
 def check_same_run(old: str, new: str, workdir: str, *, accept: bool = False) -> list[str]:
@@ -468,10 +470,11 @@ def check_same_run(old: str, new: str, workdir: str, *, accept: bool = False) ->
         if before.get(name) != now.get(name)
     }
     refused = [text for name, text in differing.items() if not name.startswith(MAY_CHANGE)]
-    if now["duration"] < before["duration"]:
+    was = before.get("duration", 0)
+    if now["duration"] < was:
         refused.append(differing["duration"])
     if refused and not accept:
-        if now["duration"] > before["duration"]:
+        if now["duration"] > was:
             refused.append("(Fields given in % change with the duration; in steps or epochs they do not.)")
         raise UserError(
             f"{workdir} holds a run of another config:\n" + "\n".join(refused) + "\nUse another --workdir, repeat the "

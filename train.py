@@ -9,7 +9,6 @@ import functools
 import math
 import pathlib
 from collections.abc import Callable, Mapping
-from concurrent import futures
 from typing import Any
 
 import jax
@@ -25,6 +24,7 @@ import checkpointing
 import environment
 import evaluation
 import input_pipeline
+import interruption
 import models
 import optimizers
 import settings
@@ -35,9 +35,10 @@ from dispatch import Dispatcher, suits_chunks
 from errors import UserError
 from metric_writing import MetricWriter
 from profiling import Profiler
+from run_folder import hold
 from streams import stream_key
 from tools import report
-from train_state import Average, CustomTrainState
+from train_state import CustomTrainState
 
 Batch = Mapping[str, jax.Array]
 # A metric is a sum and the count it is divided by in the end. Sums add up over steps; means would not.
@@ -234,51 +235,78 @@ class Experiment:
 
 
 def set_up(config: ml_collections.ConfigDict, workdir: str | pathlib.Path, config_change: str) -> Experiment:
-    """Checks the config, alone, against the data set and against the workdir's run; then loads the data.
+    """Everything that an experiment needs, from a config: `check`, `read`, `load`."""
+    config, source = check(config, workdir, config_change)
+    return load(config, read(config, source))
+
+
+def check(
+    config: ml_collections.ConfigDict, workdir: str | pathlib.Path, config_change: str
+) -> tuple[ml_collections.FrozenConfigDict, input_pipeline.Source]:
+    """Checks the config: alone, against the data set, the model and the workdir's run.
+
+    Returns:
+        The resolved config and the data set.
 
     Raises:
-        UserError: what is wrong, before anything is loaded or written.
+        UserError: what is wrong, before anything is read, compiled or written.
     """
     for unused in settings.check(config):
         print(f"Note: {unused}", flush=True)
     source = input_pipeline.find_source(config.dataset)
     startup.mark("find data")
     resolved = settings.resolve(config, num_train=source.num_train, num_devices=jax.device_count())
-    config_file = pathlib.Path(workdir) / "config.json"
-    if config_file.exists():
+    workdir, accept = pathlib.Path(workdir), config_change == "accept"
+    checkpointing.check_run(workdir)
+    if (workdir / "config.json").exists():
+        old = settings.read(workdir)
         if resolved.chunked is None:
-            resolved = settings.with_chunked(resolved, settings.read(config_file.parent).get("chunked"))
-        old, new, accept = config_file.read_text(), settings.to_json(resolved), config_change == "accept"
-        for change in settings.check_same_run(old, new, str(workdir), accept=accept):
+            resolved = settings.with_chunked(resolved, old.get("chunked"))
+        for change in settings.check_same_run(
+            settings.to_json(old), settings.to_json(resolved), str(workdir), accept=accept
+        ):
             print(f"Differs from the run's config: {change}", flush=True)
+    state = abstract_state(resolved, source)
+    for average in state.averages:
+        if average.batch_stats != "average" and not state.batch_stats:
+            raise UserError(
+                f"averages.{average.name}.batch_stats = {average.batch_stats!r}: the model has no batch statistics; "
+                f'leave it at its default, --config.averages.{average.name}.batch_stats="average"'
+            )
+    return resolved, source
 
-    return load(resolved, source)
+
+def abstract_state(config: ml_collections.FrozenConfigDict, source: input_pipeline.Source) -> CustomTrainState:
+    """What `create_train_state` would make of a resolved config, as shapes and dtypes; compiles nothing."""
+    create = functools.partial(create_train_state, config, num_classes=source.num_classes, mesh=create_mesh())
+    state: CustomTrainState = jax.eval_shape(functools.partial(create, image_shape=source.image_shape))
+    return state
 
 
-def load(config: ml_collections.FrozenConfigDict, source: input_pipeline.Source) -> Experiment:
-    """Puts a data set and a new state on the devices.
+def read(config: ml_collections.FrozenConfigDict, source: input_pipeline.Source) -> input_pipeline.Splits:
+    """Reads the images of a resolved config's data set.
+
+    Raises:
+        UserError: the data set is damaged.
+    """
+    splits = input_pipeline.load_splits(
+        source, num_validation=config.num_validation, label_noise=config.label_noise, seed=config.seed
+    )
+    startup.mark("read data")
+    return splits
+
+
+def load(config: ml_collections.FrozenConfigDict, splits: input_pipeline.Splits) -> Experiment:
+    """Puts images and a new state on the devices.
 
     Args:
         config: from `settings.resolve`.
-        source: of `config.dataset`.
-
-    Raises:
-        UserError: the data set is damaged, or the model does not have what the config asks of it.
+        splits: of its data set.
     """
     mesh = create_mesh()
-    # The data is read while the program that makes the state is compiled.
-    with futures.ThreadPoolExecutor() as pool:
-        splits_read = pool.submit(
-            input_pipeline.load_splits,
-            source,
-            num_validation=config.num_validation,
-            label_noise=config.label_noise,
-            seed=config.seed,
-        )
-        state = create_train_state(config, image_shape=source.image_shape, num_classes=source.num_classes, mesh=mesh)
-        startup.mark("first state")
-        splits = splits_read.result()
-        startup.mark("read data")
+    image_shape, num_classes = splits.train.image.shape[1:], splits.num_classes
+    state = create_train_state(config, image_shape=image_shape, num_classes=num_classes, mesh=mesh)
+    startup.mark("first state")
     normalization = input_pipeline.Normalization.of(splits.train.image)
     eval_data = {
         name: input_pipeline.EvalData.of(images, normalization, config.eval_batch_size, mesh.size)
@@ -288,16 +316,10 @@ def load(config: ml_collections.FrozenConfigDict, source: input_pipeline.Source)
     train = splits.train
     augmentation = Augmentation(**config.augment)
     train_data = input_pipeline.TrainData(
-        train.image, train.label, normalization, source.num_classes, config.batch_size, augmentation
+        train.image, train.label, normalization, num_classes, config.batch_size, augmentation
     )
     train_data, eval_data = jax.device_put((train_data, eval_data), replicated(mesh))
     startup.mark("data to device")
-    for average in state.averages:
-        if average.batch_stats != "average" and not state.batch_stats:
-            raise UserError(
-                f"averages.{average.name}.batch_stats = {average.batch_stats!r}: the model has no batch statistics; "
-                f'leave it at its default, --config.averages.{average.name}.batch_stats="average"'
-            )
     return Experiment(config, mesh, state, train_data, eval_data)
 
 
@@ -366,38 +388,44 @@ def train_and_evaluate(
         UserError: a config, data set or workdir that cannot be used, or too many rejected steps in a row.
     """
     workdir = pathlib.Path(workdir)
-    experiment = set_up(config, workdir, config_change)
-    try:
-        workdir.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"--workdir={workdir} cannot be used: {error}") from error
-    config, state, train_data, mesh = experiment.config, experiment.state, experiment.train_data, experiment.mesh
-    print(parameter_overview.get_parameter_overview(state.params, include_stats=False))
-    part = config.batch_size // (mesh.size * config.accumulate)
-    print(f"Batches of {config.batch_size} = {mesh.size} devices x {config.accumulate} parts x {part} images")
-
-    loss = functools.partial(loss_fn, **config.loss)
-    train_program = create_train_program(loss, mesh, config.accumulate)
-    zero_sums = create_zero_sums(loss, state, train_data, mesh, config.accumulate)
-    if config.chunked is None:
-        config = settings.with_chunked(config, suits_chunks(train_program, state, zero_sums(), train_data))
-    print(f"Training for {settings.describe(config)}", flush=True)
-    # Where a chunk gives a NaN, JAX would name the loop instead of the operation.
-    chunked = config.chunked and not jax.config.jax_debug_nans  # type: ignore[attr-defined]
-    advance = Dispatcher(train_program, chunked=chunked, max_steps=config.steps_per_dispatch, sharding=replicated(mesh))
-    curve_split = "validation" if config.num_validation else "test"
-
+    config, source = check(config, workdir, config_change)
+    splits = read(config, source)
     with contextlib.ExitStack() as stack:
+        stack.enter_context(hold(workdir))
         checkpoints = stack.enter_context(Checkpoints(workdir, config.keep_checkpoints))
-        record, sums = checkpoints.read_record() or Record(), zero_sums()
-        if record.step:
-            state, sums = checkpoints.restore_state(state, record), checkpoints.restore_sums(sums, record)
+        latest, origin = checkpoints.latest, None
+        if latest:
+            latest.check_fits(abstract_state(config, source))
+        elif config.init_from:
+            origin = checkpointing.find_weights(config.init_from, config.init_weights)
+
+        experiment = load(config, splits)
+        state, train_data, mesh = experiment.state, experiment.train_data, experiment.mesh
+        print(parameter_overview.get_parameter_overview(state.params, include_stats=False))
+        part = config.batch_size // (mesh.size * config.accumulate)
+        print(f"Batches of {config.batch_size} = {mesh.size} devices x {config.accumulate} parts x {part} images")
+        loss = functools.partial(loss_fn, **config.loss)
+        train_program = create_train_program(loss, mesh, config.accumulate)
+        zero_sums = create_zero_sums(loss, state, train_data, mesh, config.accumulate)
+        sums = zero_sums()
+        if config.chunked is None:
+            config = settings.with_chunked(config, suits_chunks(train_program, state, sums, train_data))
+        print(f"Training for {settings.describe(config)}", flush=True)
+        # Where a chunk gives a NaN, JAX would name the loop instead of the operation.
+        chunked = config.chunked and not jax.config.jax_debug_nans  # type: ignore[attr-defined]
+        advance = Dispatcher(
+            train_program, chunked=chunked, max_steps=config.steps_per_dispatch, sharding=replicated(mesh)
+        )
+        curve_split = "validation" if config.num_validation else "test"
+
+        record = latest.record if latest else Record()
+        if latest:
+            state, sums = latest.restore_state(state), latest.restore_sums(sums)
             changes = average_table.changes(record.averages, state)
             print(f"Continuing {workdir} at step {record.step}", *changes, sep="\n", flush=True)
-        elif config.init_from:
-            stored = checkpointing.find_weights(config.init_from, config.init_weights)
-            state = state.with_weights(**checkpointing.read_weights(stored, config.init_weights, state))
-            print(f"Starting from the {config.init_weights} weights of {config.init_from}, step {stored.record.step}")
+        elif origin:
+            state = state.with_weights(**origin.read_weights(config.init_weights, state))
+            print(f"Starting from the {config.init_weights} weights of {origin.folder}")
         settings.write(config, workdir)
         environment.write(workdir)
         for line in average_table.write(workdir, state, config.duration, random_start=not config.init_from):
@@ -406,6 +434,8 @@ def train_and_evaluate(
         writer = stack.enter_context(MetricWriter(workdir, config.duration, record.writer))
         profiler = stack.enter_context(Profiler(workdir / "profile", config.profile, record.step))
         step, best = record.step, record.best
+        if not latest:
+            checkpoints.save(state, sums, Record(writer=writer.record()))
         startup.mark("workdir")
 
         def evaluate_and_write(split: str) -> dict[str, dict[str, float]]:
@@ -420,9 +450,8 @@ def train_and_evaluate(
         # nothing and loses nothing.
         while step < config.duration:
             profiler.at(step)
-            previous, step = step, settings.next_due_step(config, step)
             with writer.clock("train_seconds"):
-                state, sums = advance(state, sums, train_data, previous, step)
+                state, sums, step = advance(state, sums, train_data, step, settings.next_due_step(config, step))
             rejected = jax.device_get(state.rejected)
             check_rejections(rejected, step, config.max_rejected_steps)
 
@@ -436,8 +465,11 @@ def train_and_evaluate(
             if settings.is_due(config, "snapshot_every", step):
                 checkpoints.save_snapshot(state, step)
             writer.write_progress(step)
-            if settings.is_due(config, "checkpoint_every", step) or (best and best["step"] == step):
+            stop = interruption.requested()
+            if stop or settings.is_due(config, "checkpoint_every", step) or (best and best["step"] == step):
                 checkpoints.save(state, sums, Record(step, best, writer.record()))
+            if stop:
+                raise interruption.Interrupted(step)
 
     print(writer.times(), report.write(workdir), sep="\n", flush=True)
     return state
@@ -510,24 +542,13 @@ def evaluate_checkpoint(
     Raises:
         UserError: a config, data set or workdir that cannot be used.
     """
-    record = checkpointing.find_checkpoint(workdir, which)
-    experiment = set_up(config, workdir, config_change)
+    config, source = check(config, workdir, config_change)
+    stored = checkpointing.find_checkpoint(workdir, which)
+    stored.check_fits(abstract_state(config, source))
+    experiment = load(config, read(config, source))
     # The config may have averages that the checkpoint lacks.
-    saved = {average.name for average in record.averages}
-    averages = tuple(average for average in experiment.state.averages if average.name in saved)
-    curves = evaluation_curves(experiment, restore(experiment, workdir, record, averages))
+    averages = tuple(average for average in experiment.state.averages if average.name in stored.curves)
+    curves = evaluation_curves(experiment, stored.restore_state(experiment.state.with_averages(averages)))
     metrics = evaluate(experiment, curves, "test", score_fn)
-    print(f"{workdir}, {which} checkpoint, step {record.step}, test images\n{report.table(metrics)}", flush=True)
+    print(f"{workdir}, {which} checkpoint, step {stored.record.step}, test images\n{report.table(metrics)}", flush=True)
     return metrics
-
-
-def restore(
-    experiment: Experiment, workdir: str | pathlib.Path, record: Record, averages: tuple[Average, ...]
-) -> CustomTrainState:
-    """The state in a checkpoint, with these of its averages.
-
-    Raises:
-        UserError: the checkpoint is of another model or optimizer.
-    """
-    with Checkpoints(workdir) as checkpoints:
-        return checkpoints.restore_state(experiment.state.with_averages(averages), record)

@@ -36,7 +36,7 @@ def create_call(experiment: train.Experiment, *, chunked: bool) -> Callable[[], 
     def call(num_steps: int) -> float:
         nonlocal state, sums, done
         started = time.perf_counter()
-        state, sums = advance(state, sums, experiment.train_data, done, done + num_steps)
+        state, sums, _ = advance(state, sums, experiment.train_data, done, done + num_steps)
         done += num_steps
         return (time.perf_counter() - started) / num_steps
 

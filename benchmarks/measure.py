@@ -112,7 +112,7 @@ def create_training(experiment: train.Experiment) -> Callable[[int], tuple[Custo
 
     def take(num_steps: int) -> tuple[CustomTrainState, float]:
         nonlocal state, done
-        state, sums = advance(state, zero_sums(), experiment.train_data, done, done + num_steps)
+        state, sums, _ = advance(state, zero_sums(), experiment.train_data, done, done + num_steps)
         done += num_steps
         return state, train.mean_metrics(sums)["loss"]
 

@@ -83,7 +83,7 @@ def load() -> train.Experiment:
         settings.check(_CONFIG.value)
         source = input_pipeline.find_source(_CONFIG.value.dataset)
         config = settings.resolve(_CONFIG.value, num_train=source.num_train, num_devices=jax.device_count())
-        return train.load(config, source)
+        return train.load(config, train.read(config, source))
     except UserError as error:
         sys.exit(f"error: {error}")
 

@@ -65,7 +65,7 @@ def load() -> train.Experiment:
     settings.check(config)
     source = input_pipeline.find_source(config.dataset)
     resolved = settings.resolve(config, num_train=source.num_train, num_devices=jax.device_count())
-    return train.load(resolved, source)
+    return train.load(resolved, train.read(resolved, source))
 
 
 def create_variants(experiment: train.Experiment) -> tuple[dict[str, Variant], dict[str, Weights]]:

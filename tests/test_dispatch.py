@@ -25,7 +25,7 @@ def run(experiment, cuts, chunked=True, max_steps=0):
     state, sums, step = jax.tree.map(jnp.copy, experiment.state), zero_sums(experiment), FIRST
     state = state.replace(step=state.step + FIRST)
     for end in (FIRST + cut for cut in cuts):
-        state, sums = advance(state, sums, experiment.train_data, step, end)
+        state, sums, _ = advance(state, sums, experiment.train_data, step, end)
         step = end
     return state.replace(rng=jax.random.key_data(state.rng)), sums
 
@@ -128,7 +128,7 @@ def test_a_dispatch_lasts_no_longer_than_one_is_willing_to_wait(monkeypatch, sec
 
     advance._program = timed
     monkeypatch.setattr(dispatch, "time", Clock)
-    state, _ = advance(jnp.int32(0), jnp.int32(0), None, 0, 120)
+    state, _, _ = advance(jnp.int32(0), jnp.int32(0), None, 0, 120)
     assert state == sum(dispatched) == 120
     assert dispatched[0] == 1  # how long it takes is not known before
     assert max(dispatched) == longest

@@ -15,7 +15,7 @@ import average_table
 import averaging
 import checkpointing
 import train
-from checkpointing import Checkpoints, Record
+from checkpointing import Checkpoints, Record, Stored
 from configs import default
 from errors import UserError
 
@@ -47,8 +47,7 @@ def assert_same_leaves(a, b):
 def saved_state(workdir, config):
     """The state in the latest checkpoint."""
     state = train.set_up(config, workdir, "accept").state
-    with Checkpoints(workdir) as checkpoints:
-        return checkpoints.restore_state(state, checkpoints.read_record())
+    return checkpointing.find_checkpoint(workdir, "latest").restore_state(state)
 
 
 @pytest.mark.slow
@@ -81,12 +80,11 @@ def test_a_run_killed_again_and_again_ends_with_the_same_bits(tmp_path, steps_pe
     assert_same_leaves(saved_state(interrupted, config), state)
     for ours, theirs in zip(*snapshots, strict=True):
         assert ours.folder.relative_to(interrupted) == theirs.folder.relative_to(uninterrupted)
-        assert_same_leaves(*(checkpointing.read_weights(stored, "ema", state) for stored in (ours, theirs)))
+        assert_same_leaves(*(stored.read_weights("ema", state) for stored in (ours, theirs)))
 
 
 def best(workdir):
-    with Checkpoints(workdir) as checkpoints:
-        return checkpoints.read_record().best
+    return checkpointing.find_checkpoint(workdir, "latest").record.best
 
 
 def test_a_checkpoint_is_what_the_state_was_though_its_buffers_were_donated_since(tmp_path):
@@ -97,14 +95,13 @@ def test_a_checkpoint_is_what_the_state_was_though_its_buffers_were_donated_sinc
     experiment = train.set_up(config, tmp_path, "refuse")
     advance = create_dispatcher(experiment)
     state, sums = experiment.state, zero_sums(experiment)
-    with Checkpoints(tmp_path, keep=50) as checkpoints:
-        for step in range(1, 21):
-            state, sums = advance(*jax.tree.map(jnp.copy, (state, sums)), experiment.train_data, step - 1, step)
-            record = checkpoints.read_record(step)
-            assert record.step == step
-            assert_same_leaves(checkpoints.restore_state(experiment.state, record), state)
-            if step < 20:
-                assert_same_leaves(checkpoints.restore_sums(sums, record), sums)
+    for step in range(1, 21):
+        state, sums, _ = advance(*jax.tree.map(jnp.copy, (state, sums)), experiment.train_data, step - 1, step)
+        stored = Stored.read(tmp_path / "checkpoints" / str(step))
+        assert stored.record.step == step
+        assert_same_leaves(stored.restore_state(experiment.state), state)
+        if step < 20:
+            assert_same_leaves(stored.restore_sums(sums), sums)
 
 
 def test_starting_a_finished_run_again_changes_nothing(tmp_path):
@@ -180,8 +177,7 @@ def test_an_average_that_was_changed_is_described_as_what_it_really_is(tmp_path,
         config = digits_config(duration=duration)
         config.averages.ema = default.average(**fields)
         train.train_and_evaluate(config, tmp_path)
-        with Checkpoints(tmp_path) as checkpoints:
-            record = checkpoints.read_record()
+        record = checkpointing.find_checkpoint(tmp_path, "latest").record
         return [(count, average.kind) for average in record.averages for count, average in average.earlier]
 
     assert run("20 steps", kind="soft_update") == []
@@ -205,7 +201,7 @@ def test_snapshots_are_kept_and_those_after_the_checkpoint_taken_again(tmp_path)
     state = train.train_and_evaluate(config, tmp_path)
     stored = checkpointing.list_stored(tmp_path)
     assert [place.record.step for place in stored if place.is_snapshot] == [3, 6, 9, 12, 15, 18, 20]
-    last = checkpointing.read_weights(stored[-1], "ema", state)
+    last = stored[-1].read_weights("ema", state)
     assert_same_leaves(last, state.curves()["ema"])
     # As if the run had been killed with the checkpoint of step 10 as its last: it goes on with another average.
     train.train_and_evaluate(digits_config(duration="10 steps", snapshot_every="3 steps"), tmp_path / "b")
@@ -310,12 +306,26 @@ def test_a_checkpoint_of_another_format_is_refused_by_name(tmp_path):
     experiment = train.set_up(config, tmp_path, "refuse")
     with Checkpoints(tmp_path) as checkpoints:
         checkpoints.save(experiment.state, experiment.state.rejected, Record(step=3, format=0))
+    # It is said of that, too, which had no digests, and not how the config of that version differs.
+    (tmp_path / "checkpoints" / "3" / "sha256.json").unlink()
+    (tmp_path / "config.json").write_text("{}")
     with pytest.raises(UserError, match=r"checkpoints/3 has format 0; this version reads \d"):
         train.train_and_evaluate(config, tmp_path)
 
 
-def test_metrics_that_are_shorter_than_the_checkpoint_remembers_are_not_made_up(tmp_path):
+def test_a_torn_last_line_of_the_metrics_is_written_again_by_going_on_from_before_it(tmp_path, capsys):
     train.train_and_evaluate(digits_config(), tmp_path)
+    metrics = tmp_path / "metrics.jsonl"
+    whole = metrics.read_bytes()
+    metrics.write_bytes(whole[:-7])
+    train.train_and_evaluate(digits_config(), tmp_path)
+    assert metrics.read_bytes() == whole
+    assert f"goes on after {len(whole)} bytes of metrics.jsonl, which has {len(whole) - 7}" in capsys.readouterr().out
+    assert [path.name.partition("-")[0] for path in (tmp_path / "damaged").iterdir()] == ["20"]
+
+
+def test_metrics_that_no_checkpoint_remembers_are_not_made_up(tmp_path):
+    train.train_and_evaluate(digits_config(keep_checkpoints=1, best_curve="raw"), tmp_path)
     (tmp_path / "metrics.jsonl").write_text("")
-    with pytest.raises(UserError, match=r"metrics.jsonl has 0 bytes"):
-        train.train_and_evaluate(digits_config(), tmp_path)
+    with pytest.raises(UserError, match=r"no checkpoint to go on from\n.*metrics.jsonl, which has 0\n"):
+        train.train_and_evaluate(digits_config(keep_checkpoints=1, best_curve="raw"), tmp_path)

@@ -19,11 +19,11 @@ from absl import flags
 from conftest import ROOT, digits_config, read_metrics, run_main, zero_sums
 from ml_collections import config_flags
 
+import checkpointing
 import evaluation
 import models
 import settings
 import train
-from checkpointing import Checkpoints
 from configs import default
 from errors import UserError
 
@@ -342,8 +342,7 @@ def test_eight_devices_compute_what_one_does_but_for_rounding(tmp_path):
 def saved_state(workdir, config):
     """What the run's latest checkpoint holds."""
     experiment = train.set_up(config, workdir, "refuse")
-    with Checkpoints(workdir) as checkpoints:
-        return checkpoints.restore_state(experiment.state, checkpoints.read_record())
+    return checkpointing.find_checkpoint(workdir, "latest").restore_state(experiment.state)
 
 
 def get_config(name):

@@ -41,14 +41,16 @@ def export(workdir: pathlib.Path, name: str, out: pathlib.Path, which: str) -> d
         UserError: there is no such run, checkpoint or average.
     """
     config = settings.read(workdir)
-    record = checkpointing.find_checkpoint(workdir, which)
+    stored = checkpointing.find_checkpoint(workdir, which)
+    record = stored.record
     chosen = tuple(average for average in record.averages if average.name == name)
     if name != "raw" and not chosen:
         names = ", ".join(["raw", *(average.name for average in record.averages)])
         raise UserError(f"--average={name}: the checkpoint at step {record.step} has {names}")
     source = input_pipeline.find_source(config.dataset)
-    experiment = train.load(config, source)
-    curves = train.evaluation_curves(experiment, train.restore(experiment, workdir, record, chosen))
+    stored.check_fits(train.abstract_state(config, source))
+    experiment = train.load(config, train.read(config, source))
+    curves = train.evaluation_curves(experiment, stored.restore_state(experiment.state.with_averages(chosen)))
     metrics = train.evaluate(experiment, curves, "test")
 
     weights: dict[str, Any] = {key: values for key, values in jax.device_get(curves[name]).items() if values}

@@ -178,13 +178,13 @@ def posthoc(
     for name in names or ():
         if name not in available:
             raise UserError(f"--basis={name}: {workdir} stores {', '.join(sorted(available))}")
-    experiment = train.load(config, source)
+    experiment = train.load(config, train.read(config, source))
     if not experiment.state.batch_stats and any(target.batch_stats != "average" for target in targets):
         raise UserError("--average: the model has no batch statistics; leave batch_stats out")
 
     @functools.cache
     def read(index: int, name: str) -> dict[str, Any]:
-        return jax.device_get(checkpointing.read_weights(points[index], name, experiment.state))
+        return jax.device_get(points[index].read_weights(name, experiment.state))
 
     def with_batch_stats(variables: dict[str, Any], target: Target, index: int) -> dict[str, Any]:
         """The weights on the devices, with the batch statistics that they are to have."""

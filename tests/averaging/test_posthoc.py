@@ -64,8 +64,9 @@ def test_what_was_tracked_is_made_exactly_at_every_step(run):
 
 def test_lawa_and_the_tail_mean_are_means_of_snapshots(run):
     workdir, state = run
-    experiment = train.load(train.settings.read(workdir), train.input_pipeline.find_source("digits"))
-    raw = [checkpointing.read_weights(stored, "raw", state) for stored in checkpointing.list_stored(workdir)]
+    config = train.settings.read(workdir)
+    experiment = train.load(config, train.read(config, train.input_pipeline.find_source("digits")))
+    raw = [stored.read_weights("raw", state) for stored in checkpointing.list_stored(workdir)]
     assert len(raw) == 16
     for text, last in (("lawa:last=3", 3), ("running_mean:start=120 steps,every=10 steps", 4)):
         mean = jax.tree.map(lambda *leaves: np.mean(leaves, axis=0), *raw[-last:])

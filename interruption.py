@@ -1,0 +1,78 @@
+"""Signals that ask a run to stop: SIGTERM, which schedulers send before they kill, and Ctrl-C.
+
+The first one lets training finish what the device is doing, save, and end with `STATUS`; the second ends the process at
+once. While there is nothing to save, before training and in a process that does not train, so does the first.
+"""
+
+import os
+import shlex
+import signal
+import socket
+import sys
+import threading
+
+# What a process ends with when its own command continues the run: EX_TEMPFAIL of sysexits.h, "try again later".
+STATUS = 75
+
+_requested = threading.Event()
+_is_training = False
+
+
+class Interrupted(Exception):  # noqa: N818  # no error, as KeyboardInterrupt is none
+    """Training was asked to stop, and everything is saved."""
+
+
+def listen() -> None:
+    """Has a thread of its own receive the signals from now on; to be called by the main thread.
+
+    Python runs signal handlers between two of its own instructions, so a compilation or a dispatch would put them off
+    for seconds. What it writes to a socket when a signal arrives is not put off.
+    """
+    receiver, sender = socket.socketpair()
+    sender.setblocking(False)
+    for signum in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(signum, lambda *_: None)  # instead of a KeyboardInterrupt in the middle of anything
+    signal.set_wakeup_fd(sender.detach(), warn_on_full_buffer=False)
+    threading.Thread(target=_receive, args=(receiver,), daemon=True).start()
+
+
+def _receive(receiver: socket.socket) -> None:
+    while True:
+        signum = signal.Signals(receiver.recv(1)[0])
+        if signum not in (signal.SIGTERM, signal.SIGINT):
+            continue
+        if _requested.is_set():
+            _exit(f"{signum.name} again: stopped at once", 128 + signum)  # as shells report a process that it ended
+        if not _is_training:
+            _exit(f"{signum.name}: stopped, with nothing to save", STATUS)
+        _requested.set()
+        print(f"{signum.name}: saving and stopping; a second signal stops at once", file=sys.stderr, flush=True)
+
+
+def _exit(message: str, status: int) -> None:
+    print(f"{message}. {how_to_continue()}", file=sys.stderr, flush=True)
+    os._exit(status)  # without what libraries do at the end of a process: it may be in the middle of anything
+
+
+def how_to_continue() -> str:
+    """The command of this process, in words."""
+    return f"To continue: {shlex.join(sys.orig_argv)}"
+
+
+def requested(steps: range = range(0)) -> bool:
+    """Whether training is to stop. From the first call on, a signal waits for the next one.
+
+    Args:
+        steps: what was done since the last call. Several hosts agree on one of these numbers, and stop together: the
+            notice that one of them gets is JAX's to pass on (`jax_enable_preemption_service`), and Ctrl-C ends a host
+            at once.
+    """
+    global _is_training
+    import jax  # here, so that signals are listened to while it is imported
+    from jax.experimental import multihost_utils
+
+    if jax.process_count() == 1:
+        _is_training = True
+    elif any(multihost_utils.reached_preemption_sync_point(step) for step in steps):
+        _requested.set()
+    return _requested.is_set()
