@@ -54,13 +54,24 @@ def enable(directory: str | pathlib.Path) -> str:
     return f"Compiled programs are kept in {programs}, decoded data sets in {directory / 'data'}"
 
 
-def _check_private(folder: pathlib.Path) -> None:
+def check_chosen() -> None:
+    """Checks the compilation cache that was chosen by JAX's own means, if there is one.
+
+    Raises:
+        UserError: others could change what is in it.
+    """
+    programs: str = jax.config.jax_compilation_cache_dir  # type: ignore[attr-defined]  # made at run time
+    if programs and os.path.isdir(programs):
+        _check_private(pathlib.Path(programs), "jax_compilation_cache_dir")
+
+
+def _check_private(folder: pathlib.Path, name: str = "--cache_dir") -> None:
     found = folder.stat()
     if found.st_uid != os.getuid() or found.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
         raise UserError(
-            f"--cache_dir: {folder} belongs to user {found.st_uid} and has mode {stat.S_IMODE(found.st_mode):o}; it "
+            f"{name}: {folder} belongs to user {found.st_uid} and has mode {stat.S_IMODE(found.st_mode):o}; it "
             f"must be yours, {os.getuid()}, and writable by nobody else, for it holds compiled code. Remove it "
-            f"(rm -r {folder}), name another --cache_dir, or none: --cache_dir="
+            f"(rm -r {folder}), or name another one"
         )
 
 
@@ -112,7 +123,7 @@ class CachedArrays:
         try:
             partial.write_bytes(content)
             partial.replace(path)
-            for old in self._stored():
+            for old in path.parent.glob(f"{self._prefix}*"):  # what a process that was killed has left, too
                 if old != path:
                     old.unlink(missing_ok=True)
         except OSError as error:

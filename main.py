@@ -7,13 +7,12 @@ The same command continues a run that was interrupted. Any field of the config c
 """
 
 import os
-import re
 import sys
-import traceback
 
 from absl import app, flags, logging
 from ml_collections import config_flags
 
+import command_line
 import interruption
 from errors import UserError
 
@@ -47,6 +46,7 @@ def main(argv: list[str]) -> None:
         logging.set_verbosity(logging.WARNING)  # for what libraries would say at that level
     import jax
 
+    import caching
     import train
 
     startup.mark("imports")
@@ -55,6 +55,7 @@ def main(argv: list[str]) -> None:
     print(f"{jax.device_count()} x {jax.devices()[0].device_kind}", flush=True)
     startup.mark("devices")
     try:
+        caching.check_chosen()
         if _CACHE_DIR.value:
             _enable_cache(_CACHE_DIR.value)
         if _MODE.value == "train":
@@ -83,28 +84,6 @@ def _enable_cache(directory: str) -> None:
         print(f"Note: nothing is kept for later runs. {error}", flush=True)
 
 
-def parse_flags(argv: list[str]) -> list[str]:
-    """Parses flags as absl does, with one message instead of a traceback for what config_flags lets through."""
-    # absl would show INFO by default, and the libraries that log through it would drown what the run itself prints.
-    argv = [argv[0], "--verbosity=-1", *argv[1:]]
-    try:
-        positional = app.parse_flags_with_usage(argv)
-        _CONFIG.value.lock  # noqa: B018  # reading any attribute reports a file that could not be read
-    except OSError as error:
-        reason = str(error).strip().splitlines()[-1].strip()
-        sys.exit(f"error: the file that --config names cannot be read: {reason}")
-    except (AttributeError, KeyError) as error:
-        if "ml_collections" not in traceback.extract_tb(error.__traceback__)[-1].filename:
-            raise  # a mistake in the config file's own code
-        field, close = re.search(r"\w+", str(error)), re.search(r'mean "(\w+)"', str(error))
-        hint = f"Did you mean {close[1]}? " if close else ""
-        name = field[0] if field else error
-        if any(arg.startswith(f"--config.averages.{name}.") for arg in argv):
-            hint = f"An average is added in a config file: config.averages.{name} = default.average(...). "
-        sys.exit(f"error: the config has no field {name!r}. {hint}configs/default.py documents every field.")
-    return positional
-
-
 if __name__ == "__main__":
     interruption.listen()
-    app.run(main, flags_parser=parse_flags)
+    app.run(main, flags_parser=command_line.parse)

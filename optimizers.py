@@ -184,3 +184,15 @@ def add_gradient_noise(eta: float, gamma: float = 0.55) -> optax.GradientTransfo
         return updates, optax.ScaleByScheduleState(optax.safe_increment(state.count))
 
     return optax.GradientTransformationExtraArgs(init, update)
+
+
+def learning_rate(opt_state: Any) -> jax.Array:
+    """The rate of the latest update, from the state of an optimizer that `create_optimizer` made."""
+
+    # It stands beside the state of a schedule, which has the same name.
+    def is_array(path: Any, value: Any) -> bool:
+        del path
+        return isinstance(value, jax.Array)
+
+    rate: jax.Array = optax.tree.get(opt_state, "learning_rate", filtering=is_array)
+    return rate

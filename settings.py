@@ -9,6 +9,7 @@ import inspect
 import json
 import math
 import pathlib
+import re
 from collections.abc import Callable, Iterator, Mapping
 from fractions import Fraction
 from typing import Any
@@ -42,6 +43,8 @@ MAY_CHANGE = (
     "duration",
 )
 
+WRONG = "the config is wrong; configs/default.py documents every field"
+
 
 def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """`{"a": {"b": 1}}` as `{"a.b": 1}`."""
@@ -74,15 +77,25 @@ def _needs(holds: Callable[[Any], bool], right: str) -> Callable[[Any], str]:
 
 
 def _one_of(names: Any) -> Callable[[Any], str]:
-    return _needs(lambda value: value in names, "one of " + ", ".join(map(repr, names)))
+    def problem(value: str) -> str:
+        if value in names:
+            return ""
+        close = difflib.get_close_matches(value, names, n=1)
+        return f"must be one of {', '.join(map(repr, names))}" + (f"; did you mean {close[0]!r}?" if close else "")
+
+    return problem
 
 
 _POSITIVE_INT = _needs(lambda value: value >= 1, "at least 1")
-_NOT_NEGATIVE = _needs(lambda value: 0 <= value < math.inf, "a finite number of at least 0")
+_NOT_NEGATIVE = _needs(lambda value: 0 <= value < 2**127, "a finite number of at least 0")  # in float32
 _SHARE = _needs(lambda value: 0 <= value < 1, "in [0, 1)")
 
 # What is right for the value of a field; a problem is a sentence, none is "".
 _RULES: Mapping[str, Callable[[Any], str]] = {
+    "dataset": _needs(
+        lambda value: bool(re.fullmatch(r"\w+(/[\w.-]*\w)?(:\d+\.\d+\.\d+)?", value, re.ASCII)),
+        "a name, as in 'mnist' or 'mnist:3.0.1'",
+    ),
     "seed": _needs(lambda value: 0 <= value < 2**32, "in [0, 2**32)"),
     "num_validation": _NOT_NEGATIVE,
     "label_noise": _SHARE,
@@ -145,7 +158,9 @@ _RULES: Mapping[str, Callable[[Any], str]] = {
 def _with_defaults(config: Mapping[str, Any]) -> dict[str, Any]:
     """The config as a dict, with the defaults of what its averages leave out."""
     filled = ml_collections.ConfigDict(config).to_dict()
-    for name, average in filled.setdefault("averages", {}).items():
+    if not isinstance(filled.setdefault("averages", {}), dict):
+        raise UserError(f"averages = {filled['averages']!r}: must be a dict of averages by their names")
+    for name, average in filled["averages"].items():
         if not isinstance(average, dict):
             raise UserError(
                 f"averages.{name} = {average!r}: must be a dict such as default.average('ema', decay=0.999)"
@@ -154,11 +169,10 @@ def _with_defaults(config: Mapping[str, Any]) -> dict[str, Any]:
     return filled
 
 
-def _schema(config: Mapping[str, Any]) -> dict[str, Any]:
+def _reference(config: Mapping[str, Any]) -> dict[str, Any]:
     """The default of every field that this config may have."""
-    reference = default.get_config()
-    reference.averages = {name: default.average("ema") for name in config["averages"]}
-    return flatten(reference)
+    averages = {name: default.average("ema").to_dict() for name in config["averages"]}
+    return {**default.get_config().to_dict(), "averages": averages}
 
 
 def average_fields(kind: str) -> frozenset[str]:
@@ -173,33 +187,46 @@ def average_fields(kind: str) -> frozenset[str]:
     return fields | {"half_life"} if "decay" in fields else fields
 
 
-def _problems(config: Mapping[str, Any]) -> Iterator[str]:
-    defaults, values = _schema(config), flatten(config)
-    for name in sorted(defaults.keys() - values.keys()):
-        yield f"{name} is missing; its default is {defaults[name]!r}"
+def _problems(config: Mapping[str, Any]) -> dict[str, str]:
+    """What is wrong with each field by itself, by its name."""
+    defaults, values = flatten(_reference(config)), flatten(config)
+    missing = sorted(defaults.keys() - values.keys())
+    problems = {name: f"{name} is missing; its default is {defaults[name]!r}" for name in missing}
     for name, value in values.items():
         if name not in defaults:
             close = difflib.get_close_matches(name, defaults, n=1)
-            yield f"{name} is unknown" + (f"; did you mean {close[0]}?" if close else "")
+            problems[name] = f"{name} is unknown" + (f"; did you mean {close[0]}?" if close else "")
         elif type(value) is not type(defaults[name]):
             expected = type(defaults[name]).__name__
-            yield f"{name} = {value!r} is a {type(value).__name__}; must be a {expected} such as {defaults[name]!r}"
+            found = f"{name} = {value!r} is a {type(value).__name__}"
+            problems[name] = f"{found}; must be a {expected} such as {defaults[name]!r}"
         else:
             parts = name.split(".")
             rule = _RULES.get(f"averages.*.{parts[-1]}" if parts[0] == "averages" else name)
             if rule and (problem := rule(value)):
-                yield f"{name} = {value!r}: {problem}"
+                problems[name] = f"{name} = {value!r}: {problem}"
+    return problems
+
+
+def _repaired(config: Any, reference: Mapping[str, Any], wrong: Mapping[str, str], prefix: str = "") -> dict[str, Any]:
+    """The fields of the reference, with the config's values where these are not wrong."""
+    return {
+        key: _repaired(config.get(key) if isinstance(config, dict) else None, default, wrong, f"{prefix}{key}.")
+        if isinstance(default, Mapping)
+        else (default if f"{prefix}{key}" in wrong else config[key])
+        for key, default in reference.items()
+    }
 
 
 def _joint_problems(config: Mapping[str, Any]) -> Iterator[str]:
     """Fields that are right by themselves and wrong in view of others."""
     for name in config["averages"]:
-        if name in ("raw", "train") or not name.isidentifier():
+        if name in ("raw", "train") or not re.fullmatch(r"[A-Za-z_]\w{0,99}", name, re.ASCII):  # it names a folder, too
             yield f"averages.{name}: the name must be letters, digits and _, and neither 'raw' nor 'train'"
     kept = [name for name, average in config["averages"].items() if average["kind"] != "none"]
     if config["best_curve"] not in ("", "raw", *kept):
         yield f"best_curve = {config['best_curve']!r}: must be empty or one of {', '.join(['raw', *kept])}"
-    defaults, values = _schema(config), flatten(config)
+    defaults, values = flatten(_reference(config)), flatten(config)
     for name, reason in _unused_fields(config):
         if values[name] != defaults[name]:
             yield f"{name} = {values[name]!r}: {reason}; leave it at its default, --config.{name}={defaults[name]}"
@@ -250,9 +277,11 @@ def check(config: Mapping[str, Any]) -> list[str]:
         UserError: naming every wrong field, what it holds and what would be right.
     """
     config = _with_defaults(config)
-    problems = list(_problems(config)) or list(_joint_problems(config))
+    found = _problems(config)
+    # Of a field that is wrong by itself, nothing is said in view of others.
+    problems = [*found.values(), *_joint_problems(_repaired(config, _reference(config), found))]
     if problems:
-        raise UserError("\n".join(["the config is wrong; configs/default.py documents every field", *problems]))
+        raise UserError("\n".join([WRONG, *problems]))
     unused = default.average("ema").decay
     return [
         f"averages.{name}.decay = {average['decay']} is not used: half_life = {average['half_life']!r} sets it"
@@ -297,14 +326,15 @@ def resolve(config: Mapping[str, Any], *, num_train: int, num_devices: int) -> m
         hint = f"the nearest is {nearest}" if nearest else f"{resolved['dataset']} has only {num_examples} images"
         raise UserError(f"batch_size = {batch_size}: must be a multiple of {num_parts}, {what}; {hint}")
 
-    total = to_steps(resolved["duration"], batch_size=batch_size, num_examples=num_examples, total=None)
+    total = to_steps("duration", resolved["duration"], batch_size=batch_size, num_examples=num_examples, total=None)
     steps = functools.partial(to_steps, batch_size=batch_size, num_examples=num_examples, total=total)
     resolved["duration"] = math.ceil(total)
     for name in PERIODS:
-        resolved[name] = steps(resolved[name])
+        resolved[name] = steps(name, resolved[name])
 
+    problems = []
     optimizer = resolved["optimizer"]
-    optimizer |= {name: math.ceil(steps(optimizer[name])) for name in ("warmup", "decay")}
+    optimizer |= {name: math.ceil(steps(f"optimizer.{name}", optimizer[name])) for name in ("warmup", "decay")}
     rest = resolved["duration"] - optimizer["warmup"]
     match optimizer["schedule"]:
         case "constant":
@@ -316,20 +346,20 @@ def resolve(config: Mapping[str, Any], *, num_train: int, num_devices: int) -> m
     if min(rest, optimizer["stable"]) < 0 or (optimizer["schedule"] != "constant" and optimizer["decay"] == 0):
         names = ("warmup", "decay") if optimizer["schedule"] == "wsd" else ("warmup",)
         phases = " and ".join(f"optimizer.{name} = {config['optimizer'][name]!r}" for name in names)
-        raise UserError(f"{phases}: too long for the training of {resolved['duration']} steps")
+        problems.append(f"{phases}: too long for the training of {resolved['duration']} steps")
     if resolved["profile"][0] >= resolved["duration"]:
-        raise UserError(f"profile = {resolved['profile']}: training ends at step {resolved['duration']}")
+        problems.append(f"profile = {resolved['profile']}: training ends at step {resolved['duration']}")
 
-    averages = {
-        name: resolve_average(average, steps)
-        for name, average in resolved["averages"].items()
-        if average["kind"] != "none"
-    }
-    for name, average in averages.items():
-        try:
-            create_average(name, average).schedule  # noqa: B018  # which checks its numbers
-        except ValueError as error:
-            raise UserError(f"averages.{name}.{error}") from error
+    averages = {}
+    for name, average in resolved["averages"].items():
+        if average["kind"] != "none":
+            try:
+                averages[name] = resolve_average(average, steps)
+                create_average(name, averages[name]).schedule  # noqa: B018  # which checks its numbers
+            except (ValueError, UserError) as error:
+                problems.append(f"averages.{name}.{error}")
+    if problems:
+        raise UserError("\n".join(problems))
     resolved["averages"] = averages
     first = "ema" if "ema" in averages else next(iter(averages), "raw")
     resolved["best_curve"] = resolved["best_curve"] or first
@@ -342,7 +372,9 @@ def with_chunked(config: ml_collections.FrozenConfigDict, chunked: bool) -> ml_c
     return ml_collections.FrozenConfigDict({**config.to_dict(), "chunked": chunked})
 
 
-def to_steps(text: str, *, batch_size: int, num_examples: int, total: Fraction | int | None) -> Fraction | int:
+def to_steps(
+    name: str, text: str, *, batch_size: int, num_examples: int, total: Fraction | int | None
+) -> Fraction | int:
     """A duration in steps, exactly; 0 for an empty one. See `durations.Duration.to_steps`.
 
     Raises:
@@ -352,27 +384,27 @@ def to_steps(text: str, *, batch_size: int, num_examples: int, total: Fraction |
         return 0
     exact = durations.parse(text).to_steps(batch_size=batch_size, num_examples=num_examples, total=total)
     if exact >= 2**31:  # steps and updates are counted in int32
-        raise UserError(f"{text!r} is {float(exact):g} steps; no duration may be 2**31 steps or longer")
+        raise UserError(f"{name} = {text!r}: is {float(exact):g} steps; must be below 2**31 steps")
     return exact.numerator if exact.denominator == 1 else exact
 
 
-def resolve_average(average: Mapping[str, Any], steps: Callable[[str], Fraction | int]) -> dict[str, Any]:
+def resolve_average(average: Mapping[str, Any], steps: Callable[[str, str], Fraction | int]) -> dict[str, Any]:
     """The fields of an average that count, in plain numbers.
 
     Durations round up to whole updates; `half_life` stays exact and sets `decay`, per update.
 
     Args:
         average: all fields of `configs.default.average`.
-        steps: turns a duration into steps.
+        steps: turns a duration, after the name of its field, into steps.
     """
     names = ("kind", *sorted(average_fields(average["kind"])), *AVERAGE_FIELDS)
     resolved = {name: average[name] for name in names}
     if resolved.get("half_life"):
-        resolved["half_life"] = steps(resolved["half_life"])
+        resolved["half_life"] = steps("half_life", resolved["half_life"])
         resolved["decay"] = averaging.half_life_to_decay(float(resolved["half_life"]))
     for name, value in resolved.items():
         if isinstance(value, str) and name not in ("kind", "batch_stats", "half_life"):
-            resolved[name] = math.ceil(steps(value))
+            resolved[name] = math.ceil(steps(name, value))
     return resolved
 
 

@@ -26,6 +26,7 @@ import evaluation
 import input_pipeline
 import interruption
 import models
+import nonfinite
 import optimizers
 import settings
 import startup
@@ -136,10 +137,7 @@ def train_step(
     objective, metrics, batch_stats, grads = compute_gradients(state, batch, loss_fn, num_microbatches)
     grad_norm = optax.tree.norm(grads)
     candidate = state.apply_gradients(grads=grads, batch_stats=batch_stats)
-    # The optimizer keeps its present rate in its state, beside a schedule's own state of the same name.
-    learning_rate = optax.tree.get(
-        candidate.opt_state, "learning_rate", filtering=lambda path, value: isinstance(value, jax.Array)
-    )
+    learning_rate = optimizers.learning_rate(candidate.opt_state)
     metrics |= {"objective": (objective, 1), "grad_norm": (grad_norm, 1), "learning_rate": (learning_rate, 1)}
 
     ok = jnp.isfinite(objective) & jnp.isfinite(grad_norm)
@@ -453,7 +451,8 @@ def train_and_evaluate(
             with writer.clock("train_seconds"):
                 state, sums, step = advance(state, sums, train_data, step, settings.next_due_step(config, step))
             rejected = jax.device_get(state.rejected)
-            check_rejections(rejected, step, config.max_rejected_steps)
+            if rejected["longest"] >= config.max_rejected_steps:
+                raise UserError(describe_rejections(experiment, state, loss))
 
             if settings.is_due(config, "log_every", step):
                 writer.write(step, "train", mean_metrics(sums) | {"rejected_steps": int(rejected["total"])})
@@ -509,14 +508,33 @@ def better(
     return new if (value < best["value"] if metric == "loss" else value > best["value"]) else best
 
 
-def check_rejections(rejected: Mapping[str, Any], step: int, limit: int) -> None:
-    """Raises `UserError` once `limit` steps in a row were rejected."""
-    if rejected["longest"] >= limit:
-        raise UserError(
-            f"{limit} steps in a row, up to step {step}, had a loss or gradient that is not finite; max_rejected_steps "
-            "allows no more. A smaller optimizer.learning_rate or a limit for the gradient such as "
-            "--config.optimizer.clip_norm=1 may help. The last checkpoint is as it was."
+def describe_rejections(experiment: Experiment, state: CustomTrainState, loss_fn: LossFn) -> str:
+    """Why too many steps in a row were rejected, as far as the last one shows it, in words.
+
+    Args:
+        experiment: whose training it is.
+        state: after the last of them, or after later ones that were accepted.
+        loss_fn: the objective.
+    """
+    config, data, step = experiment.config, experiment.train_data, int(state.step)
+    if state.rejected["streak"] == 0:
+        found = "Later ones were accepted; --config.log_every=1steps ends training earlier, and tells more."
+    else:
+        before = state.replace(step=state.step - 1)
+        batch = data.batch(before.rng, before.step)
+        _, _, batch_stats, grads = jax.jit(compute_gradients, static_argnums=(2, 3))(
+            before, batch, loss_fn, config.accumulate
         )
+        after = before.apply_gradients(grads=grads, batch_stats=batch_stats)
+        found = (
+            f"At step {step}: learning rate {optimizers.learning_rate(after.opt_state):g}, gradient norm "
+            f"{optax.tree.norm(grads):g}, first not finite {nonfinite.first_layer(loss_fn, before, batch, grads)}."
+        )
+    return (
+        f"{state.rejected['longest']} steps in a row had a loss or gradient that is not finite; max_rejected_steps = "
+        f"{config.max_rejected_steps} allows no more. {found} A smaller optimizer.learning_rate or a limit for the "
+        "gradient such as --config.optimizer.clip_norm=1 may help. The last checkpoint is as it was."
+    )
 
 
 def evaluate_checkpoint(

@@ -20,6 +20,7 @@ import ml_collections
 from absl import app, flags, logging
 from ml_collections import config_flags
 
+import command_line
 import environment
 import train
 from errors import UserError
@@ -74,4 +75,4 @@ def main(argv: list[str]) -> None:
 
 if __name__ == "__main__":
     flags.mark_flag_as_required("config")
-    app.run(main)
+    app.run(main, flags_parser=command_line.parse)

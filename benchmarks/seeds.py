@@ -22,6 +22,7 @@ import numpy as np
 from absl import app, flags, logging
 from ml_collections import config_flags
 
+import command_line
 import environment
 import evaluation
 import train
@@ -100,4 +101,4 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    app.run(main)
+    app.run(main, flags_parser=command_line.parse)

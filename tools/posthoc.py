@@ -71,12 +71,12 @@ def mean_of_last(number: int) -> Callable[[Sequence[Stored]], np.ndarray | None]
     return kernel
 
 
-def parse(text: str, steps: Callable[[str], Any]) -> Target:
+def parse(text: str, steps: Callable[[str, str], Any]) -> Target:
     """Reads KIND:FIELD=VALUE,FIELD=VALUE.
 
     Args:
         text: such as "ema:half_life=5%".
-        steps: turns a duration into steps.
+        steps: turns a duration, after the name of its field, into steps.
 
     Raises:
         UserError: there is no such kind or field, or its value is wrong.

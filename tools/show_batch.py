@@ -15,6 +15,7 @@ from absl import app, flags, logging
 from matplotlib.figure import Figure
 from ml_collections import config_flags
 
+import command_line
 import train
 from augmentation import Augmentation
 from errors import UserError
@@ -72,4 +73,4 @@ def main(argv: list[str]) -> None:
 
 if __name__ == "__main__":
     flags.mark_flag_as_required("config")
-    app.run(main)
+    app.run(main, flags_parser=command_line.parse)
