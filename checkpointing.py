@@ -10,6 +10,7 @@ import dataclasses
 import functools
 import hashlib
 import json
+import logging
 import os
 import pathlib
 import shutil
@@ -67,6 +68,10 @@ class Record:
         return dataclasses.asdict(self) | {"averages": [average.to_dict() for average in self.averages]}
 
 
+# Orbax logs errors with their tracebacks before it raises them, and what is raised is reported in its place.
+logging.getLogger("absl").addFilter(lambda record: record.levelno < logging.ERROR or "orbax" not in record.pathname)
+
+
 class DamagedError(UserError):
     """A checkpoint or snapshot is not what was saved."""
 
@@ -84,7 +89,7 @@ class _Digested(atomicity.AtomicRenameTemporaryPath):
         folder, final = pathlib.Path(self.get()), pathlib.Path(self.get_final())
         if final.name.isdigit():  # the checkpoint itself, not one of its parts
             digests = await asyncio.to_thread(_digests, folder, sync=True)
-            (folder / DIGESTS).write_text(json.dumps(digests, indent=2) + "\n")
+            (folder / DIGESTS).write_text(json.dumps(digests, indent=2))
         folder.rename(final)
 
 
@@ -119,7 +124,7 @@ class Stored:
         found = _digests(folder)
         differing = sorted(name for name in stored | found if stored.get(name) != found.get(name))
         if differing:
-            state = "not what was saved" if differing[0] in found else "missing"
+            state = f"not what {DIGESTS} says" if differing[0] in found else "missing"
             raise DamagedError(folder, f"{differing[0]} is {state}")
         return cls(folder, record)
 
@@ -466,7 +471,7 @@ def _read_record(folder: pathlib.Path) -> tuple[Record, dict[str, str]]:
         if (folder / DIGESTS).exists():  # earlier formats had none
             digests = json.loads((folder / DIGESTS).read_text())
             if digests[name] != hashlib.sha256(content).hexdigest():
-                raise DamagedError(folder, f"{name} is not what was saved")
+                raise DamagedError(folder, f"{name} is not what {DIGESTS} says")
         values = json.loads(content)
         if values["format"] != FORMAT:
             raise UserError(

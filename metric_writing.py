@@ -43,6 +43,23 @@ class _JsonLines:
         self._file.close()
 
 
+def _read_metrics(path: pathlib.Path, length: int) -> list[tuple[int, str, str | None, dict[str, float | None]]]:
+    """Step, curve, split and metrics of each line in the first bytes of the file, as many as `length`."""
+    found = []
+    for number, line in enumerate(path.read_bytes()[:length].splitlines() if length else (), 1):
+        try:
+            metrics = json.loads(line)
+            step, curve, split = metrics.pop("step"), metrics.pop("curve"), metrics.pop("split", None)
+            if not re.fullmatch(r"[\w-]+", curve):  # which names a folder
+                raise ValueError(f"{curve!r} is no name of a curve")
+            found.append((int(step), curve, split, metrics))
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            raise UserError(
+                f"{path}, line {number}, is damaged ({error}). Restore the file, or use another --workdir."
+            ) from error
+    return found
+
+
 class _Board:
     """An event file for TensorBoard.
 
@@ -86,10 +103,14 @@ class MetricWriter:
             num_steps: of the whole training.
             record: what `record()` returned when the checkpoint was made that the run continues from; empty for a
                 new run. The files are cut back to what they were then.
+
+        Raises:
+            UserError: `metrics.jsonl` is damaged.
         """
         self._workdir = pathlib.Path(workdir)
         self._num_steps = num_steps
         lengths = record.get("lengths", {})
+        written = _read_metrics(self._workdir / "metrics.jsonl", lengths.get("metrics.jsonl", 0))
         self._files = {name: _JsonLines(self._workdir / name, lengths.get(name, 0)) for name in self.FILES}
         self._seconds = {clock: record.get(clock, 0.0) for clock in ("train_seconds", "eval_seconds")}
         self._previous = record.get("step", 0), self._seconds["train_seconds"]  # at the last line of progress
@@ -98,18 +119,8 @@ class MetricWriter:
         self._boards: dict[str, _Board] = {}
         # TensorBoard's files cannot be cut, and would show the steps after the checkpoint twice. They are made anew.
         shutil.rmtree(self._workdir / "tensorboard", ignore_errors=True)
-        for number, line in enumerate((self._workdir / "metrics.jsonl").read_bytes().splitlines(), 1):
-            try:
-                metrics = json.loads(line)
-                step, curve, split = metrics.pop("step"), metrics.pop("curve"), metrics.pop("split", None)
-                if not re.fullmatch(r"[\w-]+", curve):  # the name of a folder
-                    raise ValueError(f"{curve!r} is no name of a curve")
-            except (ValueError, TypeError, KeyError, AttributeError) as error:
-                raise UserError(
-                    f"{self._workdir / 'metrics.jsonl'}, line {number}, is damaged ({error}). Restore the file, or use "
-                    "another --workdir."
-                ) from error
-            self._show(step, curve, split, metrics)
+        for line in written:
+            self._show(*line)
 
     def __enter__(self) -> Self:
         return self

@@ -155,7 +155,7 @@ def test_a_second_run_imports_no_tensorflow_compiles_nothing_and_computes_the_sa
     assert "TensorFlow: False" in second
     assert again == metrics
     assert "Compiled: False" in second
-    phases = ["imports", "devices", "find data", "first state", "read data", "data to device", "workdir", "first step"]
+    phases = ["imports", "devices", "find data", "read data", "first state", "data to device", "workdir", "first step"]
     lines = second[second.index("phase ") :].splitlines()[1:9]
     assert [line[:14].strip() for line in lines] == phases
     ends = [float(line[14:].split()[0]) for line in lines]
