@@ -181,15 +181,8 @@ class Stored:
         with ocp.StandardCheckpointer() as checkpointer:
             return checkpointer.restore(self.folder / item, abstract)
 
-    def read_weights(self, name: str, state: CustomTrainState) -> dict[str, Any]:
-        """Reads weights, whatever optimizer and averages the run has that stored them.
-
-        Args:
-            name: "raw", or the name of an average that it has.
-            state: one whose parameters and batch statistics have the shapes and shardings to read them with.
-
-        Returns:
-            `params` and `batch_stats`.
+    def weights_like(self, name: str, state: CustomTrainState) -> dict[str, Any]:
+        """The part of the saved state that holds these weights, with the leaves of a state that they are for.
 
         Raises:
             UserError: they are of another model.
@@ -204,13 +197,30 @@ class Stored:
         saved = {path: leaf for path, leaf in self.record.leaves.items() if path.startswith(roots)}
         if difference := _difference(saved, _describe_leaves(tree)):
             raise UserError(f"{self.folder} does not fit the config's model: {difference}")
-        abstract = jax.tree.map(lambda x: _abstract(x, x.sharding), tree)
+        return tree
+
+    def read_weights(self, name: str, state: CustomTrainState) -> dict[str, Any]:
+        """Reads weights, whatever optimizer and averages the run has that stored them.
+
+        Args:
+            name: "raw", or the name of an average that it has.
+            state: one whose parameters and batch statistics have the shapes and shardings to read them with.
+
+        Returns:
+            `params` and `batch_stats`.
+
+        Raises:
+            UserError: they are of another model.
+        """
+        abstract = jax.tree.map(lambda x: _abstract(x, x.sharding), self.weights_like(name, state))
         args = ocp.args.PyTreeRestore(
             abstract, restore_args=ocp.checkpoint_utils.construct_restore_args(abstract), partial_restore=True
         )
         with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
             restored = checkpointer.restore(self.folder / "state", args=args)
-        return restored if name == "raw" else {field: restored[f"ema_{field}"][name] for field in fields}
+        if name == "raw":
+            return restored
+        return {field: restored[f"ema_{field}"][name] for field in ("params", "batch_stats")}
 
 
 class _LatestAndBest(PreservationPolicy):
@@ -381,6 +391,11 @@ def _set_aside_damaged(workdir: pathlib.Path) -> Stored | None:
     return latest
 
 
+def has_checkpoints(workdir: pathlib.Path) -> bool:
+    """Whether anything has been saved there, damaged since or not."""
+    return bool(_folders(workdir / "checkpoints"))
+
+
 def check_run(workdir: pathlib.Path) -> None:
     """Checks, without going into files, that a workdir's newest checkpoint is of this version and has its config.
 
@@ -434,11 +449,16 @@ def list_stored(workdir: str | pathlib.Path) -> list[Stored]:
     return [stored[step] for step in sorted(stored)]
 
 
-def find_weights(workdir: str, name: str) -> Stored:
+def find_weights(workdir: str, name: str, state: CustomTrainState) -> Stored:
     """The latest checkpoint or snapshot of another run, for `config.init_from`.
 
+    Args:
+        workdir: of that run.
+        name: of the weights that are wanted of it: "raw", or an average's.
+        state: that they are for, of which only shapes and dtypes count.
+
     Raises:
-        UserError: there is none, or it does not have the average.
+        UserError: there is none, it does not have the average, or it is of another model.
     """
     found = list_stored(pathlib.Path(workdir).expanduser())
     if not found:
@@ -447,6 +467,7 @@ def find_weights(workdir: str, name: str) -> Stored:
         )
     if name not in found[-1].curves:
         raise UserError(f"init_weights = {name!r}: {workdir} has {', '.join(found[-1].curves)}")
+    found[-1].weights_like(name, state)
     return found[-1]
 
 

@@ -26,12 +26,20 @@ def parse(argv: list[str]) -> list[str]:
     argv = [argv[0], "--verbosity=-1", *argv[1:]]
     try:
         positional: list[str] = flags.FLAGS(argv)
-        flags.FLAGS.config.lock  # noqa: B018  # reading any attribute reports a file that could not be read
+        getattr(flags.FLAGS.config, "lock", None)  # reading any attribute reports a file that could not be read
+        if not isinstance(flags.FLAGS.config, ml_collections.ConfigDict):
+            sys.exit("error: the get_config() of the file that --config names must return an ml_collections.ConfigDict")
         return positional
     except OSError as error:
         reason = str(error).strip().splitlines()[-1].strip()
         sys.exit(f"error: the file that --config names cannot be read: {reason}")
+    except SyntaxError as error:
+        sys.exit(f"error: the file that --config names is no Python: {error}")
     except (flags.Error, AttributeError, KeyError) as error:
+        if "has no attribute 'get_config'" in str(error):
+            sys.exit(
+                "error: the file that --config names has no get_config(); configs/digits.py shows what it looks like"
+            )
         if "ml_collections" not in traceback.extract_tb(error.__traceback__)[-1].filename and not isinstance(
             error, flags.Error
         ):

@@ -33,6 +33,7 @@ _CACHE_DIR = flags.DEFINE_string(
 )
 _DEBUG_NANS = flags.DEFINE_bool("debug_nans", False, "Stop with a traceback where the first NaN comes from.")
 flags.mark_flag_as_required("config")
+flags.register_validator("workdir", bool, "must name a folder")
 
 
 def main(argv: list[str]) -> None:

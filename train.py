@@ -387,15 +387,18 @@ def train_and_evaluate(
     """
     workdir = pathlib.Path(workdir)
     config, source = check(config, workdir, config_change)
+    like, origin = abstract_state(config, source), None
+    if config.init_from and not checkpointing.has_checkpoints(workdir):
+        origin = checkpointing.find_weights(config.init_from, config.init_weights, like)
     splits = read(config, source)
     with contextlib.ExitStack() as stack:
         stack.enter_context(hold(workdir))
         checkpoints = stack.enter_context(Checkpoints(workdir, config.keep_checkpoints))
-        latest, origin = checkpoints.latest, None
+        latest = checkpoints.latest
         if latest:
-            latest.check_fits(abstract_state(config, source))
-        elif config.init_from:
-            origin = checkpointing.find_weights(config.init_from, config.init_weights)
+            latest.check_fits(like)
+        record = latest.record if latest else Record()
+        writer = stack.enter_context(MetricWriter(workdir, config.duration, record.writer))
 
         experiment = load(config, splits)
         state, train_data, mesh = experiment.state, experiment.train_data, experiment.mesh
@@ -416,7 +419,6 @@ def train_and_evaluate(
         )
         curve_split = "validation" if config.num_validation else "test"
 
-        record = latest.record if latest else Record()
         if latest:
             state, sums = latest.restore_state(state), latest.restore_sums(sums)
             changes = average_table.changes(record.averages, state)
@@ -429,7 +431,6 @@ def train_and_evaluate(
         for line in average_table.write(workdir, state, config.duration, random_start=not config.init_from):
             print(line, flush=True)
         checkpoints.discard_snapshots(after=record.step)
-        writer = stack.enter_context(MetricWriter(workdir, config.duration, record.writer))
         profiler = stack.enter_context(Profiler(workdir / "profile", config.profile, record.step))
         step, best = record.step, record.best
         if not latest:

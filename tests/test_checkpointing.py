@@ -220,7 +220,7 @@ def test_before_the_first_step_everything_that_a_run_starts_from_is_its_own(tmp_
     first = Stored.read(tmp_path / "checkpoints" / "0")
     assert first.record.writer["lengths"] == {"metrics.jsonl": 0, "timing.jsonl": 0}
     like = train.set_up(config, tmp_path, "refuse").state
-    weights = checkpointing.find_weights(str(other), "ema").read_weights("ema", like)
+    weights = checkpointing.find_weights(str(other), "ema", like).read_weights("ema", like)
     for x, y in zip(jax.tree.leaves(first.restore_state(like).params), jax.tree.leaves(weights["params"]), strict=True):
         assert (x == y).all()
 

@@ -192,10 +192,13 @@ def torment(workdir: Workdir, reference: pathlib.Path, seed: str, phases: Sequen
     landed: list[tuple[str, bool]] = []
     for phase in itertools.islice(itertools.cycle(phases), rng.choice([1, 1, 1, 2, 2, 3])):
         delay = rng.choice([0, rng.uniform(0, 0.03), rng.uniform(0, 0.3)])  # what most phases last, or longer
-        while not (found := workdir.signal(signal.SIGKILL, phase, delay)):
+        for attempt in range(20):
+            if found := workdir.signal(signal.SIGKILL, phase, delay / 2**attempt):
+                landed.append(found)
+                break
             shutil.rmtree(workdir.folder)  # it ended before that, so once more and earlier
-            delay /= 2
-        landed.append(found)
+        else:
+            raise AssertionError(f"no kill landed in {phase!r}")
         if rng.random() < 0.2:
             workdir.signal(rng.choice([signal.SIGTERM, signal.SIGINT]), "train", rng.uniform(0, 0.1))
         what = rng.random()
@@ -207,7 +210,7 @@ def torment(workdir: Workdir, reference: pathlib.Path, seed: str, phases: Sequen
                 process.wait(PATIENCE)
             assert process.returncode == 0, workdir.said[-1]
             assert f"{newest} is damaged" in workdir.said[-1], f"{file} was damaged\n{workdir.said[-1]}"
-        elif what < 0.4 and (workdir.folder / "metrics.jsonl").exists():
+        elif what < 0.4 and workdir.checkpoints():
             with (workdir.folder / "metrics.jsonl").open("ab") as file:
                 file.write(b'{"step": 12, "curve": "tra')  # a torn line
     workdir.finish()
