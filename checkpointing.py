@@ -303,6 +303,16 @@ class Checkpoints:
                 "with that mended, the same command continues from them."
             ) from error
 
+    def _check_space(self, tree: Any) -> None:
+        """Looks whether the disk has room: what orbax starts and cannot finish ends in pages of messages."""
+        needed = sum(leaf.nbytes for leaf in jax.tree.leaves(tree)) + 2**20  # for everything beside arrays
+        free = shutil.disk_usage(self._directory).free
+        if free < needed:
+            raise UserError(
+                f"{self._directory}: a checkpoint needs {needed / 1e6:.0f} MB, and {free / 1e6:.0f} MB of the disk are "
+                "left. Those saved before are as they were; with more, the same command continues from them."
+            )
+
     def save(self, state: CustomTrainState, sums: Any, record: Record) -> None:
         """Saves state and metric sums. Returns once they are copied, so that they may be donated to the next step.
 
@@ -310,6 +320,7 @@ class Checkpoints:
             UserError: this or the previous checkpoint cannot be written.
         """
         self._policy.best_step = record.best["step"] if record.best else None
+        self._check_space((state, sums))
         args = ocp.args.Composite(
             state=ocp.args.StandardSave(state),
             sums=ocp.args.StandardSave(sums),
@@ -327,6 +338,7 @@ class Checkpoints:
     def save_snapshot(self, state: CustomTrainState, step: int) -> None:
         """Saves the weights, raw and averaged, as they are after `step` steps."""
         weights = {field: getattr(state, field) for field in WEIGHTS}
+        self._check_space(weights)
         args = ocp.args.Composite(
             state=ocp.args.StandardSave(weights),
             record=ocp.args.JsonSave(_complete(Record(step), state, weights)),

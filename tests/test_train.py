@@ -240,9 +240,21 @@ def test_one_poisoned_batch_is_one_rejection_and_training_finishes(tmp_path):
 
 
 def test_too_many_rejected_steps_in_a_row_end_the_run(tmp_path):
-    with pytest.raises(UserError, match=r"5 steps in a row.*learning_rate"):
-        train.train_and_evaluate(digits_config(max_rejected_steps=5), tmp_path, loss_fn=poison([11, 12, 13, 14, 15]))
+    with pytest.raises(UserError) as error:
+        train.train_and_evaluate(digits_config(max_rejected_steps=5), tmp_path, loss_fn=poison([10, 11, 12, 13, 14]))
+    assert "5 steps in a row had a loss or gradient that is not finite; max_rejected_steps = 5" in str(error.value)
+    assert "At step 15: learning rate 0.1, gradient norm nan, first not finite the loss, of outputs" in str(error.value)
+    with pytest.raises(UserError, match=r"5 steps in a row.*Later ones were accepted"):
+        train.train_and_evaluate(digits_config(max_rejected_steps=5), tmp_path / "b", loss_fn=poison([1, 2, 3, 4, 5]))
     train.train_and_evaluate(digits_config(max_rejected_steps=5), tmp_path / "fine", loss_fn=poison([1, 2, 3, 4, 9]))
+
+
+def test_the_first_layer_that_an_exploding_rate_breaks_is_named(tmp_path):
+    config = digits_config(optimizer__learning_rate=1e38, max_rejected_steps=3, log_every="1 steps")
+    with pytest.raises(
+        UserError, match=r"learning rate 1e\+38, gradient norm nan, first not finite the output of Dense_"
+    ):
+        train.train_and_evaluate(config, tmp_path)
 
 
 def test_metrics_of_a_window_without_any_accepted_step_are_null(tmp_path):
