@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test lint mutants bench clean
+.PHONY: demo test lint mutants chaos bench clean
 
 # Trains configs/digits.py and shows raw against averaged weights.
 demo: .venv/runtime
@@ -19,6 +19,10 @@ lint: .venv/dev
 # Seeds faults and sees that the tests catch each of them; takes about five minutes.
 mutants: .venv/dev
 	$(BIN)/python tests/mutants.py
+
+# Kills a hundred runs at random moments and compares what becomes of them; takes about 25 minutes on two cores.
+chaos: .venv/dev
+	$(BIN)/python tests/chaos/chaos.py --out=benchmarks/results/chaos.json
 
 # Every timing that needs no other checkout, one after another. For a machine that does nothing else.
 bench: .venv/benchmarks

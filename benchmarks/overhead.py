@@ -1,13 +1,15 @@
-"""What do evaluation, logs and checkpoints cost?
+"""What do evaluation, logs and checkpoints cost, and what checkpoints alone?
 
     python -m benchmarks.overhead --config.duration="1 epochs"
 
 Times `train.train_and_evaluate` on configs/mnist.py, which at the end of each epoch scores raw and averaged weights on
-all test images and saves a checkpoint, against as many steps of the same training program with nothing around them. The
-two take turns, after one run of each, and start from the same state. Loading the data and compiling are left out of
-both. All else that a run does is in, such as the picture at its end.
+all test images and saves a checkpoint, against as many steps of the same training program with nothing around them,
+and against the same run without checkpoints. They take turns, after one run of each, and start from the same state.
+Loading the data and compiling are left out of all. All else that a run does is in, such as the picture at its end and a
+checkpoint before the first step.
 
-The rows below these two say where the time of the whole run goes. `ratio` is to the bare steps.
+The rows below these say where the time of the whole run goes, in the thread that trains. `ratio` is to the bare steps,
+but for "checkpoints": of the whole run to that without any, so that what their writing takes from training is in.
 """
 
 import contextlib
@@ -50,7 +52,7 @@ PARTS: dict[str, list[tuple[Any, str]]] = {
 }
 
 
-def run(experiment: train.Experiment) -> dict[str, float]:
+def run(experiment: train.Experiment, source: input_pipeline.Source, *, saving: bool) -> dict[str, float]:
     """A whole run on data that is loaded already; the seconds that it took, and those of its parts."""
     seconds = dict.fromkeys(PARTS, 0.0)
 
@@ -67,7 +69,11 @@ def run(experiment: train.Experiment) -> dict[str, float]:
     with contextlib.ExitStack() as stack:
         workdir = pathlib.Path(stack.enter_context(tempfile.TemporaryDirectory()))
         stack.enter_context(contextlib.redirect_stdout(io.StringIO()))
-        stack.enter_context(mock.patch.object(train, "set_up", return_value=experiment))
+        stack.enter_context(mock.patch.object(train, "check", return_value=(experiment.config, source)))
+        stack.enter_context(mock.patch.object(train, "read", return_value=None))
+        stack.enter_context(mock.patch.object(train, "load", return_value=experiment))
+        if not saving:
+            stack.enter_context(mock.patch.object(Checkpoints, "save", return_value=None))
         for part, functions in PARTS.items():
             for owner, name in functions:
                 stack.enter_context(mock.patch.object(owner, name, timed(part, getattr(owner, name))))
@@ -78,13 +84,13 @@ def run(experiment: train.Experiment) -> dict[str, float]:
     return {"whole run": whole, "steps": steps, **seconds, "rest": whole - steps - sum(seconds.values())}
 
 
-def load() -> train.Experiment:
+def load() -> tuple[train.Experiment, input_pipeline.Source]:
     """The data and the state at step 0."""
     try:
         settings.check(_CONFIG.value)
         source = input_pipeline.find_source(_CONFIG.value.dataset)
         config = settings.resolve(_CONFIG.value, num_train=source.num_train, num_devices=jax.device_count())
-        return train.load(config, train.read(config, source))
+        return train.load(config, train.read(config, source)), source
     except UserError as error:
         sys.exit(f"error: {error}")
 
@@ -93,7 +99,7 @@ def main(argv: list[str]) -> None:
     """Times both and writes the result."""
     del argv
     logging.set_verbosity(logging.WARNING)
-    experiment = load()
+    experiment, source = load()
     config = experiment.config
     # A run may overwrite the state that it starts from. Copied by a jitted function, it has the sharding of a new one.
     copy = jax.jit(lambda state: jax.tree.map(jnp.copy, state), out_shardings=train.replicated(experiment.mesh))
@@ -103,8 +109,11 @@ def main(argv: list[str]) -> None:
         return dataclasses.replace(experiment, state=jax.block_until_ready(copy(experiment.state)))
 
     def whole() -> float:
-        runs.append(run(fresh()))
+        runs.append(run(fresh(), source, saving=True))
         return runs[-1]["whole run"]
+
+    def without_checkpoints() -> float:
+        return run(fresh(), source, saving=False)["whole run"]
 
     def bare() -> float:
         state = fresh().state
@@ -121,12 +130,16 @@ def main(argv: list[str]) -> None:
         bare()
         whole()
         runs.clear()
-        seconds = measure.interleaved({"bare steps": bare, "whole run": whole}, _ROUNDS.value)
+        variants = {"bare steps": bare, "whole run": whole, "without checkpoints": without_checkpoints}
+        seconds = measure.interleaved(variants, _ROUNDS.value)
     seconds |= {f"of it {part}": [one[part] for one in runs] for part in runs[0] if part != "whole run"}
     rows = []
     for name, values in seconds.items():
         row, ratio = measure.summary(values), measure.paired_ratio(values, seconds["bare steps"])
         rows.append({"what": name, "seconds": row.pop("median"), **row, **ratio})
+    added = [a - b for a, b in zip(seconds["whole run"], seconds["without checkpoints"], strict=True)]
+    row, ratio = measure.summary(added), measure.paired_ratio(seconds["whole run"], seconds["without checkpoints"])
+    rows.append({"what": "checkpoints", "seconds": row.pop("median"), **row, **ratio})
     measure.write("overhead", rows, seconds=seconds, config=json.loads(settings.to_json(config)))
 
 

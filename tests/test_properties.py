@@ -19,7 +19,7 @@ from dispatch import Dispatcher
 from input_pipeline import EvalData, Images, Normalization
 
 # The same examples each time; how long one takes is no claim of these tests.
-hypothesis.settings.register_profile("repeatable", derandomize=True, deadline=None, max_examples=200)
+hypothesis.settings.register_profile("repeatable", derandomize=True, database=None, deadline=None, max_examples=200)
 hypothesis.settings.load_profile("repeatable")
 
 periods = st.fractions(min_value=Fraction(1, 7), max_value=1000, max_denominator=997)
