@@ -263,10 +263,10 @@ class Checkpoints:
         """
         workdir = pathlib.Path(workdir).absolute()
         self._directory = workdir / "checkpoints"
+        self.latest = _set_aside_damaged(workdir)
         for unfinished in workdir.glob(f"*/*{atomicity.TMP_DIR_SUFFIX}*"):
             print(f"{unfinished} was not finished and is removed", flush=True)
             shutil.rmtree(unfinished)
-        self.latest = _set_aside_damaged(workdir)
         self._policy = _LatestAndBest(keep)
         self._manager = ocp.CheckpointManager(
             self._directory,
@@ -432,17 +432,15 @@ def find_checkpoint(workdir: str | pathlib.Path, which: str) -> Stored:
     """
     directory = pathlib.Path(workdir).absolute() / "checkpoints"
     latest, damaged = _newest(directory, lambda _: None)
-    if which == "best" and latest is not None:
-        best = latest.record.best
-        latest = Stored.read(directory / str(best["step"])) if best else None
-    elif latest is not None:
-        for error in damaged:
-            print(f"Note: {error}; using the one before it", flush=True)
     if latest is None:
-        what = "checkpoint" if which == "latest" else "best checkpoint"
-        found = "".join(f"\n{error}" for error in damaged)
-        raise UserError(f"{workdir} holds no {what}; --mode=train makes one{found}")
-    return latest
+        raise UserError("\n".join([f"{workdir} holds no checkpoint; --mode=train makes one", *map(str, damaged)]))
+    for error in damaged:
+        print(f"Note: {error}; looking at the one before it", flush=True)
+    if which == "latest":
+        return latest
+    if latest.record.best is None:
+        raise UserError(f"{workdir} holds no best checkpoint; the first evaluation makes one")
+    return Stored.read(directory / str(latest.record.best["step"]))
 
 
 def list_stored(workdir: str | pathlib.Path) -> list[Stored]:

@@ -134,6 +134,7 @@ atexit.register(tell)
 """
 
 
+@pytest.mark.slow
 def test_a_second_run_imports_no_tensorflow_compiles_nothing_and_computes_the_same(made_data, tmp_path):
     environment = {name: value for name, value in os.environ.items() if not name.startswith("JAX_")}
     environment |= {"TFDS_DATA_DIR": str(made_data), "PYTHONPATH": str(tmp_path)}

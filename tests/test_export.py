@@ -62,6 +62,7 @@ def test_exported_weights_score_what_the_run_says_of_them_when_loaded_as_the_rea
     jax.tree.map(np.testing.assert_array_equal, packed["params"], state.curves()[average]["params"])
 
 
+@pytest.mark.slow
 def test_the_best_checkpoint_can_be_exported(run, tmp_path):
     workdir, _ = run
     accuracies = {line["step"]: line["accuracy"] for line in read_metrics(workdir, "raw")}

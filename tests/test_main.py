@@ -5,16 +5,9 @@ from conftest import read_metrics, run_main
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--config.sed=1"], "has no field 'sed'. Did you mean seed?"),
-        (["--config.averages.slow.decay=0.9"], "has no field 'slow'. An average is added in a config file"),
-        (["--config.seed=one"], "--config.seed=one"),
-        (["--config.label_noise=1.5"], "label_noise = 1.5: must be in [0, 1)"),
+        (["--config.sed=1", "--config.seed=one"], "sed is unknown; did you mean seed?\nseed = 'one': must be a int"),
         (["--config.batch_size=5000"], "batch_size = 5000: must be at most 901"),
-        (["--config.dataset=no_such_set"], "dataset = 'no_such_set'"),
         (["seed=1"], "unknown argument 'seed=1'"),
-        (["--mode=evaluate"], "--mode=evaluate"),
-        (["--cache_dir=~no_such_user/cache"], "--cache_dir=~no_such_user/cache cannot be used"),
-        (["--mode=eval"], "holds no checkpoint; --mode=train makes one"),
     ],
 )
 def test_a_mistake_on_the_command_line_is_one_message_without_a_traceback_or_a_trace_on_disk(tmp_path, flags, message):
@@ -33,27 +26,12 @@ def test_a_cache_that_nobody_asked_for_and_that_cannot_be_used_is_done_without(t
     assert "holds no checkpoint" in result.stderr  # which comes after it
 
 
-def test_a_missing_config_file_is_named():
-    result = run_main("--workdir=unused", config="configs/no_such_config.py")
-    assert result.returncode == 1
-    assert "configs/no_such_config.py" in result.stderr
-    assert "Traceback" not in result.stderr
-
-
 def test_a_mistake_in_the_code_of_a_config_file_is_shown_where_it_is(tmp_path):
     (tmp_path / "broken.py").write_text("import math\n\ndef get_config():\n    return math.sqroot(2)\n")
     result = run_main(f"--workdir={tmp_path / 'run'}", config=str(tmp_path / "broken.py"))
     assert result.returncode == 1
     assert "broken.py" in result.stderr
     assert "sqroot" in result.stderr
-
-
-def test_a_workdir_that_cannot_be_made_is_refused(tmp_path):
-    (tmp_path / "file").write_text("")
-    result = run_main(f"--workdir={tmp_path / 'file'}")
-    assert result.returncode == 1
-    assert "cannot be used" in result.stderr
-    assert "Traceback" not in result.stderr
 
 
 @pytest.mark.slow

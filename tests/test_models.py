@@ -160,7 +160,14 @@ def test_bfloat16_is_for_the_computation_while_variables_and_logits_stay_float32
     assert (logits["float32"] != logits["bfloat16"]).any()
 
 
-@pytest.mark.parametrize("name", [name for name in models.MODELS if "dropout" in FIELDS[name]])
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=[pytest.mark.slow] * ("resnet" in name))
+        for name in models.MODELS
+        if "dropout" in FIELDS[name]
+    ],
+)
 def test_batch_norm_and_dropout_act_in_training_only(name):
     model = create(name)
     images = jax.random.normal(jax.random.key(1), (4, 8, 8, 1))

@@ -135,6 +135,7 @@ def test_tensorboard_shows_every_step_once_after_a_restart(tmp_path):
             assert found == [(line["step"], pytest.approx(line[tag])) for line in lines]
 
 
+@pytest.mark.slow
 def test_a_run_may_go_on_with_other_averages_and_none_starts_at_random(tmp_path, capsys):
     config = digits_config()
     config.averages.dropped = default.average("ema", decay=0.5)
@@ -242,6 +243,7 @@ def test_a_table_says_what_each_average_will_be_and_warns_of_random_weights(tmp_
     assert stored["joined"]["initial_weight"] == pytest.approx(0.995**20)
 
 
+@pytest.mark.slow
 def test_a_long_kernel_is_stored_in_a_thousand_sums_at_most(tmp_path):
     state = train.set_up(digits_config(averages__ema__half_life="10%"), tmp_path, "refuse").state
     average_table.write(tmp_path, state, 2500, random_start=True)

@@ -228,8 +228,38 @@ def test_an_average_that_is_no_dict_or_too_long_to_count_is_refused():
     config.averages = {"a": default.average("hard_update", period=50)}
     with pytest.raises(UserError, match=r"averages.a.period = 50 is a int; must be a str such as '1000 steps'"):
         settings.check(config)
-    with pytest.raises(UserError, match=r"'5000000000 steps' is 5e\+09 steps; no duration may be"):
-        resolve(digits_config(averages__ema__start="5000000000 steps"))
+    with pytest.raises(UserError) as error:
+        resolve(digits_config(averages__ema__start="5000000000 steps", profile=(7000, 7001)))
+    assert str(error.value).splitlines() == [
+        "profile = (7000, 7001): training ends at step 20",
+        "averages.ema.start = '5000000000 steps': is 5e+09 steps; must be below 2**31 steps",
+    ]
+
+
+def test_every_wrong_field_is_named_at_once_and_what_it_makes_wrong_elsewhere_is_not():
+    config = digits_config(seed=-1, model__name="resent", optimizer__name="sgdd", best_curve="x", optimizer__b1=0.5)
+    config.averages["a/b"] = default.average("ema")
+    config.sed = 1
+    with pytest.raises(UserError) as error:
+        settings.check(config)
+    names = [re.split("[ :]", line)[0] for line in str(error.value).splitlines()[1:]]
+    # `optimizer.b1` is one that the default optimizer does not have, either.
+    assert sorted(names) == [
+        "averages.a/b",
+        "best_curve",
+        "model.name",
+        "optimizer.b1",
+        "optimizer.name",
+        "sed",
+        "seed",
+    ]
+    assert "did you mean 'resnet'?" in str(error.value)
+
+
+@pytest.mark.parametrize("name", ["../mnist", "mnist/../x", "/mnist", "huggingface:mnist", "mnist:latest", "", "a b"])
+def test_the_name_of_a_data_set_leads_nowhere_else(name):
+    with pytest.raises(UserError, match="must be a name, as in 'mnist'"):
+        settings.check(digits_config(dataset=name))
 
 
 def test_a_decay_that_a_half_life_overrules_is_said_to_be_unused():

@@ -61,6 +61,7 @@ def test_objective_and_metrics_are_what_their_formulas_say(experiment):
     assert metrics["accuracy"][0] == np.sum(logits.argmax(axis=1) == label)
 
 
+@pytest.mark.slow
 def test_a_step_updates_the_parameters_and_then_moves_the_average_to_them(experiment):
     batch = first_batch(experiment)
     state, metrics = jax.jit(train.train_step, static_argnums=2)(experiment.state, batch, train.loss_fn)
@@ -172,6 +173,7 @@ def metrics_of(tmp_path_factory):
     return run
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("base", "option"),
     [
@@ -498,6 +500,7 @@ def test_a_run_that_cannot_be_started_from_is_refused(tmp_path):
             train.train_and_evaluate(config, tmp_path / "second")
 
 
+@pytest.mark.slow
 def test_a_profile_holds_the_chosen_steps_and_changes_nothing_else(tmp_path):
     config = digits_config(steps_per_dispatch=1)  # of a chunk the trace holds the number of its first step only
     train.train_and_evaluate(config, tmp_path / "without")

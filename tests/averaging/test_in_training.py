@@ -252,6 +252,7 @@ def test_types_shapes_and_shardings_of_the_state_stay_what_they_are(tmp_path):
     assert types(state) == before
 
 
+@pytest.mark.slow
 @pytest.fixture(scope="module")
 def options(tmp_path_factory):
     """The scores of one run of 6 steps with many averages."""
