@@ -313,3 +313,49 @@ def test_a_tool_refuses_what_it_cannot_use(finished, tmp_path, name):
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     check(subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True), message)
     assert contents(tmp_path) == before
+
+
+# Notes whatever is unpickled, by anything.
+AUDIT = """
+import atexit, sys
+found = []
+sys.addaudithook(lambda event, args: found.append(args) if event == "pickle.find_class" else None)
+atexit.register(lambda: print("unpickled:", found))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("main.py", "--config=configs/digits.py", "--workdir=RUN", *SHORT, "--cache_dir=RUN/cache"),
+        ("main.py", "--config=configs/digits.py", "--workdir=RUN", *SHORT, "--cache_dir=RUN/cache", "--mode=eval"),
+        ("-m", "tools.export", "RUN", "--average=ema", "--out=RUN/exported"),
+        ("-m", "tools.posthoc", "RUN", "--average=ema:half_life=5%", "--max_error=9"),
+    ],
+)
+def test_nothing_that_is_read_of_a_run_is_unpickled(finished, tmp_path, command):
+    """Which could run code: checkpoints, snapshots, caches and configs may be somebody else's."""
+    (tmp_path / "sitecustomize.py").write_text(AUDIT)
+    workdir = shutil.copytree(finished, tmp_path / "run")
+    shutil.rmtree(workdir / "checkpoints" / "30")  # so that there is something left to train
+    arguments = [sys.executable, *(argument.replace("RUN", str(workdir)) for argument in command)]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(tmp_path), str(ROOT)])}
+    for _ in range(2):  # the second time with what the first has cached
+        result = subprocess.run(arguments, cwd=ROOT, env=environment, capture_output=True, text=True)
+        assert result.returncode == 0, result.stderr
+        assert "unpickled: []" in result.stdout
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("chosen", ["flag", "JAX"])
+def test_a_compilation_cache_that_others_can_write_is_refused_whoever_chose_it(tmp_path, chosen):
+    cache = tmp_path / "cache"
+    cache.mkdir()
+    cache.chmod(0o777)
+    by_flag = chosen == "flag"
+    flags = (f"--workdir={tmp_path / 'run'}", *([f"--cache_dir={cache}"] if by_flag else []))
+    result = run_main(*flags, **({} if by_flag else {"JAX_COMPILATION_CACHE_DIR": str(cache)}))
+    name = "--cache_dir" if by_flag else "jax_compilation_cache_dir"
+    check(result, f"{name}: {cache} belongs to user {os.getuid()} and has mode 777; it must be yours")
+    assert list(contents(tmp_path)) == [cache]

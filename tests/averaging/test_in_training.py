@@ -28,6 +28,7 @@ def squared_distance(params, state, batch):
     return objective, ({"loss": (distance.sum(), distance.size)}, {})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("num_microbatches", [1, 2])
 def test_every_average_counts_its_updates_and_sees_the_updated_parameters(num_microbatches):
     """Through rejected steps, accumulation, starts, intervals and restarts, against the float64 recursion."""
@@ -252,7 +253,6 @@ def test_types_shapes_and_shardings_of_the_state_stay_what_they_are(tmp_path):
     assert types(state) == before
 
 
-@pytest.mark.slow
 @pytest.fixture(scope="module")
 def options(tmp_path_factory):
     """The scores of one run of 6 steps with many averages."""
