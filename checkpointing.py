@@ -39,8 +39,8 @@ class Record:
     Attributes:
         step: steps done.
         best: the best evaluation so far as {"step", "curve", "metric", "value"}; none before the first.
-        writer: what `MetricWriter.record` returned; "lengths" are the bytes of each file of the workdir that it has
-            written, without which the run cannot go on from here.
+        writer: what `MetricWriter.record` returned; "lengths" has the bytes of `metrics.jsonl` by then, without which
+            the run cannot go on from here.
         averages: those that the state has.
         updates: steps done that were not rejected.
         counts: updates of each average since it was created, by name.
@@ -374,13 +374,15 @@ def _newest(directory: pathlib.Path, check: Callable[[Stored], None]) -> tuple[S
 
 def _set_aside_damaged(workdir: pathlib.Path) -> Stored | None:
     """The newest checkpoint from which the run can go on, which is the newest one after this."""
+    metrics = workdir / "metrics.jsonl"
+    num_bytes = metrics.stat().st_size if metrics.exists() else 0
 
     def check(stored: Stored) -> None:
-        for name, length in stored.record.writer.get("lengths", {}).items():
-            file = workdir / name
-            found = file.stat().st_size if file.exists() else 0
-            if found < length:
-                raise DamagedError(stored.folder, f"it goes on after {length} bytes of {name}, which has {found}")
+        needed = stored.record.writer.get("lengths", {}).get(metrics.name, 0)
+        if num_bytes < needed:
+            raise DamagedError(
+                stored.folder, f"it goes on after {needed} bytes of {metrics.name}, which has {num_bytes}"
+            )
 
     latest, damaged = _newest(workdir / "checkpoints", check)
     if latest is None and damaged:
@@ -389,8 +391,7 @@ def _set_aside_damaged(workdir: pathlib.Path) -> Stored | None:
             + "\nRestore one from a copy, "
             "or start again with another --workdir."
         )
-    metrics = workdir / "metrics.jsonl"
-    if latest is None and metrics.exists() and metrics.stat().st_size:
+    if latest is None and num_bytes:
         raise UserError(
             f"{workdir} has metrics of a run and no checkpoint. Restore {workdir / 'checkpoints'}, or start again with "
             "another --workdir."

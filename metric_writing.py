@@ -25,7 +25,8 @@ class _JsonLines:
     def __init__(self, path: pathlib.Path, length: int) -> None:
         self._path = path
         self._file = path.open("ab")
-        self._file.truncate(length)
+        kept = path.read_bytes()[:length]
+        self._file.truncate(kept.rfind(b"\n") + 1)  # of a file that has lost its end since, whole lines are kept
 
     def write(self, values: Mapping[str, Any]) -> None:
         # A file that was removed or moved away would take what nobody is to read.

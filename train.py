@@ -14,6 +14,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import ml_collections
+import numpy as np
 import optax
 from clu import parameter_overview
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
@@ -451,9 +452,7 @@ def train_and_evaluate(
             profiler.at(step)
             with writer.clock("train_seconds"):
                 state, sums, step = advance(state, sums, train_data, step, settings.next_due_step(config, step))
-            rejected = jax.device_get(state.rejected)
-            if rejected["longest"] >= config.max_rejected_steps:
-                raise UserError(describe_rejections(experiment, state, loss))
+            rejected = check_rejections(experiment, state, loss)
 
             if settings.is_due(config, "log_every", step):
                 writer.write(step, "train", mean_metrics(sums) | {"rejected_steps": int(rejected["total"])})
@@ -509,16 +508,22 @@ def better(
     return new if (value < best["value"] if metric == "loss" else value > best["value"]) else best
 
 
-def describe_rejections(experiment: Experiment, state: CustomTrainState, loss_fn: LossFn) -> str:
-    """Why too many steps in a row were rejected, as far as the last one shows it, in words.
+def check_rejections(experiment: Experiment, state: CustomTrainState, loss_fn: LossFn) -> dict[str, np.ndarray]:
+    """How many steps were rejected so far: `state.rejected`, on the host.
 
     Args:
         experiment: whose training it is.
-        state: after the last of them, or after later ones that were accepted.
+        state: after the latest step.
         loss_fn: the objective.
+
+    Raises:
+        UserError: too many in a row, with what the last of them shows of the reason.
     """
+    rejected: dict[str, np.ndarray] = jax.device_get(state.rejected)
     config, data, step = experiment.config, experiment.train_data, int(state.step)
-    if state.rejected["streak"] == 0:
+    if rejected["longest"] < config.max_rejected_steps:
+        return rejected
+    if rejected["streak"] == 0:
         found = "Later ones were accepted; --config.log_every=1steps ends training earlier, and tells more."
     else:
         before = state.replace(step=state.step - 1)
@@ -531,8 +536,8 @@ def describe_rejections(experiment: Experiment, state: CustomTrainState, loss_fn
             f"At step {step}: learning rate {optimizers.learning_rate(after.opt_state):g}, gradient norm "
             f"{optax.tree.norm(grads):g}, first not finite {nonfinite.first_layer(loss_fn, before, batch, grads)}."
         )
-    return (
-        f"{state.rejected['longest']} steps in a row had a loss or gradient that is not finite; max_rejected_steps = "
+    raise UserError(
+        f"{rejected['longest']} steps in a row had a loss or gradient that is not finite; max_rejected_steps = "
         f"{config.max_rejected_steps} allows no more. {found} A smaller optimizer.learning_rate or a limit for the "
         "gradient such as --config.optimizer.clip_norm=1 may help. The last checkpoint is as it was."
     )

@@ -50,7 +50,7 @@ def run(tmp_path_factory):
 @pytest.fixture
 def copy(run, tmp_path):
     config, workdir = run
-    return config, shutil.copytree(workdir, tmp_path / "copy")
+    return config.copy_and_resolve_references(), shutil.copytree(workdir, tmp_path / "copy")
 
 
 def contents(folder):
@@ -155,7 +155,6 @@ def test_where_no_checkpoint_is_sound_nothing_is_done_and_each_is_named(copy):
         ("checkpoints", "has metrics of a run and no checkpoint"),
         ("config.json", "has checkpoints and no config.json"),
         ("metrics.jsonl", "bytes of metrics.jsonl, which has 0"),
-        ("timing.jsonl", "bytes of timing.jsonl, which has 0"),
     ],
 )
 def test_what_a_run_has_lost_does_not_make_it_start_again(copy, lost, message):
@@ -168,6 +167,16 @@ def test_what_a_run_has_lost_does_not_make_it_start_again(copy, lost, message):
     with pytest.raises(UserError, match=message):
         train.train_and_evaluate(config, workdir)
     assert {**contents(workdir), pathlib.Path("lock"): b""} == {**before, pathlib.Path("lock"): b""}
+
+
+def test_clocks_that_are_torn_go_on_after_their_last_whole_line(copy):
+    config, workdir = copy
+    times = (workdir / "timing.jsonl").read_bytes().splitlines(keepends=True)
+    (workdir / "timing.jsonl").write_bytes(b"".join(times[:2]) + times[2][:9])
+    config.duration = "25 steps"
+    train.train_and_evaluate(config, workdir, config_change="accept")
+    steps = [json.loads(line)["step"] for line in (workdir / "timing.jsonl").read_text().splitlines()]
+    assert steps == [5, 10, 25]
 
 
 @pytest.mark.parametrize(
