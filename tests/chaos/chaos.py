@@ -38,6 +38,7 @@ import orbax.checkpoint as ocp  # noqa: E402
 import victim  # noqa: E402
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator  # noqa: E402
 
+import environment  # noqa: E402
 import interruption  # noqa: E402
 
 SMALL = (  # logging, evaluating and saving never coincide before the end
@@ -288,6 +289,7 @@ def main() -> None:
             "kills": len(landed),
             "landed": dict(sorted(counts.items())),
         }
+        result |= {"environment": environment.describe()}
         args.out.write_text(json.dumps(result, indent=2) + "\n")
     if not failed and not args.folder:
         shutil.rmtree(folder)
