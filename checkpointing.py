@@ -13,6 +13,7 @@ import json
 import logging
 import os
 import pathlib
+import re
 import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -89,7 +90,10 @@ class _Digested(atomicity.AtomicRenameTemporaryPath):
         folder, final = pathlib.Path(self.get()), pathlib.Path(self.get_final())
         if final.name.isdigit():  # the checkpoint itself, not one of its parts
             digests = await asyncio.to_thread(_digests, folder, sync=True)
-            (folder / DIGESTS).write_text(json.dumps(digests, indent=2))
+            with (folder / DIGESTS).open("w") as file:
+                json.dump(digests, file, indent=2)
+                file.flush()
+                os.fsync(file.fileno())
         folder.rename(final)
 
 
@@ -121,8 +125,11 @@ class Stored:
             UserError: it was made by another version of this project.
         """
         record, stored = _read_record(folder)
-        found = _digests(folder)
-        differing = sorted(name for name in stored | found if stored.get(name) != found.get(name))
+        try:
+            found = _digests(folder)
+        except OSError as error:
+            raise DamagedError(folder, f"it cannot be read ({error})") from error
+        differing = sorted(name for name, digest in stored.items() if found.get(name) != digest)
         if differing:
             state = f"not what {DIGESTS} says" if differing[0] in found else "missing"
             raise DamagedError(folder, f"{differing[0]} is {state}")
@@ -240,7 +247,7 @@ class _LatestAndBest(PreservationPolicy):
 
 
 class Checkpoints:
-    """Writes the checkpoints below `WORKDIR/checkpoints` and the snapshots below `WORKDIR/snapshots`.
+    """The checkpoints below `WORKDIR/checkpoints` and the snapshots below `WORKDIR/snapshots` of a run in progress.
 
     A checkpoint is what a run continues from. A snapshot holds the weights only, raw and averaged, and is kept for
     good. Both are written in the background.
@@ -252,7 +259,7 @@ class Checkpoints:
     """
 
     def __init__(self, workdir: str | pathlib.Path, keep: int = 1) -> None:
-        """Opens the folder, or creates it. Newer checkpoints than `latest` are set aside, below `WORKDIR/damaged`.
+        """Finds `latest`. Changes nothing yet.
 
         Args:
             workdir: of the run, which nobody else is using.
@@ -261,35 +268,32 @@ class Checkpoints:
         Raises:
             UserError: there are checkpoints and none that the run can go on from, or none although it has been trained.
         """
-        workdir = pathlib.Path(workdir).absolute()
-        self._directory = workdir / "checkpoints"
-        self.latest = _set_aside_damaged(workdir)
-        for unfinished in workdir.glob(f"*/*{atomicity.TMP_DIR_SUFFIX}*"):
-            print(f"{unfinished} was not finished and is removed", flush=True)
-            shutil.rmtree(unfinished)
+        self._workdir = pathlib.Path(workdir).absolute()
+        self.latest, self._damaged = _find_latest(self._workdir)
         self._policy = _LatestAndBest(keep)
-        self._manager = ocp.CheckpointManager(
-            self._directory,
-            options=ocp.CheckpointManagerOptions(preservation_policy=self._policy, temporary_path_class=_Digested),
-            item_names=("state", "sums", "record"),
+
+    # Made when there is something to save; they would look at what is still to be set aside.
+
+    @functools.cached_property
+    def _manager(self) -> ocp.CheckpointManager:
+        options = ocp.CheckpointManagerOptions(preservation_policy=self._policy, temporary_path_class=_Digested)
+        return ocp.CheckpointManager(
+            self._workdir / "checkpoints", options=options, item_names=("state", "sums", "record")
         )
 
     @functools.cached_property
     def _snapshots(self) -> ocp.CheckpointManager:
-        """Made when there is one to save: most runs have none."""
         options = ocp.CheckpointManagerOptions(temporary_path_class=_Digested)
-        return ocp.CheckpointManager(
-            self._directory.with_name("snapshots"), options=options, item_names=("state", "record")
-        )
+        return ocp.CheckpointManager(self._workdir / "snapshots", options=options, item_names=("state", "record"))
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
         with self._errors():
-            self._manager.close()
-            if "_snapshots" in vars(self):
-                self._snapshots.close()
+            for name in ("_manager", "_snapshots"):
+                if name in vars(self):
+                    getattr(self, name).close()
 
     @contextlib.contextmanager
     def _errors(self) -> Iterator[None]:
@@ -299,17 +303,17 @@ class Checkpoints:
         except (OSError, ValueError) as error:  # the latter is tensorstore's
             reason = str(error).strip().partition("\n")[0]
             raise UserError(
-                f"{self._directory}: a checkpoint could not be saved: {reason}. Those saved before are as they were; "
+                f"{self._workdir}: a checkpoint could not be saved: {reason}. Those saved before are as they were; "
                 "with that mended, the same command continues from them."
             ) from error
 
     def _check_space(self, tree: Any) -> None:
         """Looks whether the disk has room: what orbax starts and cannot finish ends in pages of messages."""
         needed = sum(leaf.nbytes for leaf in jax.tree.leaves(tree)) + 2**20  # for everything beside arrays
-        free = shutil.disk_usage(self._directory).free
+        free = shutil.disk_usage(self._workdir).free
         if free < needed:
             raise UserError(
-                f"{self._directory}: a checkpoint needs {needed / 1e6:.0f} MB, and {free / 1e6:.0f} MB of the disk are "
+                f"{self._workdir}: a checkpoint needs {needed / 1e6:.0f} MB, and {free / 1e6:.0f} MB of the disk are "
                 "left. Those saved before are as they were; with more, the same command continues from them."
             )
 
@@ -330,7 +334,8 @@ class Checkpoints:
             if "_snapshots" in vars(self):
                 # A run that continues from here will not come by the earlier snapshots again.
                 self._snapshots.wait_until_finished()
-            self._manager.save(record.step, args=args)
+            if not self._manager.save(record.step, args=args):
+                raise ValueError(f"orbax refuses step {record.step}")
             if record.step == 0:
                 # On disk before anything else is written: what has metrics and no checkpoint has lost something.
                 self._manager.wait_until_finished()
@@ -346,16 +351,27 @@ class Checkpoints:
         with self._errors():
             self._snapshots.save(step, args=args)
 
-    def discard_snapshots(self, after: int) -> None:
-        """Removes the snapshots of steps after `after`, which a run that continues from there takes again."""
-        for folder in _folders(self._directory.with_name("snapshots")):
-            if int(folder.name) > after:
+    def discard_later(self) -> None:
+        """Clears away what came after `latest`, and what the run that continues from there makes again.
+
+        Damaged checkpoints are moved below `WORKDIR/damaged`; unfinished ones and later snapshots are removed.
+        """
+        for error in self._damaged:
+            aside = self._workdir / "damaged" / f"{error.folder.name}-{time.time_ns()}"
+            aside.parent.mkdir(exist_ok=True)
+            error.folder.rename(aside)
+            print(f"{error}. It is now {aside}.", flush=True)
+        for unfinished in self._workdir.glob(f"*/*{atomicity.TMP_DIR_SUFFIX}*/"):
+            print(f"{unfinished} was not finished and is removed", flush=True)
+            shutil.rmtree(unfinished)
+        for folder in _folders(self._workdir / "snapshots"):
+            if int(folder.name) > (self.latest.record.step if self.latest else 0):
                 shutil.rmtree(folder)
 
 
 def _folders(directory: pathlib.Path) -> list[pathlib.Path]:
     """What was saved completely below this folder, in the order of the steps."""
-    found = [path for path in directory.glob("*") if path.name.isdigit()]
+    found = [path for path in directory.glob("*") if re.fullmatch("[0-9]+", path.name) and path.is_dir()]
     return sorted(found, key=lambda path: int(path.name))
 
 
@@ -372,8 +388,8 @@ def _newest(directory: pathlib.Path, check: Callable[[Stored], None]) -> tuple[S
     return None, damaged
 
 
-def _set_aside_damaged(workdir: pathlib.Path) -> Stored | None:
-    """The newest checkpoint from which the run can go on, which is the newest one after this."""
+def _find_latest(workdir: pathlib.Path) -> tuple[Stored | None, list[DamagedError]]:
+    """The newest checkpoint from which the run can go on, and what is wrong with newer ones."""
     metrics = workdir / "metrics.jsonl"
     num_bytes = metrics.stat().st_size if metrics.exists() else 0
 
@@ -391,17 +407,12 @@ def _set_aside_damaged(workdir: pathlib.Path) -> Stored | None:
             + "\nRestore one from a copy, "
             "or start again with another --workdir."
         )
-    if latest is None and num_bytes:
+    if latest is None and (num_bytes or _folders(workdir / "snapshots")):
         raise UserError(
-            f"{workdir} has metrics of a run and no checkpoint. Restore {workdir / 'checkpoints'}, or start again with "
-            "another --workdir."
+            f"{workdir} has metrics or snapshots of a run and no checkpoint. Restore {workdir / 'checkpoints'}, or "
+            "start again with another --workdir."
         )
-    for error in damaged:
-        aside = workdir / "damaged" / f"{error.folder.name}-{time.time_ns()}"
-        aside.parent.mkdir(exist_ok=True)
-        error.folder.rename(aside)
-        print(f"{error}. It is now {aside}.", flush=True)
-    return latest
+    return latest, damaged
 
 
 def has_checkpoints(workdir: pathlib.Path) -> bool:
@@ -512,6 +523,8 @@ def _read_record(folder: pathlib.Path) -> tuple[Record, dict[str, str]]:
             )
         if not digests:
             raise DamagedError(folder, f"{DIGESTS} is missing")
+        if str(values["step"]) != folder.name:
+            raise DamagedError(folder, f"it is of step {values['step']}")
         return Record.from_json(values), digests
     except FileNotFoundError as error:
         raise DamagedError(folder, f"{name} is missing") from error

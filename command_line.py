@@ -33,6 +33,10 @@ def parse(argv: list[str]) -> list[str]:
     except OSError as error:
         reason = str(error).strip().splitlines()[-1].strip()
         sys.exit(f"error: the file that --config names cannot be read: {reason}")
+    except TypeError as error:
+        if "get_config() takes" not in str(error):
+            raise
+        sys.exit(f"error: what follows the colon in --config is for a get_config that takes an argument: {error}")
     except SyntaxError as error:
         sys.exit(f"error: the file that --config names is no Python: {error}")
     except (flags.Error, AttributeError, KeyError) as error:

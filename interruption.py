@@ -4,12 +4,14 @@ The first one lets training finish what the device is doing, save, and end with 
 once. While there is nothing to save, before training and in a process that does not train, so does the first.
 """
 
+import contextlib
 import os
 import shlex
 import signal
 import socket
 import sys
 import threading
+from typing import NoReturn
 
 # What a process ends with when its own command continues the run: EX_TEMPFAIL of sysexits.h, "try again later".
 STATUS = 75
@@ -42,16 +44,25 @@ def _receive(receiver: socket.socket) -> None:
         if signum not in (signal.SIGTERM, signal.SIGINT):
             continue
         if _requested.is_set():
-            _exit(f"{signum.name} again: stopped at once", 128 + signum)  # as shells report a process that it ended
+            end(f"{signum.name} again: stopped at once. {how_to_continue()}", 128 + signum)  # as shells report it
         if not _is_training:
-            _exit(f"{signum.name}: stopped, with nothing to save", STATUS)
+            end(f"{signum.name}: stopped, with nothing to save. {how_to_continue()}", STATUS)
         _requested.set()
-        print(f"{signum.name}: saving and stopping; a second signal stops at once", file=sys.stderr, flush=True)
+        with contextlib.suppress(OSError):
+            print(f"{signum.name}: saving and stopping; a second signal stops at once", file=sys.stderr, flush=True)
 
 
-def _exit(message: str, status: int) -> None:
-    print(f"{message}. {how_to_continue()}", file=sys.stderr, flush=True)
-    os._exit(status)  # without what libraries do at the end of a process: it may be in the middle of anything
+def end(message: str, status: int) -> NoReturn:
+    """Ends the process at once, whatever its threads are doing, with a message on the standard error.
+
+    Without what libraries do at the end of a process: some wait minutes for what has failed, and some crash.
+    """
+    # What Ctrl-C ends, too, is often the program that reads the output.
+    with contextlib.suppress(OSError):
+        print(message, file=sys.stderr, flush=True)
+    with contextlib.suppress(OSError):
+        sys.stdout.flush()
+    os._exit(status)
 
 
 def how_to_continue() -> str:

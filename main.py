@@ -51,6 +51,7 @@ def main(argv: list[str]) -> None:
     import train
 
     startup.mark("imports")
+    workdir = os.path.expanduser(_WORKDIR.value)
     if _DEBUG_NANS.value:
         jax.config.update("jax_debug_nans", True)
     print(f"{jax.device_count()} x {jax.devices()[0].device_kind}", flush=True)
@@ -60,18 +61,19 @@ def main(argv: list[str]) -> None:
         if _CACHE_DIR.value:
             _enable_cache(_CACHE_DIR.value)
         if _MODE.value == "train":
-            train.train_and_evaluate(_CONFIG.value, _WORKDIR.value, config_change=_CONFIG_CHANGE.value)
+            train.train_and_evaluate(_CONFIG.value, workdir, config_change=_CONFIG_CHANGE.value)
         else:
             train.evaluate_checkpoint(
-                _CONFIG.value, _WORKDIR.value, which=_CHECKPOINT.value, config_change=_CONFIG_CHANGE.value
+                _CONFIG.value, workdir, which=_CHECKPOINT.value, config_change=_CONFIG_CHANGE.value
             )
     except UserError as error:
-        sys.exit(f"error: {error}")
+        interruption.end(f"error: {error}", 1)
     except OSError as error:
-        sys.exit(f"error: {error}. What was saved is as it was; with that mended, the same command continues from it.")
+        mend = "What was saved is as it was; with that mended, the same command continues from it."
+        interruption.end(f"error: {error}. {mend}", 1)
     except interruption.Interrupted as stopped:
-        print(f"Stopped and saved at step {stopped}. {interruption.how_to_continue()}", file=sys.stderr)
-        sys.exit(interruption.STATUS)
+        message = f"Stopped and saved at step {stopped}. {interruption.how_to_continue()}"
+        interruption.end(message, interruption.STATUS)
 
 
 def _enable_cache(directory: str) -> None:

@@ -6,7 +6,6 @@ import math
 import os
 import pathlib
 import re
-import shutil
 import time
 from collections.abc import Iterator, Mapping
 from types import TracebackType
@@ -53,8 +52,8 @@ def _read_metrics(path: pathlib.Path, length: int) -> list[tuple[int, str, str |
             step, curve, split = metrics.pop("step"), metrics.pop("curve"), metrics.pop("split", None)
             if not re.fullmatch(r"[\w-]+", curve):  # which names a folder
                 raise ValueError(f"{curve!r} is no name of a curve")
-            found.append((int(step), curve, split, metrics))
-        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            found.append((int(step), curve, split, {name: v if v is None else float(v) for name, v in metrics.items()}))
+        except (ValueError, TypeError, KeyError, AttributeError, OverflowError) as error:
             raise UserError(
                 f"{path}, line {number}, is damaged ({error}). Restore the file, or use another --workdir."
             ) from error
@@ -119,7 +118,8 @@ class MetricWriter:
         self._latest: dict[str, Mapping[str, Any]] = {}
         self._boards: dict[str, _Board] = {}
         # TensorBoard's files cannot be cut, and would show the steps after the checkpoint twice. They are made anew.
-        shutil.rmtree(self._workdir / "tensorboard", ignore_errors=True)
+        for events in self._workdir.glob("tensorboard/*/events.out.tfevents.*"):
+            events.unlink()
         for line in written:
             self._show(*line)
 
@@ -192,7 +192,8 @@ class MetricWriter:
             accuracy = self._latest.get(name, {}).get("accuracy")
             if accuracy is not None:
                 parts.append(f"{name} {accuracy:.2%}")
-        print("  ".join(parts), flush=True)
+        with contextlib.suppress(OSError):  # a console that is gone is no reason to stop
+            print("  ".join(parts), flush=True)
 
     def times(self) -> str:
         """How long training and evaluation took so far, in words."""

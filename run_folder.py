@@ -8,6 +8,23 @@ from collections.abc import Iterator
 
 from errors import UserError
 
+# Everything that a run writes below its workdir.
+FOLDERS = ("checkpoints", "snapshots", "damaged", "tensorboard", "profile")
+FILES = ("lock", "config.json", "environment.json", "averages.json", "metrics.jsonl", "timing.jsonl", "curves.png")
+
+
+def check(workdir: pathlib.Path) -> None:
+    """Checks that what a run writes stays below its workdir, and meets nothing else there.
+
+    Raises:
+        UserError: a link, or a folder in the place of a file, or the other way round.
+    """
+    for name in (*FOLDERS, *FILES, "config.json.partial"):
+        path = workdir / name
+        if path.is_symlink() or (path.exists() and path.is_dir() != (name in FOLDERS)):
+            kind = "folder" if name in FOLDERS else "file"
+            raise UserError(f"{path} must be a {kind} of its own, no link or anything else. Use another --workdir.")
+
 
 @contextlib.contextmanager
 def hold(workdir: pathlib.Path) -> Iterator[None]:

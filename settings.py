@@ -106,8 +106,7 @@ _RULES: Mapping[str, Callable[[Any], str]] = {
         lambda value: [type(v) for v in value] == [int, int] and (value == (0, 0) or 0 <= value[0] < value[1]),
         "two integers, (first, end) with first below end, or (0, 0)",
     ),
-    "augment.crop_padding": _NOT_NEGATIVE,
-    "augment.cutout": _NOT_NEGATIVE,
+    **dict.fromkeys(("augment.crop_padding", "augment.cutout"), _needs(lambda v: 0 <= v <= 1000, "in [0, 1000]")),
     "augment.mixup": _NOT_NEGATIVE,
     "duration": lambda value: (
         _period_problem(value)
@@ -121,7 +120,9 @@ _RULES: Mapping[str, Callable[[Any], str]] = {
     "steps_per_dispatch": _NOT_NEGATIVE,
     "model.name": _one_of(models.MODELS),
     "model.dtype": _one_of(("float32", "bfloat16")),
-    "model.hidden_sizes": _needs(lambda value: all(type(v) is int and v > 0 for v in value), "positive integers"),
+    "model.hidden_sizes": _needs(
+        lambda value: all(type(v) is int and 0 < v < 2**31 for v in value), "positive integers"
+    ),
     "model.width": _POSITIVE_INT,
     "model.depth": _POSITIVE_INT,
     "model.patch": _POSITIVE_INT,
@@ -458,12 +459,18 @@ def read(workdir: pathlib.Path) -> ml_collections.FrozenConfigDict:
                 group[name] = Fraction(group[name]) if isinstance(group[name], str) and group[name] else group[name]
         config = {name: tuple(value) if isinstance(value, list) else value for name, value in config.items()}
         config["model"]["hidden_sizes"] = tuple(config["model"]["hidden_sizes"])
+        # What is looked up by its name leads nowhere else, whoever wrote the file.
+        for name, value in (("dataset", config["dataset"]), ("model.name", config["model"]["name"])):
+            if problem := _RULES[name](value):
+                raise ValueError(f"{name} = {value!r}: {problem}")
+        if type(config["duration"]) is not int:
+            raise TypeError(f"duration = {config['duration']!r}")
         return ml_collections.FrozenConfigDict(config)
     except OSError as error:
         raise UserError(
             f"{workdir} holds no run: {error.strerror}: config.json. main.py --workdir=... makes one"
         ) from error
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, ZeroDivisionError) as error:
         raise UserError(
             f"{workdir / 'config.json'} is damaged ({error}). Restore the file, or use another --workdir."
         ) from error

@@ -29,6 +29,7 @@ import interruption
 import models
 import nonfinite
 import optimizers
+import run_folder
 import settings
 import startup
 from augmentation import Augmentation
@@ -37,7 +38,6 @@ from dispatch import Dispatcher, suits_chunks
 from errors import UserError
 from metric_writing import MetricWriter
 from profiling import Profiler
-from run_folder import hold
 from streams import stream_key
 from tools import report
 from train_state import CustomTrainState
@@ -256,6 +256,7 @@ def check(
     startup.mark("find data")
     resolved = settings.resolve(config, num_train=source.num_train, num_devices=jax.device_count())
     workdir, accept = pathlib.Path(workdir), config_change == "accept"
+    run_folder.check(workdir)
     checkpointing.check_run(workdir)
     if (workdir / "config.json").exists():
         old = settings.read(workdir)
@@ -393,13 +394,14 @@ def train_and_evaluate(
         origin = checkpointing.find_weights(config.init_from, config.init_weights, like)
     splits = read(config, source)
     with contextlib.ExitStack() as stack:
-        stack.enter_context(hold(workdir))
+        stack.enter_context(run_folder.hold(workdir))
         checkpoints = stack.enter_context(Checkpoints(workdir, config.keep_checkpoints))
         latest = checkpoints.latest
         if latest:
             latest.check_fits(like)
         record = latest.record if latest else Record()
         writer = stack.enter_context(MetricWriter(workdir, config.duration, record.writer))
+        checkpoints.discard_later()
 
         experiment = load(config, splits)
         state, train_data, mesh = experiment.state, experiment.train_data, experiment.mesh
@@ -431,7 +433,6 @@ def train_and_evaluate(
         environment.write(workdir)
         for line in average_table.write(workdir, state, config.duration, random_start=not config.init_from):
             print(line, flush=True)
-        checkpoints.discard_snapshots(after=record.step)
         profiler = stack.enter_context(Profiler(workdir / "profile", config.profile, record.step))
         step, best = record.step, record.best
         if not latest:

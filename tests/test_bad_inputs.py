@@ -83,6 +83,7 @@ FIELDS = {
     "optimizer.momentum=1.0": "optimizer.momentum = 1.0: must be in [0, 1)",
     "optimizer.schedule=cosin": "did you mean 'cosine'?",
     "optimizer.warmup=200%": "optimizer.warmup = '200%': too long for the training of 282 steps",
+    "augment.cutout=99999999999": "augment.cutout = 99999999999: must be in [0, 1000]",
     "averages.slow.decay=0.9": "averages.slow.decay is unknown; an average is added in a config file",
     "averages.ema.kind=emma": "did you mean 'ema'?",
     "averages.ema.decay=1.0": "averages.ema.decay = 1.0: must be in [0, 1)",
@@ -124,6 +125,7 @@ FLAGS = {
     "--workdir=": "--workdir=: must name a folder",
     "--config=configs/no_such_config.py": "cannot be read: [Errno 2] No such file or directory",
     "--config=configs": "cannot be read",
+    "--config=configs/digits.py:x": "what follows the colon in --config is for a get_config that takes an argument",
     "--config=README.md": "is no Python: ",
 }
 
@@ -199,7 +201,7 @@ WORKDIRS = {
     "checkpoints are gone": (
         lambda run: shutil.rmtree(run / "checkpoints"),
         [],
-        "has metrics of a run and no checkpoint",
+        "has metrics or snapshots of a run and no checkpoint",
     ),
     "checkpoints are damaged": (flip_all, [], "has no checkpoint to go on from"),
     "checkpoints are damaged, and scored": (flip_all, ["--mode=eval"], "holds no checkpoint; --mode=train makes one"),
@@ -208,6 +210,27 @@ WORKDIRS = {
         lambda run: (run / "metrics.jsonl").write_bytes((run / "metrics.jsonl").read_bytes().replace(b"{", b"[", 1)),
         [],
         "metrics.jsonl, line 1, is damaged",
+    ),
+    "a link leads elsewhere": (
+        lambda run: (run / "environment.json").unlink() or (run / "environment.json").symlink_to("../elsewhere"),
+        [],
+        "environment.json must be a file of its own, no link",
+    ),
+    "a file stands for a folder": (
+        lambda run: shutil.rmtree(run / "tensorboard") or (run / "tensorboard").touch(),
+        [],
+        "tensorboard must be a folder of its own",
+    ),
+    "the duration is a word": (
+        lambda run: edit_json(run / "config.json", duration="abc"),
+        [],
+        "config.json is damaged",
+    ),
+    "a period has no end": (lambda run: edit_json(run / "config.json", eval_every="1/0"), [], "config.json is damaged"),
+    "the newest is damaged, the model another": (
+        lambda run: (run / "checkpoints/30/sha256.json").unlink(),
+        ["--config.model.hidden_sizes=(8,)", "--config_change=accept"],
+        "checkpoints/20 does not fit the config's model or optimizer: it has",
     ),
     "the format is another": (
         lambda run: [
@@ -284,7 +307,35 @@ def test_a_damaged_data_set_is_refused_before_anything_is_compiled(made_data, tm
     assert contents(tmp_path) == before
 
 
+def code_for_data(run):
+    edit_json(run / "config.json", dataset="huggingface:mnist")
+
+
 TOOLS = {
+    "export: data from elsewhere": (
+        ["tools.export", "RUN", "--average=ema", "--out=x"],
+        "dataset = 'huggingface:mnist': must be a name",
+        code_for_data,
+    ),
+    "report: damaged metrics": (
+        ["tools.report", "RUN"],
+        "metrics.jsonl, line 1, is damaged",
+        lambda run: (run / "metrics.jsonl").write_text("[1]\n"),
+    ),
+    "posthoc: damaged scores": (
+        ["tools.posthoc", "RUN", "--average=lawa:last=2"],
+        "posthoc.jsonl, line 1, is damaged",
+        lambda run: (run / "posthoc.jsonl").write_text("{bad\n"),
+    ),
+    "export: no place": (
+        ["tools.export", "RUN", "--average=ema", "--out=/proc/x"],
+        "/proc/x",
+    ),
+    "show_batch: no format": (["tools.show_batch", f"--config={ROOT}/configs/digits.py", "--out=x.xyz"], "xyz"),
+    "show_batch: no flag": (
+        ["tools.show_batch", f"--config={ROOT}/configs/digits.py", "out.png"],
+        "unknown argument 'out.png'",
+    ),
     "report: no run": (["tools.report", "no_such_run"], "holds no metrics.jsonl; python main.py"),
     "export: no run": (["tools.export", "no_such_run", "--average=ema", "--out=x"], "holds no run"),
     "export: no average": (["tools.export", "RUN", "--average=emma", "--out=x"], "--average=emma: the checkpoint"),
@@ -306,8 +357,10 @@ TOOLS = {
 @pytest.mark.slow
 @pytest.mark.parametrize("name", TOOLS)
 def test_a_tool_refuses_what_it_cannot_use(finished, tmp_path, name):
-    arguments, message = TOOLS[name]
+    arguments, message, *prepare = TOOLS[name]
     workdir = shutil.copytree(finished, tmp_path / "run")
+    for change in prepare:
+        change(workdir)
     command = [sys.executable, "-m", *(argument.replace("RUN", str(workdir)) for argument in arguments)]
     before = contents(tmp_path)
     environment = os.environ | {"PYTHONPATH": str(ROOT)}

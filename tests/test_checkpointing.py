@@ -87,6 +87,8 @@ def test_a_damaged_checkpoint_is_named_and_set_aside_and_the_one_before_it_used(
     left = contents(newest)
     with Checkpoints(workdir) as checkpoints:
         assert checkpoints.latest.record.step == 15
+        assert newest.exists()
+        checkpoints.discard_later()
     said = capsys.readouterr().out
     assert f"{newest} is damaged" in said
     assert kind.partition("*")[0] in said
@@ -112,12 +114,44 @@ def test_a_flipped_bit_anywhere_in_a_checkpoint_is_noticed(copy):
     Stored.read(folder)
 
 
+@pytest.mark.parametrize("moved", ["5000", "020"])
+def test_a_checkpoint_in_a_folder_of_another_step_is_damaged(copy, moved):
+    _, workdir = copy
+    (workdir / "checkpoints" / "20").rename(workdir / "checkpoints" / moved)
+    with Checkpoints(workdir) as checkpoints:
+        assert checkpoints.latest.record.step == 15
+        checkpoints.discard_later()
+    assert [path.name.partition("-")[0] for path in (workdir / "damaged").iterdir()] == [moved]
+
+
+def test_what_is_no_checkpoint_is_left_alone(copy):
+    config, workdir = copy
+    before = train.train_and_evaluate(config, workdir)
+    for name in ("checkpoints/²", "checkpoints/7.bak", "checkpoints/20/._x", "snapshots/y"):
+        (workdir / name).mkdir()
+    for name in ("checkpoints/5000", "checkpoints/20.orbax-checkpoint-tmp-1", "checkpoints/20/.DS_Store"):
+        (workdir / name).touch()
+    after = train.train_and_evaluate(config, workdir)
+    for x, y in zip(jax.tree.leaves(before), jax.tree.leaves(after), strict=True):
+        assert (x == y).all()
+
+
+def test_files_of_others_in_a_new_workdir_stay(tmp_path):
+    (tmp_path / "tensorboard" / "raw").mkdir(parents=True)
+    notes = [tmp_path / "notes.txt", tmp_path / "tensorboard" / "notes.txt", tmp_path / "tensorboard" / "raw" / "notes"]
+    for path in notes:
+        path.write_text("mine")
+    train.train_and_evaluate(digits_config(), tmp_path)
+    assert [path.read_text() for path in notes] == ["mine"] * 3
+
+
 def test_an_unfinished_save_is_named_and_removed(copy, capsys):
     _, workdir = copy
     newest = workdir / "checkpoints" / "20"
     unfinished = newest.rename(newest.with_name("20.orbax-checkpoint-tmp"))
     with Checkpoints(workdir) as checkpoints:
         assert checkpoints.latest.record.step == 15
+        checkpoints.discard_later()
     assert f"{unfinished} was not finished and is removed" in capsys.readouterr().out
     assert not unfinished.exists()
 
@@ -152,17 +186,16 @@ def test_where_no_checkpoint_is_sound_nothing_is_done_and_each_is_named(copy):
 @pytest.mark.parametrize(
     ("lost", "message"),
     [
-        ("checkpoints", "has metrics of a run and no checkpoint"),
+        ("checkpoints", "has metrics or snapshots of a run and no checkpoint"),
+        (("checkpoints", "metrics.jsonl"), "has metrics or snapshots of a run and no checkpoint"),
         ("config.json", "has checkpoints and no config.json"),
         ("metrics.jsonl", "bytes of metrics.jsonl, which has 0"),
     ],
 )
 def test_what_a_run_has_lost_does_not_make_it_start_again(copy, lost, message):
     config, workdir = copy
-    if (workdir / lost).is_dir():
-        shutil.rmtree(workdir / lost)
-    else:
-        (workdir / lost).unlink()
+    for path in (workdir / name for name in ([lost] if isinstance(lost, str) else lost)):
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
     before = contents(workdir)
     with pytest.raises(UserError, match=message):
         train.train_and_evaluate(config, workdir)
@@ -186,6 +219,8 @@ def test_clocks_that_are_torn_go_on_after_their_last_whole_line(copy):
         (b'{"curve": "train"}\n', "line 2, is damaged"),
         (b"5\n", "line 2, is damaged"),
         (b'{"step": 5, "curve": "../../../elsewhere"}\n', "no name of a curve"),
+        (b'{"step": 1e999, "curve": "train"}\n', "line 2, is damaged"),
+        (b'{"step": 5, "curve": "train", "loss": "low"}\n', "line 2, is damaged"),
     ],
 )
 def test_a_damaged_line_in_the_metrics_is_named_and_no_curve_leaves_the_workdir(copy, line, message):

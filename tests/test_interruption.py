@@ -71,6 +71,20 @@ def test_a_signal_ends_a_run_in_order_and_the_command_that_is_printed_continues_
 
 
 @pytest.mark.slow
+def test_a_run_is_saved_though_nobody_reads_what_it_prints(tmp_path, config):
+    """As after Ctrl-C on `main.py | tee log`, which ends both."""
+    flags = ("--config.duration=100000 steps", "--config.log_every=1 steps", "--config.eval_every=100%")
+    with start(f"--workdir={tmp_path / 'run'}", *flags, config=config) as process:
+        wait_for(process.stdout, "training 3")
+        process.stdout.close()
+        process.stderr.close()
+        process.send_signal(signal.SIGINT)
+        assert process.wait(timeout=60) == interruption.STATUS
+    step = read_metrics(tmp_path / "run", "train")[-1]["step"]
+    assert (tmp_path / "run" / "checkpoints" / str(step)).is_dir()
+
+
+@pytest.mark.slow
 def test_a_second_signal_ends_the_process_at_once(tmp_path, config):
     """In the middle of a dispatch, which no Python code could end."""
     with start(f"--workdir={tmp_path / 'run'}", *LONG, config=config) as process:

@@ -15,6 +15,7 @@ from typing import Any
 
 import jax
 from flax import serialization, traverse_util
+from safetensors import SafetensorError
 from safetensors.flax import save_file
 
 import checkpointing
@@ -82,7 +83,7 @@ def main() -> None:
     args = parser.parse_args()
     try:
         metrics = export(args.workdir, args.average, args.out, args.checkpoint)
-    except (UserError, OSError) as error:
+    except (UserError, OSError, SafetensorError) as error:
         sys.exit(f"error: {error}")
     print(f"{report.table(metrics)}\nWritten to {args.out}: weights.safetensors, weights.msgpack, weights.json")
 

@@ -243,7 +243,7 @@ def write(workdir: pathlib.Path, lines: Sequence[Mapping[str, Any]]) -> None:
     path = workdir / "posthoc.jsonl"
     made = {line["curve"] for line in lines} - {"raw"}
     scored = {(line["step"], line["curve"], line["split"]) for line in lines}
-    old = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    old = report.read_lines(path)
     kept = [
         line for line in old if line["curve"] not in made and (line["step"], line["curve"], line["split"]) not in scored
     ]

@@ -11,17 +11,35 @@ import sys
 from collections.abc import Mapping
 from typing import Any
 
+from errors import UserError
+
 Metrics = Mapping[str, Any]
 
 
 def read(workdir: pathlib.Path) -> list[dict[str, Any]]:
     """The lines of `metrics.jsonl`, and what `posthoc.jsonl` adds to them, if there is one, by their steps."""
     lines: dict[tuple[int, str, str], dict[str, Any]] = {}
-    for file in (workdir / name for name in ("metrics.jsonl", "posthoc.jsonl")):
-        for text in file.read_text().splitlines() if file.exists() else ():
-            line = json.loads(text)
+    for name in ("metrics.jsonl", "posthoc.jsonl"):
+        for line in read_lines(workdir / name):
             lines.setdefault((line["step"], line["curve"], line.get("split", "")), line)
     return sorted(lines.values(), key=lambda line: line["step"])
+
+
+def read_lines(path: pathlib.Path) -> list[dict[str, Any]]:
+    """The lines of such a file, if there is one; one that is still being written is left out.
+
+    Raises:
+        UserError: a line is damaged.
+    """
+    lines = []
+    for number, text in enumerate(path.read_text().split("\n")[:-1] if path.exists() else (), 1):
+        try:
+            line: dict[str, Any] = json.loads(text)
+            int(line["step"]), str(line["curve"])
+        except (ValueError, TypeError, KeyError) as error:
+            raise UserError(f"{path}, line {number}, is damaged ({error}). Restore the file, or remove it.") from error
+        lines.append(line)
+    return lines
 
 
 def table(metrics: Mapping[str, Metrics]) -> str:
@@ -100,7 +118,8 @@ def draw(lines: list[dict[str, Any]], path: pathlib.Path) -> None:
     accuracy.set(ylabel=f"accuracy, % of {split} images")
     loss.set(ylabel="negative log-likelihood")
     difference.set(ylabel="accuracy minus raw, points\n(band: 95 %, paired)", xlabel="step")
-    accuracy.set_title(f"Raw and averaged weights, {path.parent.name}")
+    name = path.parent.name.replace("$", r"\$")  # which would begin a formula
+    accuracy.set_title(f"Raw and averaged weights, {name}")
     for axes in (accuracy, loss, difference):
         axes.grid(alpha=0.3)
     num_columns = max(1, min(4, len(names), 90 // (8 + max(map(len, names)))))  # as many as the width has room for
@@ -134,6 +153,11 @@ if __name__ == "__main__":
         sys.exit(__doc__)
     if not (pathlib.Path(sys.argv[1]) / "metrics.jsonl").is_file():
         sys.exit(f"error: {sys.argv[1]} holds no metrics.jsonl; python main.py --workdir={sys.argv[1]} makes one")
-    if not any("split" in line for line in read(pathlib.Path(sys.argv[1]))):
-        sys.exit(f"error: {sys.argv[1]} has no evaluation yet; python main.py makes the first after config.eval_every")
-    print(write(pathlib.Path(sys.argv[1])))
+    try:
+        if not any("split" in line for line in read(pathlib.Path(sys.argv[1]))):
+            sys.exit(
+                f"error: {sys.argv[1]} has no evaluation yet; python main.py makes the first after config.eval_every"
+            )
+        print(write(pathlib.Path(sys.argv[1])))
+    except (UserError, OSError) as error:
+        sys.exit(f"error: {error}")

@@ -62,11 +62,12 @@ def draw(config: ml_collections.ConfigDict, path: pathlib.Path) -> None:
 
 def main(argv: list[str]) -> None:
     """Draws the picture that the flags ask for."""
-    del argv
+    if len(argv) > 1:
+        sys.exit(f"error: unknown argument {argv[1]!r}; flags are written --name=value")
     logging.set_verbosity(logging.WARNING)
     try:
         draw(_CONFIG.value, pathlib.Path(_OUT.value))
-    except (UserError, OSError) as error:
+    except (UserError, OSError, ValueError) as error:  # the last is Matplotlib's, of a format that it does not know
         sys.exit(f"error: {error}")
     print(_OUT.value)
 
