@@ -33,10 +33,6 @@ def parse(argv: list[str]) -> list[str]:
     except OSError as error:
         reason = str(error).strip().splitlines()[-1].strip()
         sys.exit(f"error: the file that --config names cannot be read: {reason}")
-    except TypeError as error:
-        if "get_config() takes" not in str(error):
-            raise
-        sys.exit(f"error: what follows the colon in --config is for a get_config that takes an argument: {error}")
     except SyntaxError as error:
         sys.exit(f"error: the file that --config names is no Python: {error}")
     except (flags.Error, AttributeError, KeyError) as error:
@@ -48,7 +44,7 @@ def parse(argv: list[str]) -> list[str]:
             error, flags.Error
         ):
             raise  # a mistake in the config file's own code
-        problems = _wrong_overrides(argv) or [str(error)]
+        problems = _wrong_overrides(argv) or [str(error).strip().splitlines()[-1]]
         sys.exit("error: " + "\n".join(problems))
 
 
@@ -71,7 +67,10 @@ def _wrong_overrides(argv: list[str]) -> list[str]:
         config: ml_collections.ConfigDict = values["config"].value
         return config
 
-    known, right, problems = settings.flatten(config_with()), [], []
+    try:
+        known, right, problems = settings.flatten(config_with()), [], []
+    except (flags.Error, TypeError):  # then it is no override that is wrong
+        return []
     for flag in overrides:
         name, _, value = " ".join(flag).partition("config.")[2].replace(" ", "=", 1).partition("=")
         if name in known:

@@ -125,7 +125,7 @@ FLAGS = {
     "--workdir=": "--workdir=: must name a folder",
     "--config=configs/no_such_config.py": "cannot be read: [Errno 2] No such file or directory",
     "--config=configs": "cannot be read",
-    "--config=configs/digits.py:x": "what follows the colon in --config is for a get_config that takes an argument",
+    "--config=configs/digits.py:x": "get_config() takes 0 positional arguments but 1 was given",
     "--config=README.md": "is no Python: ",
 }
 
@@ -149,7 +149,7 @@ CONFIGS = {
     "del config['seed']; config.seed = True": "seed = True is a bool; must be a int such as 0",
     "return {}": "get_config() of the file that --config names must return an ml_collections.ConfigDict",
     "return 3 +": "is no Python: invalid syntax",
-    "return config\n\ndel get_config\n\nif False:": "has no get_config(); configs/digits.py shows",
+    "return config\n\ndel get_config\n\ndef other():": "has no get_config(); configs/digits.py shows",
 }
 
 
