@@ -131,7 +131,7 @@ class Stored:
             raise DamagedError(folder, f"it cannot be read ({error})") from error
         differing = sorted(name for name, digest in stored.items() if found.get(name) != digest)
         if differing:
-            state = f"not what {DIGESTS} says" if differing[0] in found else "missing"
+            state = f"not what {DIGESTS} says" if differing[0] in found else f"missing, though {DIGESTS} lists it"
             raise DamagedError(folder, f"{differing[0]} is {state}")
         return cls(folder, record)
 

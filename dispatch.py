@@ -10,6 +10,7 @@ import numpy as np
 
 import interruption
 import startup
+from progress import first_time
 
 # A dispatch cannot be interrupted, so it is to last no longer than a user or a preemption notice is willing to wait.
 MAX_SECONDS = 5.0
@@ -42,7 +43,15 @@ class Dispatcher:
     of the result. That they are dispatched singly does change the last bits.
     """
 
-    def __init__(self, step: Step, *, chunked: bool, max_steps: int, sharding: jax.sharding.Sharding) -> None:
+    def __init__(
+        self,
+        step: Step,
+        *,
+        chunked: bool,
+        max_steps: int,
+        sharding: jax.sharding.Sharding,
+        progress: Callable[[int], None] = lambda _: None,
+    ) -> None:
         """Compiles nothing yet.
 
         Args:
@@ -50,6 +59,7 @@ class Dispatcher:
             chunked: whether to dispatch chunks instead of single steps.
             max_steps: of a chunk; 0 for as many as are done in about `MAX_SECONDS`, which no number exceeds.
             sharding: of state and sums.
+            progress: told after each dispatch how many steps are done.
         """
 
         def chunk(state: Any, sums: Any, data: Any, num_steps: jax.Array) -> tuple[Any, Any]:
@@ -60,6 +70,7 @@ class Dispatcher:
             return step(state, sums, data)
 
         self.chunked = chunked
+        self._progress = progress
         self._program = jax.jit(chunk if chunked else single, donate_argnums=(0, 1), out_shardings=sharding)
         self._max_steps = max_steps if chunked and max_steps else 2**31 - 1
         # Steps to take before waiting for the device. How long one takes is not known yet, and measured as it goes;
@@ -82,13 +93,15 @@ class Dispatcher:
         while step < end:
             num_steps = min(self._next, end - step)
             started = time.perf_counter()
-            for number in range(step, step + num_steps, num_steps if self.chunked else 1):
-                with jax.profiler.StepTraceAnnotation("train", step_num=number):
-                    state, sums = self._program(state, sums, data, np.int32(num_steps))
-            jax.block_until_ready((state, sums))
+            with first_time("Compiling the training step"):
+                for number in range(step, step + num_steps, num_steps if self.chunked else 1):
+                    with jax.profiler.StepTraceAnnotation("train", step_num=number):
+                        state, sums = self._program(state, sums, data, np.int32(num_steps))
+                jax.block_until_ready((state, sums))
             seconds = time.perf_counter() - started
             startup.first_step()
             step += num_steps
+            self._progress(step)
             self._next = max(1, min(self._max_steps, int(num_steps * MAX_SECONDS / seconds)))
             if interruption.requested(range(step - num_steps + 1, step + 1)):
                 break

@@ -1,7 +1,6 @@
 """Scores of raw and averaged weights on the same images, and the paired statistics of their difference."""
 
 import functools
-import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -12,6 +11,7 @@ import optax
 from flax import linen as nn
 from flax import traverse_util
 
+import intervals
 from errors import UserError
 from input_pipeline import EvalData, TrainData
 
@@ -223,10 +223,12 @@ def compare(scores: Scores, reference: Scores) -> dict[str, float]:
     """
     metrics: dict[str, float] = {}
     names = ("loss", "loss_low", "loss_high")
-    metrics |= zip(names, mean_interval(scores["loss"] - reference["loss"]), strict=True)
+    metrics |= zip(names, intervals.mean_interval(scores["loss"] - reference["loss"]), strict=True)
     if "correct" in scores:
         names = ("accuracy", "accuracy_low", "accuracy_high")
-        metrics |= zip(names, paired_proportions_interval(scores["correct"], reference["correct"]), strict=True)
+        metrics |= zip(
+            names, intervals.paired_proportions_interval(scores["correct"], reference["correct"]), strict=True
+        )
     if "predicted" in scores:
         metrics["agreement"] = float(np.mean(scores["predicted"] == reference["predicted"]))
     return metrics
@@ -243,35 +245,3 @@ def calibration_error(confidence: np.ndarray, correct: np.ndarray, num_bins: int
     bins = np.clip(np.ceil(confidence * num_bins).astype(int) - 1, 0, num_bins - 1)
     gaps = np.bincount(bins, weights=correct - confidence, minlength=num_bins)
     return float(np.sum(np.abs(gaps)) / len(confidence))
-
-
-def paired_proportions_interval(first: np.ndarray, second: np.ndarray) -> tuple[float, float, float]:
-    """The difference of two accuracies on the same images, first minus second, with its 95 % interval.
-
-    Agresti & Min 2005 ("Simple improved confidence intervals for comparing matched proportions"): the Wald interval
-    after adding one half to each of the four counts. It keeps its coverage where the two hardly ever differ.
-
-    Args:
-        first: bool [n].
-        second: bool [n].
-
-    Returns:
-        Difference, lower and upper bound, within [-1, 1].
-    """
-    from scipy import special  # here, for it takes a while that the first training step need not wait
-
-    n = len(first)
-    gained = int(np.sum(first & ~second))
-    lost = int(np.sum(second & ~first))
-    discordant, size, centre = gained + lost + 1, n + 2, (gained - lost) / (n + 2)
-    half_width = special.ndtri(0.975) * math.sqrt(discordant / size - centre**2) / math.sqrt(size)
-    return (gained - lost) / n, max(-1.0, float(centre - half_width)), min(1.0, float(centre + half_width))
-
-
-def mean_interval(values: np.ndarray) -> tuple[float, float, float]:
-    """The mean of at least two values with its 95 % interval by Student's t: mean, lower and upper bound."""
-    from scipy import special
-
-    mean = float(np.mean(values))
-    half_width = special.stdtrit(len(values) - 1, 0.975) * np.std(values, ddof=1) / math.sqrt(len(values))
-    return mean, float(mean - half_width), float(mean + half_width)

@@ -15,7 +15,12 @@ from tensorboard.compat.proto.event_pb2 import Event
 from tensorboard.compat.proto.summary_pb2 import Summary
 from tensorboard.summary.writer.record_writer import RecordWriter
 
+import compilation
 from errors import UserError
+from progress import Progress, format_seconds
+
+# The parts of a run's time, none of which counts what another does.
+CLOCKS = ("train_seconds", "eval_seconds", "checkpoint_seconds", "compile_seconds", "startup_seconds")
 
 
 class _JsonLines:
@@ -112,21 +117,24 @@ class MetricWriter:
         lengths = record.get("lengths", {})
         written = _read_metrics(self._workdir / "metrics.jsonl", lengths.get("metrics.jsonl", 0))
         self._files = {name: _JsonLines(self._workdir / name, lengths.get(name, 0)) for name in self.FILES}
-        self._seconds = {clock: record.get(clock, 0.0) for clock in ("train_seconds", "eval_seconds")}
+        self._seconds = {clock: record.get(clock, 0.0) for clock in CLOCKS}
         self._previous = record.get("step", 0), self._seconds["train_seconds"]  # at the last line of progress
         self._curve_split: str | None = None
         self._latest: dict[str, Mapping[str, Any]] = {}
+        self._evaluated = False  # since the last line of progress
         self._boards: dict[str, _Board] = {}
         # TensorBoard's files cannot be cut, and would show the steps after the checkpoint twice. They are made anew.
         for events in self._workdir.glob("tensorboard/*/events.out.tfevents.*"):
             events.unlink()
         for line in written:
             self._show(*line)
+        self.progress = Progress(num_steps)
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        self.progress.close()
         for board in self._boards.values():
             board.close()
         for file in self._files.values():
@@ -140,10 +148,21 @@ class MetricWriter:
 
     @contextlib.contextmanager
     def clock(self, name: str) -> Iterator[None]:
-        """Adds the time within to "train_seconds" or "eval_seconds", which go on over all starts of a run."""
-        started = time.perf_counter()
+        """Adds the time within to one of `CLOCKS`, which go on over all starts of a run."""
+        started = time.monotonic()
         yield
-        self._seconds[name] += time.perf_counter() - started
+        self.add_time(name, started)
+
+    def add_time(self, name: str, since: float) -> None:
+        """Adds the time since then to one of `CLOCKS`, and what JAX compiled in it to "compile_seconds" instead.
+
+        Args:
+            name: of the clock.
+            since: a time of `time.monotonic`.
+        """
+        compiling = compilation.seconds(since)
+        self._seconds["compile_seconds"] += compiling
+        self._seconds[name] += max(0.0, time.monotonic() - since - compiling)
 
     def write(self, step: int, curve: str, metrics: Mapping[str, float], split: str | None = None) -> None:
         """Writes the metrics of one curve at one step; what is not finite is written as null.
@@ -166,6 +185,7 @@ class MetricWriter:
         prefix = f"{split}/"
         if split in (None, self._curve_split):
             self._latest[curve] = metrics
+            self._evaluated |= split is not None
             prefix = ""
         if curve not in self._boards:
             self._boards[curve] = _Board(self._workdir / "tensorboard" / curve)
@@ -173,36 +193,32 @@ class MetricWriter:
         self._boards[curve].write(step, scalars)
 
     def write_progress(self, step: int) -> None:
-        """Writes a line to `timing.jsonl` and one to the console, with the latest accuracy of every curve."""
+        """Writes a line to `timing.jsonl`, and shows the latest loss and the accuracy of every curve."""
         previous_step, previous_seconds = self._previous
         self._previous = step, self._seconds["train_seconds"]
-        steps_per_second = (step - previous_step) / (self._seconds["train_seconds"] - previous_seconds)
+        steps_per_second = (step - previous_step) / max(1e-9, self._seconds["train_seconds"] - previous_seconds)
         self._files["timing.jsonl"].write({"step": step, "steps_per_second": steps_per_second, **self._seconds})
-        remaining = (self._num_steps - step) / steps_per_second
-        parts = [
-            f"step {step}/{self._num_steps} ({step / self._num_steps:.0%})",
-            f"{steps_per_second:.3g} steps/s",
-            f"ETA {format_seconds(remaining)}",
-        ]
-        loss = self._latest.get("train", {}).get("loss")
-        if loss is not None:
-            parts.append(f"train loss {loss:.4f}")
-        averages = [name for name in self._latest if f"{name}-raw" in self._latest]
-        for name in ("raw", *averages):
-            accuracy = self._latest.get(name, {}).get("accuracy")
-            if accuracy is not None:
-                parts.append(f"{name} {accuracy:.2%}")
-        with contextlib.suppress(OSError):  # a console that is gone is no reason to stop
-            print("  ".join(parts), flush=True)
+        self.progress.show(step, self._in_words(), news=self._evaluated or step == self._num_steps)
+        self._evaluated = False
+
+    def _in_words(self) -> str:
+        """`train loss 1.4046  raw 74.00%  ema 83.37% (+9.38)`."""
+        train_loss = self._latest.get("train", {}).get("loss")
+        parts = [] if train_loss is None else [f"train loss {train_loss:.4f}"]
+        for name in ("raw", *(name for name in self._latest if f"{name}-raw" in self._latest)):
+            scores, difference = self._latest.get(name, {}), self._latest.get(f"{name}-raw", {})
+            if scores.get("accuracy") is not None:
+                parts.append(f"{name} {scores['accuracy']:.2%}")
+                if difference.get("accuracy") is not None:
+                    parts[-1] += f" ({100 * difference['accuracy']:+.2f})"
+            elif scores.get("loss") is not None:
+                parts.append(f"{name} loss {scores['loss']:.4f}")
+        return "  ".join(parts)
 
     def times(self) -> str:
-        """How long training and evaluation took so far, in words."""
-        train, evaluation = (format_seconds(self._seconds[clock]) for clock in ("train_seconds", "eval_seconds"))
-        return f"Training took {train}, evaluation {evaluation}"
-
-
-def format_seconds(seconds: float) -> str:
-    """61.5 as "1:02", 3661 as "1:01:01"."""
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+        """How long each part of the run took so far, in words."""
+        train, evaluation, checkpoints, compiling, start = (format_seconds(self._seconds[clock]) for clock in CLOCKS)
+        return (
+            f"Training took {train}, evaluation {evaluation}, checkpoints {checkpoints}, compilation {compiling}, "
+            f"the start {start}"
+        )

@@ -10,7 +10,17 @@ from errors import UserError
 
 # Everything that a run writes below its workdir.
 FOLDERS = ("checkpoints", "snapshots", "damaged", "tensorboard", "profile")
-FILES = ("lock", "config.json", "environment.json", "averages.json", "metrics.jsonl", "timing.jsonl", "curves.png")
+FILES = (
+    "lock",
+    "config.json",
+    "environment.json",
+    "averages.json",
+    "metrics.jsonl",
+    "timing.jsonl",
+    "report.html",
+    "curves.png",
+    "curves.svg",
+)
 
 
 def check(workdir: pathlib.Path) -> None:

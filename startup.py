@@ -17,13 +17,21 @@ def _process_start() -> float:
 
 _start = _process_start()
 _marks: list[tuple[str, float]] = []
-_is_over = _is_shown = False
+_has_begun = _is_over = _is_shown = False
 
 
 def show() -> None:
     """Prints the table once the first step is done; `main.py --v=1` calls this."""
     global _is_shown
     _is_shown = True
+
+
+def begin() -> float:
+    """When the start of a run began, on the clock of `time.monotonic`: of the first of a process, with the process."""
+    global _has_begun
+    began = time.monotonic() if _has_begun else _start
+    _has_begun = True
+    return began
 
 
 def mark(phase: str) -> None:

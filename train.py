@@ -38,8 +38,9 @@ from dispatch import Dispatcher, suits_chunks
 from errors import UserError
 from metric_writing import MetricWriter
 from profiling import Profiler
+from progress import first_time, under_way
 from streams import stream_key
-from tools import report
+from tools import report, runs
 from train_state import CustomTrainState
 
 Batch = Mapping[str, jax.Array]
@@ -289,9 +290,10 @@ def read(config: ml_collections.FrozenConfigDict, source: input_pipeline.Source)
     Raises:
         UserError: the data set is damaged.
     """
-    splits = input_pipeline.load_splits(
-        source, num_validation=config.num_validation, label_noise=config.label_noise, seed=config.seed
-    )
+    with under_way(f"Reading {config.dataset}"):
+        splits = input_pipeline.load_splits(
+            source, num_validation=config.num_validation, label_noise=config.label_noise, seed=config.seed
+        )
     startup.mark("read data")
     return splits
 
@@ -305,7 +307,8 @@ def load(config: ml_collections.FrozenConfigDict, splits: input_pipeline.Splits)
     """
     mesh = create_mesh()
     image_shape, num_classes = splits.train.image.shape[1:], splits.num_classes
-    state = create_train_state(config, image_shape=image_shape, num_classes=num_classes, mesh=mesh)
+    with first_time("Compiling the initial state"):
+        state = create_train_state(config, image_shape=image_shape, num_classes=num_classes, mesh=mesh)
     startup.mark("first state")
     normalization = input_pipeline.Normalization.of(splits.train.image)
     eval_data = {
@@ -359,9 +362,10 @@ def evaluate(
 ) -> dict[str, dict[str, float]]:
     """Scores weights on the images of a split, "validation" or "test"; see `evaluation.evaluate`."""
     data, apply_fn = experiment.eval_data[split], experiment.state.apply_fn
-    return evaluation.evaluate(
-        curves, data, apply_fn=apply_fn, score_fn=score_fn, sharding=split_batch(experiment.mesh)
-    )
+    with first_time("Compiling the evaluation, and the first one"):
+        return evaluation.evaluate(
+            curves, data, apply_fn=apply_fn, score_fn=score_fn, sharding=split_batch(experiment.mesh)
+        )
 
 
 def train_and_evaluate(
@@ -387,7 +391,7 @@ def train_and_evaluate(
     Raises:
         UserError: a config, data set or workdir that cannot be used, or too many rejected steps in a row.
     """
-    workdir = pathlib.Path(workdir)
+    started, workdir = startup.begin(), pathlib.Path(workdir)
     config, source = check(config, workdir, config_change)
     like, origin = abstract_state(config, source), None
     if config.init_from and not checkpointing.has_checkpoints(workdir):
@@ -418,7 +422,11 @@ def train_and_evaluate(
         # Where a chunk gives a NaN, JAX would name the loop instead of the operation.
         chunked = config.chunked and not jax.config.jax_debug_nans  # type: ignore[attr-defined]
         advance = Dispatcher(
-            train_program, chunked=chunked, max_steps=config.steps_per_dispatch, sharding=replicated(mesh)
+            train_program,
+            chunked=chunked,
+            max_steps=config.steps_per_dispatch,
+            sharding=replicated(mesh),
+            progress=writer.progress.at,
         )
         curve_split = "validation" if config.num_validation else "test"
 
@@ -438,6 +446,7 @@ def train_and_evaluate(
         if not latest:
             checkpoints.save(state, sums, Record(writer=writer.record()))
         startup.mark("workdir")
+        writer.add_time("startup_seconds", started)
 
         def evaluate_and_write(split: str) -> dict[str, dict[str, float]]:
             with writer.clock("eval_seconds"):
@@ -467,7 +476,8 @@ def train_and_evaluate(
             writer.write_progress(step)
             stop = interruption.requested()
             if stop or settings.is_due(config, "checkpoint_every", step) or (best and best["step"] == step):
-                checkpoints.save(state, sums, Record(step, best, writer.record()))
+                with writer.clock("checkpoint_seconds"):
+                    checkpoints.save(state, sums, Record(step, best, writer.record()))
             if stop:
                 raise interruption.Interrupted(step)
 
@@ -575,5 +585,6 @@ def evaluate_checkpoint(
     averages = tuple(average for average in experiment.state.averages if average.name in stored.curves)
     curves = evaluation_curves(experiment, stored.restore_state(experiment.state.with_averages(averages)))
     metrics = evaluate(experiment, curves, "test", score_fn)
-    print(f"{workdir}, {which} checkpoint, step {stored.record.step}, test images\n{report.table(metrics)}", flush=True)
+    print(f"{workdir}, {which} checkpoint, step {stored.record.step}, test images")
+    print(report.table(runs.summarize([metrics])), flush=True)
     return metrics

@@ -24,7 +24,7 @@ import command_line
 import environment
 import train
 from errors import UserError
-from tools import report
+from tools.runs import read_metrics
 
 _CONFIG = config_flags.DEFINE_config_file("config", help_string="File with the config.")
 _NAME = flags.DEFINE_string("name", None, "Of the result.", required=True)
@@ -38,7 +38,7 @@ def run(config: ml_collections.ConfigDict) -> dict[str, Any]:
         fields = ("params", "batch_stats", "opt_state", "ema_params", "ema_batch_stats")
         return {
             "config": json.loads((workdir / "config.json").read_text()),
-            "metrics": report.read(workdir),
+            "metrics": read_metrics(workdir),
             "dtypes": {
                 field: sorted({str(leaf.dtype) for leaf in jax.tree.leaves(getattr(state, field))}) for field in fields
             },

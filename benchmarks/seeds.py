@@ -24,10 +24,11 @@ from ml_collections import config_flags
 
 import command_line
 import environment
-import evaluation
+import intervals
 import train
 from errors import UserError
-from tools import posthoc, report
+from tools import posthoc
+from tools.runs import last_evaluation, read_metrics
 
 _CONFIG = config_flags.DEFINE_config_file("config", help_string="File with the config.")
 _SEEDS = flags.DEFINE_integer("seeds", 3, "Number of seeds: 0, 1, ...", lower_bound=2)
@@ -47,7 +48,7 @@ def run(config: ml_collections.ConfigDict) -> dict[str, Any]:
         timing = json.loads((workdir / "timing.jsonl").read_text().splitlines()[-1])
         return {
             "config": json.loads((workdir / "config.json").read_text()),
-            "metrics": report.last_evaluation(report.read(workdir)),
+            "metrics": last_evaluation(read_metrics(workdir)),
             "train_seconds": timing["train_seconds"],
         }
 
@@ -57,7 +58,7 @@ def summarize(runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
     rows = []
     for lines in zip(*(run["metrics"] for run in runs), strict=True):
         accuracies = np.array([line["accuracy"] for line in lines])
-        mean, low, high = evaluation.mean_interval(accuracies)
+        mean, low, high = intervals.mean_interval(accuracies)
         spread = float(np.std(accuracies, ddof=1))
         row = {"curve": lines[0]["curve"], "mean": mean, "low": low, "high": high, "standard_deviation": spread}
         if "accuracy_low" in lines[0]:

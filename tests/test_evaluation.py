@@ -5,6 +5,7 @@ import pytest
 
 import evaluation
 import input_pipeline
+import intervals
 
 
 def linear(variables, image, train):
@@ -98,7 +99,7 @@ def test_the_interval_of_paired_proportions_is_agresti_and_mins():
     # 20 gained, 10 lost, of 100: their formula worked out by hand, with z = 1.959964.
     gained, lost, both = np.zeros((3, 100), bool)
     gained[:20] = lost[20:30] = both[30:80] = True
-    difference, low, high = evaluation.paired_proportions_interval(gained | both, lost | both)
+    difference, low, high = intervals.paired_proportions_interval(gained | both, lost | both)
     assert difference == pytest.approx(0.1)
     half_width = 1.959964 * np.sqrt(20.5 + 10.5 - 10**2 / 102) / 102
     assert low == pytest.approx(10 / 102 - half_width, abs=1e-7)
@@ -111,7 +112,7 @@ def test_the_interval_of_paired_proportions_holds_what_it_promises():
     cells = rng.choice(3, p=(0.03, 0.01, 0.96), size=(10_000, 500))
     covered = 0
     for row in cells:
-        _, low, high = evaluation.paired_proportions_interval(row == 0, row == 1)
+        _, low, high = intervals.paired_proportions_interval(row == 0, row == 1)
         covered += low <= 0.02 <= high
     # 4 binomial standard errors at 95 % are 0.9 points; the interval is approximate, and known to lie within a point.
     assert 0.94 <= covered / 10_000 <= 0.97
@@ -119,14 +120,14 @@ def test_the_interval_of_paired_proportions_holds_what_it_promises():
 
 def test_identical_predictions_still_have_an_interval():
     same = np.ones(50, bool)
-    difference, low, high = evaluation.paired_proportions_interval(same, same)
+    difference, low, high = intervals.paired_proportions_interval(same, same)
     assert difference == 0
     assert low < 0 < high
 
 
 def test_the_interval_of_a_mean_is_students():
     # Four values with mean 2.5 and standard deviation 1.290994; t of 3 degrees of freedom is 3.182446.
-    mean, low, high = evaluation.mean_interval(np.array([1.0, 2.0, 3.0, 4.0]))
+    mean, low, high = intervals.mean_interval(np.array([1.0, 2.0, 3.0, 4.0]))
     assert (mean, low, high) == pytest.approx((2.5, 2.5 - 3.182446 * 0.6454972, 2.5 + 3.182446 * 0.6454972), rel=1e-6)
 
 

@@ -23,7 +23,7 @@ import input_pipeline
 import settings
 import train
 from errors import UserError
-from tools import report
+from tools import report, runs
 
 
 def export(workdir: pathlib.Path, name: str, out: pathlib.Path, which: str) -> dict[str, dict[str, float]]:
@@ -85,7 +85,8 @@ def main() -> None:
         metrics = export(args.workdir, args.average, args.out, args.checkpoint)
     except (UserError, OSError, SafetensorError) as error:
         sys.exit(f"error: {error}")
-    print(f"{report.table(metrics)}\nWritten to {args.out}: weights.safetensors, weights.msgpack, weights.json")
+    print(report.table(runs.summarize([metrics])))
+    print(f"Written to {args.out}: weights.safetensors, weights.msgpack, weights.json")
 
 
 if __name__ == "__main__":

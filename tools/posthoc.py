@@ -35,7 +35,7 @@ import train
 from checkpointing import Stored
 from configs import default
 from errors import UserError
-from tools import report
+from tools import report, runs
 
 RAW = averaging.soft_update(1.0)  # the raw weights, as an average
 
@@ -243,7 +243,7 @@ def write(workdir: pathlib.Path, lines: Sequence[Mapping[str, Any]]) -> None:
     path = workdir / "posthoc.jsonl"
     made = {line["curve"] for line in lines} - {"raw"}
     scored = {(line["step"], line["curve"], line["split"]) for line in lines}
-    old = report.read_lines(path)
+    old = runs.read_lines(path, "curve")
     kept = [
         line for line in old if line["curve"] not in made and (line["step"], line["curve"], line["split"]) not in scored
     ]

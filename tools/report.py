@@ -1,163 +1,323 @@
-"""The table and the picture of a finished run, from its `metrics.jsonl`.
+"""What came out of runs: a page with curves, tables and a verdict, or the table alone.
 
-python -m tools.report runs/digits
+    python -m tools.report runs/digits
+    python -m tools.report runs/seed0 runs/seed1 runs/seed2
+    python -m tools.report runs/constant runs/cosine --format=markdown
+
+Every run writes its own page at its end. Given several, runs whose configs differ only in the seed are pooled: their
+mean, their spread, and the difference of averaged and raw weights paired over the seeds, which is what a claim that
+averaging helps can rest on. Of the others, the page says what differs. It is a single file that loads nothing, and
+reads the files of workdirs only, also of runs that are still running.
 """
 
-import itertools
+import argparse
+import csv
+import io
 import json
-import math
+import os
 import pathlib
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from errors import UserError
+from tools import runs
+from tools.runs import Group, Run
 
-Metrics = Mapping[str, Any]
-
-
-def read(workdir: pathlib.Path) -> list[dict[str, Any]]:
-    """The lines of `metrics.jsonl`, and what `posthoc.jsonl` adds to them, if there is one, by their steps."""
-    lines: dict[tuple[int, str, str], dict[str, Any]] = {}
-    for name in ("metrics.jsonl", "posthoc.jsonl"):
-        for line in read_lines(workdir / name):
-            lines.setdefault((line["step"], line["curve"], line.get("split", "")), line)
-    return sorted(lines.values(), key=lambda line: line["step"])
-
-
-def read_lines(path: pathlib.Path) -> list[dict[str, Any]]:
-    """The lines of such a file, if there is one; one that is still being written is left out.
-
-    Raises:
-        UserError: a line is damaged.
-    """
-    lines = []
-    for number, text in enumerate(path.read_text().split("\n")[:-1] if path.exists() else (), 1):
-        try:
-            line: dict[str, Any] = json.loads(text)
-            int(line["step"]), str(line["curve"])
-        except (ValueError, TypeError, KeyError) as error:
-            raise UserError(f"{path}, line {number}, is damaged ({error}). Restore the file, or remove it.") from error
-        lines.append(line)
-    return lines
+# Name, header and text of each column; one without any text is left out.
+_COLUMNS: Sequence[tuple[str, str, Callable[[Mapping[str, Any]], str]]] = (
+    ("run", "run", lambda row: row.get("run", "")),
+    ("curve", "weights", lambda row: row["curve"]),
+    ("accuracy", "accuracy", lambda row: _percent(row, "accuracy")),
+    ("difference", "minus raw (95 % interval)", lambda row: _difference(row)),
+    ("loss", "loss", lambda row: _number(row, "loss")),
+    ("best", "best (step)", lambda row: _best(row)),
+    ("calibration_error", "calibration error", lambda row: _percent(row, "calibration_error")),
+    ("agreement", "agreement", lambda row: _percent(row, "agreement") if row["curve"] != "raw" else ""),
+)
 
 
-def table(metrics: Mapping[str, Metrics]) -> str:
-    """Raw against averaged weights as text.
+def _percent(row: Mapping[str, Any], name: str) -> str:
+    spread = f" ± {row[f'{name}_sd']:.2%}" if f"{name}_sd" in row else ""
+    return _or_dash(row, name, lambda value: f"{value:.2%}{spread}")
+
+
+def _number(row: Mapping[str, Any], name: str) -> str:
+    spread = f" ± {row[f'{name}_sd']:.4f}" if f"{name}_sd" in row else ""
+    return _or_dash(row, name, lambda value: f"{value:.4f}{spread}")
+
+
+def _best(row: Mapping[str, Any]) -> str:
+    value = "{:.2%}" if "accuracy" in row else "{:.4f}"
+    return _or_dash(row, "best", lambda best: f"{value.format(best)} ({row['best_step']})")
+
+
+def _difference(row: Mapping[str, Any]) -> str:
+    if "difference" not in row or row["difference"] is None:
+        return "-" if "difference" in row else ""
+    return runs.format_difference(row) + (" points" if row["of"] == "accuracy" else " loss")
+
+
+def _or_dash(row: Mapping[str, Any], name: str, text: Callable[[float], str]) -> str:
+    """Nothing where a value was not measured, a dash where it was not finite."""
+    if name not in row:
+        return ""
+    return "-" if row[name] is None else text(row[name])
+
+
+def cells(rows: Sequence[Mapping[str, Any]]) -> list[list[str]]:
+    """The header and the rows of the table, as text."""
+    columns = [[header, *map(text, rows)] for _, header, text in _COLUMNS]
+    return [list(row) for row in zip(*(column for column in columns if any(column[1:])), strict=True)]
+
+
+def table(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Rows of `runs.summarize` as aligned text."""
+    lines = cells(rows)
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    return "\n".join("  ".join(map(str.ljust, line, widths)).rstrip() for line in lines)
+
+
+def to_text(groups: Sequence[Group], markdown: bool = False) -> str:
+    """The table of each group below a line that says of what, and what its intervals mean."""
+    parts = []
+    for group in groups:
+        rows = group.rows()
+        body = _markdown(rows) if markdown else table(rows)
+        if len(group.runs) > 1:
+            says = [runs.verdict(row) for row in rows if "difference" in row]
+        else:
+            says = [runs.ONE_RUN] if any("difference" in row for row in rows) else []
+        if markdown:
+            body, says = f"\n{body}\n", [f"* {sentence}" for sentence in says]
+        parts.append("\n".join([title(group), body, *says]))
+    return "\n\n".join(parts)
+
+
+def title(group: Group) -> str:
+    """What the rows of a group are: `runs/digits, step 282, test images`."""
+    pooled = f", mean ± standard deviation of {len(group.runs)} seeds" if len(group.runs) > 1 else ""
+    return f"{group.name}, step {group.last_step}, {group.last_split} images{pooled}"
+
+
+def _markdown(rows: Sequence[Mapping[str, Any]]) -> str:
+    header, *lines = cells(rows)
+    return "\n".join(f"| {' | '.join(line)} |" for line in (header, ["---"] * len(header), *lines))
+
+
+def to_rows(groups: Sequence[Group]) -> list[dict[str, Any]]:
+    """All rows of all groups, each with `run`, `step` and `split` before what `runs.summarize` gives."""
+    return [
+        {"run": group.name, "step": group.last_step, "split": group.last_split} | row
+        for group in groups
+        for row in group.rows()
+    ]
+
+
+def to_csv(groups: Sequence[Group]) -> str:
+    """`to_rows` with a header, in full precision."""
+    rows, text = to_rows(groups), io.StringIO()
+    writer = csv.DictWriter(text, list(dict.fromkeys(name for row in rows for name in row)), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue().rstrip()
+
+
+def to_json(groups: Sequence[Group], remarks: Sequence[str]) -> str:
+    """`to_rows`, which runs they are of, what differs between the configs, and remarks."""
+    about = [
+        {"run": group.name, "workdirs": [str(run.workdir) for run in group.runs], "times": times(group)}
+        for group in groups
+    ]
+    found = {"rows": to_rows(groups), "runs": about, "differences": runs.differences(groups), "remarks": remarks}
+    return json.dumps(found, indent=1)
+
+
+# The clocks of `timing.jsonl`, and what they measure.
+CLOCKS = {
+    "startup_seconds": "start-up, s",
+    "compile_seconds": "compilation, s",
+    "train_seconds": "training, s",
+    "eval_seconds": "evaluation, s",
+    "checkpoint_seconds": "checkpoints, s",
+    "steps_per_second": "steps per second of training",
+    "images_per_second": "images per second of training",
+}
+
+
+def times(group: Group) -> dict[str, float]:
+    """What `CLOCKS` names, as far as the runs know it: means over the runs."""
+    last = [run.timing[-1] for run in group.runs if run.timing]
+    found = {
+        clock: sum(line[clock] for line in last) / len(last)
+        for clock in CLOCKS
+        if clock.endswith("_seconds") and last and all(clock in line for line in last)
+    }
+    if found.get("train_seconds"):
+        found["steps_per_second"] = sum(line["step"] for line in last) / sum(line["train_seconds"] for line in last)
+        found["images_per_second"] = found["steps_per_second"] * group.runs[0].config.get("batch_size", 0)
+    return found
+
+
+def page(groups: Sequence[Group], remarks: Sequence[str], curves: Sequence[Mapping[str, str]]) -> str:
+    """The page, a whole HTML file.
 
     Args:
-        metrics: of each curve, and of each paired difference `NAME-raw`, as `evaluation.evaluate` returns them.
+        groups: of runs.
+        remarks: what else there is to say of them.
+        curves: the picture of each group as SVG, "wide" and "narrow".
     """
-    header = ("weights", "accuracy", "loss", "calibration error", "accuracy minus raw, points (95 % interval)")
-    rows = [header]
-    for curve, values in metrics.items():
-        if curve.endswith("-raw"):
-            continue
-        difference = metrics.get(f"{curve}-raw", {})
-        points = ["accuracy", "accuracy_low", "accuracy_high"]
-        known = all(difference.get(point) is not None for point in points)
-        interval = (
-            "{:+.2f} ({:+.2f} .. {:+.2f})".format(*(100 * difference[point] for point in points)) if known else ""
+    import jinja2
+
+    from tools import pictures
+
+    def inline(drawn: Mapping[str, str], alt: str, name: str) -> dict[str, str]:
+        return {kind: pictures.inline(svg, alt, f"{name}-{kind}") for kind, svg in drawn.items()}
+
+    sections = []
+    for number, (group, drawn) in enumerate(zip(groups, curves, strict=True)):
+        rows = group.rows()
+        says = [runs.verdict(row) for row in rows if "difference" in row]
+        alt = (
+            f"{', '.join(pictures.panels(group))} of {', '.join(group.names)} over {group.last_step} steps of "
+            f"training. At the end, {' '.join(says)}"
         )
-        rows.append(
-            (
-                curve,
-                _format(values.get("accuracy"), "{:.2%}"),
-                _format(values.get("loss"), "{:.4f}"),
-                _format(values.get("calibration_error"), "{:.2%}"),
-                interval,
+        sections.append(
+            {
+                "name": group.name,
+                "title": title(group),
+                "cells": cells(rows),
+                "verdicts": says,
+                "curves": inline(drawn, alt, f"curves-{number}"),
+            }
+        )
+    # Groups often have the same averages, which are then shown once.
+    averages: dict[str, list[Group]] = {}
+    for group in groups:
+        averages.setdefault(json.dumps(group.runs[0].averages), []).append(group)
+    kernels = []
+    for number, (text, having) in enumerate(averages.items()):
+        described = json.loads(text)
+        if described:
+            drawn = {kind: pictures.to_svg(pictures.kernels(described, width)) for kind, width in _widths().items()}
+            alt = "The weight that each average gives to each iterate of training; the table below has it in numbers."
+            kernels.append(
+                {
+                    "names": [group.name for group in having],
+                    "averages": described,
+                    "pictures": inline(drawn, alt, f"kernels-{number}"),
+                }
             )
-        )
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return "\n".join("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows)
+    workdirs = [str(run.workdir) for group in groups for run in group.runs]
+    source = (pathlib.Path(__file__).parent / "report.html").read_text()
+    template = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined).from_string(source)
+    return template.render(
+        names=[group.name for group in groups],
+        sections=sections,
+        one_run=any(len(group.runs) == 1 for group in groups) and runs.ONE_RUN,
+        remarks=remarks,
+        differences=runs.differences(groups),
+        kernels=kernels,
+        times=[times(group) for group in groups],
+        clocks=CLOCKS,
+        environment=_environment(groups),
+        configs=[group.runs[0].config for group in groups],
+        command=" ".join(["python -m tools.report", *workdirs]),
+    )
 
 
-def _format(value: float | None, template: str) -> str:
-    return "-" if value is None else template.format(value)
+def _widths() -> dict[str, float]:
+    from tools import pictures
+
+    return {"wide": pictures.WIDE, "narrow": pictures.NARROW}
 
 
-def draw(lines: list[dict[str, Any]], path: pathlib.Path) -> None:
-    """Draws accuracy, loss, and the paired difference to the raw weights with its interval, over the steps.
-
-    Args:
-        lines: of `metrics.jsonl`.
-        path: of the picture.
-    """
-    from matplotlib.figure import Figure
-
-    split = next(line["split"] for line in lines if "split" in line)
-    curves: dict[str, list[dict[str, Any]]] = {}
-    for line in lines:
-        if line.get("split") == split:
-            curves.setdefault(line["curve"], []).append(line)
-    # Okabe & Ito's colours can be told apart with any colour vision; the markers, without colour, too. Of 6 and 5, all
-    # 30 pairs come up; black is for the raw weights.
-    names = [name for name in curves if not name.endswith("-raw")]
-    names.sort(key=lambda name: (name != "raw", ":" in name))  # then what was tracked, then what tools.posthoc made
-    colors = itertools.cycle(("#D55E00", "#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9"))
-    styles = zip(colors, itertools.cycle("s^DvX"), strict=False)
-    style_of = {name: ("#000000", "o") if name == "raw" else next(styles) for name in names}
-
-    figure = Figure(figsize=(8, 9), layout="constrained")
-    accuracy, loss, difference = figure.subplots(3, sharex=True)
-    for name in names:
-        color, marker = style_of[name]
-        style = {"color": color, "marker": marker, "markersize": 4, "label": name}
-        steps = [line["step"] for line in curves[name]]
-        accuracy.plot(steps, _column(curves[name], "accuracy", 100), **style)
-        loss.plot(steps, _column(curves[name], "loss"), **style)
-        pairs = curves.get(f"{name}-raw", [])
-        if pairs:
-            steps = [line["step"] for line in pairs]
-            difference.plot(steps, _column(pairs, "accuracy", 100), **style)
-            low, high = (_column(pairs, bound, 100) for bound in ("accuracy_low", "accuracy_high"))
-            difference.fill_between(steps, low, high, color=color, alpha=0.2, linewidth=0)
-            if len(steps) == 1:  # of which a band would not show
-                difference.vlines(steps, low, high, color=color, linewidth=1)
-    difference.axhline(0, color="gray", linewidth=1)
-    accuracy.set(ylabel=f"accuracy, % of {split} images")
-    loss.set(ylabel="negative log-likelihood")
-    difference.set(ylabel="accuracy minus raw, points\n(band: 95 %, paired)", xlabel="step")
-    name = path.parent.name.replace("$", r"\$")  # which would begin a formula
-    accuracy.set_title(f"Raw and averaged weights, {name}")
-    for axes in (accuracy, loss, difference):
-        axes.grid(alpha=0.3)
-    num_columns = max(1, min(4, len(names), 90 // (8 + max(map(len, names)))))  # as many as the width has room for
-    figure.legend(*accuracy.get_legend_handles_labels(), loc="outside upper center", ncols=num_columns)
-    figure.savefig(path, dpi=120)
-
-
-def _column(lines: list[dict[str, Any]], name: str, factor: float = 1) -> list[float]:
-    """One value of every line; a gap where it is missing or was not finite."""
-    return [math.nan if line.get(name) is None else factor * line[name] for line in lines]
-
-
-def last_evaluation(lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The lines of the last evaluation: the test set's, where the curves come from a validation set."""
-    evaluations = [line for line in lines if "split" in line]
-    step, split = (evaluations[-1][key] for key in ("step", "split"))
-    return [line for line in evaluations if (line["step"], line["split"]) == (step, split)]
+def _environment(groups: Sequence[Group]) -> dict[str, dict[str, list[str]]]:
+    """Where the runs ran: each value of each entry, with the groups that have it."""
+    found: dict[str, dict[str, list[str]]] = {}
+    for group in groups:
+        for run in group.runs:
+            known = dict(run.environment)
+            versions = known.pop("packages", {}) | {"Python": known.pop("python", "unknown")}
+            known["versions"] = ", ".join(f"{name} {version}" for name, version in versions.items())
+            for name in ("devices", "command"):
+                known[name] = " ".join(known.get(name, []))
+            for name, value in known.items():
+                having = found.setdefault(name.replace("_", " "), {}).setdefault(str(value), [])
+                if group.name not in having:
+                    having.append(group.name)
+    return found
 
 
 def write(workdir: pathlib.Path) -> str:
-    """Draws `curves.png`, and returns the table of the last evaluation with the picture's path below it."""
-    lines = read(workdir)
-    last = last_evaluation(lines)
-    draw(lines, workdir / "curves.png")
-    title = f"{workdir}, step {last[0]['step']}, {last[0]['split']} images"
-    return f"{title}\n{table({line['curve']: line for line in last})}\nCurves: {workdir / 'curves.png'}"
+    """Writes the page and the picture of one run into its workdir.
+
+    Returns:
+        The table of the last evaluation, with the page's path below it.
+    """
+    groups, remarks = runs.group([Run.read(workdir)])
+    return f"{to_text(groups)}\n{write_to(workdir, groups, remarks)}"
+
+
+def write_to(folder: pathlib.Path, groups: Sequence[Group], remarks: Sequence[str]) -> str:
+    """Writes `report.html`, and `curves.png` and `curves.svg`, or of several groups `curves-1.png` and so on.
+
+    Returns:
+        A line that says where.
+    """
+    from tools import pictures
+
+    folder.mkdir(parents=True, exist_ok=True)
+    figures = {kind: [pictures.curves(group, width) for group in groups] for kind, width in _widths().items()}
+    drawn = {}
+    for kind, same_size in figures.items():
+        pictures.align(same_size)
+        drawn[kind] = [pictures.to_svg(figure) for figure in same_size]
+    by_group = [dict(zip(drawn, of_group, strict=True)) for of_group in zip(*drawn.values(), strict=True)]
+    (folder / "report.html").write_text(page(groups, remarks, by_group))
+    for number, (figure, svg) in enumerate(zip(figures["wide"], drawn["wide"], strict=True), 1):
+        name = "curves" if len(groups) == 1 else f"curves-{number}"
+        (folder / f"{name}.png").write_bytes(pictures.to_png(figure))
+        (folder / f"{name}.svg").write_text(svg)
+    return f"Report: {folder / 'report.html'}, {folder / name}.png"
+
+
+def main() -> None:
+    """Writes the page of the workdirs on the command line, or prints their table."""
+    summary, _, description = (__doc__ or "").partition("\n\n")
+    parser = argparse.ArgumentParser(
+        prog="python -m tools.report",
+        description=f"{summary}\n\n{description}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("workdirs", nargs="+", type=pathlib.Path, metavar="WORKDIR", help="folder of a run")
+    parser.add_argument(
+        "--format",
+        choices=("html", "table", "markdown", "csv", "json"),
+        default="html",
+        help="html, the default, writes the page and the pictures and prints the table; the others only print",
+    )
+    parser.add_argument(
+        "--out",
+        type=pathlib.Path,
+        help="folder of the page; default: the workdir, or of several, `report` in the folder that holds them",
+    )
+    args = parser.parse_args()
+    try:
+        groups, remarks = runs.group(map(Run.read, dict.fromkeys(args.workdirs)))
+        if args.format == "csv":
+            print(to_csv(groups))
+        elif args.format == "json":
+            print(to_json(groups, remarks))
+        else:
+            print("\n\n".join([to_text(groups, args.format == "markdown"), *remarks]))
+        if args.format == "html":
+            parents = {workdir.absolute().parent for workdir in args.workdirs}
+            shared = pathlib.Path(os.path.relpath(os.path.commonpath(parents)), "report")
+            print(write_to(args.out or (shared if len(args.workdirs) > 1 else args.workdirs[0]), groups, remarks))
+    except (UserError, OSError) as error:
+        sys.exit(f"error: {error}")
 
 
 if __name__ == "__main__":
-    if len(sys.argv) != 2 or sys.argv[1].startswith("-"):
-        sys.exit(__doc__)
-    if not (pathlib.Path(sys.argv[1]) / "metrics.jsonl").is_file():
-        sys.exit(f"error: {sys.argv[1]} holds no metrics.jsonl; python main.py --workdir={sys.argv[1]} makes one")
-    try:
-        if not any("split" in line for line in read(pathlib.Path(sys.argv[1]))):
-            sys.exit(
-                f"error: {sys.argv[1]} has no evaluation yet; python main.py makes the first after config.eval_every"
-            )
-        print(write(pathlib.Path(sys.argv[1])))
-    except (UserError, OSError) as error:
-        sys.exit(f"error: {error}")
+    main()

@@ -13,7 +13,7 @@ import checkpointing
 import train
 from configs import default
 from errors import UserError
-from tools import posthoc, report
+from tools import posthoc, runs
 
 BASIS = ["narrow", "wide"]
 
@@ -137,7 +137,7 @@ def test_with_validation_images_the_test_set_is_scored_at_the_end(tmp_path, caps
     scored = [(line["step"], line["split"]) for line in lines if line["curve"] == "ema:decay=0.9"]
     assert scored == [(10, "validation"), (20, "validation"), (20, "test")]
     posthoc.write(tmp_path, lines)
-    assert {line["split"] for line in report.last_evaluation(report.read(tmp_path))} == {"test"}
+    assert {line["split"] for line in runs.last_evaluation(runs.read_metrics(tmp_path))} == {"test"}
 
 
 def test_where_the_run_has_no_evaluation_the_raw_weights_stand_beside(tmp_path):
@@ -145,7 +145,7 @@ def test_where_the_run_has_no_evaluation_the_raw_weights_stand_beside(tmp_path):
     lines = posthoc.posthoc(tmp_path, ["ema:decay=0.9"])
     posthoc.write(tmp_path, lines)
     posthoc.write(tmp_path, lines)
-    raw = [line["step"] for line in report.read(tmp_path) if line["curve"] == "raw"]
+    raw = [line["step"] for line in runs.read_metrics(tmp_path) if line["curve"] == "raw"]
     assert raw == [4, 8, 10, 12, 16, 20]
 
 
@@ -206,7 +206,7 @@ def test_the_command_writes_lines_that_the_report_reads_and_replaces_its_own(run
         *(f"lawa:last={n}{end}" for n in (2, 3) for end in ("", "-raw")),
     }
     assert len({(line["curve"], line["step"]) for line in lines}) == len(lines)
-    last = [line["curve"] for line in report.last_evaluation(report.read(workdir))]
+    last = [line["curve"] for line in runs.last_evaluation(runs.read_metrics(workdir))]
     assert {"raw", "ema", "lawa:last=2", "lawa:last=3-raw"} <= set(last)
 
 

@@ -1,0 +1,107 @@
+"""What a run says while it runs: one live line on a terminal, a few calm ones in a log."""
+
+import contextlib
+import sys
+import time
+from collections.abc import Iterator
+
+from tqdm import tqdm
+
+LOG_SECONDS = 30.0  # between lines of a log, unless there is something new to say
+
+_done: set[str] = set()
+
+
+def say(text: str) -> None:
+    """Prints a line, above the live one if there is one."""
+    with contextlib.suppress(OSError), tqdm.external_write_mode(file=sys.stdout):  # a console may be gone
+        print(text, flush=True)
+
+
+@contextlib.contextmanager
+def under_way(what: str) -> Iterator[None]:
+    """Says that something has begun, and when it is done, how long it took."""
+    say(f"{what} ...")
+    started = time.monotonic()
+    yield
+    say(f"{what}: done in {time.monotonic() - started:.1f} s")
+
+
+@contextlib.contextmanager
+def first_time(what: str) -> Iterator[None]:
+    """`under_way`, for what takes long when a process does it for the first time: compiling."""
+    with contextlib.nullcontext() if what in _done else under_way(what):
+        yield
+    _done.add(what)
+
+
+class Progress:
+    """How far training has come. It begins with the first step that is done, so that compiling counts for no rate."""
+
+    def __init__(self, num_steps: int) -> None:
+        """Shows nothing yet.
+
+        Args:
+            num_steps: of the whole training.
+        """
+        self._num_steps = num_steps
+        self._live = sys.stdout.isatty()
+        self._bar: tqdm | None = None
+        self._started = self._printed = 0.0
+
+    def at(self, step: int) -> None:
+        """Moves the live line on.
+
+        Args:
+            step: steps done.
+        """
+        with contextlib.suppress(OSError):  # a console that is gone is no reason to stop
+            if self._bar is None:
+                # The rate is that of the clock on the wall, evaluations and all, and so is the time left.
+                left = "[{remaining} left, {rate_noinv_fmt}]"
+                self._bar = tqdm(
+                    initial=step,
+                    total=self._num_steps,
+                    bar_format="{percentage:3.0f}%|{bar:10}| {n_fmt}/{total_fmt} " + left + " {desc}",
+                    unit=" steps",
+                    dynamic_ncols=True,
+                    file=sys.stdout,
+                    disable=not self._live,
+                )
+                self._started = self._printed = time.monotonic()
+                self._first = step
+            self._bar.update(step - self._bar.n)
+
+    def show(self, step: int, text: str, *, news: bool) -> None:
+        """Shows how things are: in a log, if there is news or it has been silent for long.
+
+        Args:
+            step: steps done.
+            text: what there is to say, apart from how far training has come.
+            news: whether something has come out since the last time, or training is over.
+        """
+        self.at(step)
+        now = time.monotonic()
+        if self._live and self._bar is not None:
+            self._bar.set_description_str(text)
+        elif news or now - self._printed > LOG_SECONDS:
+            self._printed = now
+            share = f"step {step}/{self._num_steps} ({step / self._num_steps:.0%})"
+            rate = (step - self._first) / max(1e-9, now - self._started)
+            left = f"{format_seconds((self._num_steps - step) / rate)} left" if rate else ""
+            say("  ".join([share, f"{rate:.3g} steps/s", left, text]))
+
+    def close(self) -> None:
+        """Ends the live line."""
+        with contextlib.suppress(OSError):
+            if self._bar is not None:
+                self._bar.close()
+
+
+def format_seconds(seconds: float) -> str:
+    """4.06 as "4.1 s", 61.5 as "1:02", 3661 as "1:01:01"."""
+    if seconds < 59.95:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"

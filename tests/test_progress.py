@@ -1,0 +1,80 @@
+import os
+import pty
+import re
+import subprocess
+import termios
+
+import pytest
+from conftest import ROOT, command, read_metrics, run_main
+
+import progress
+
+
+def on_a_terminal(command: list[str], columns: int) -> str:
+    """What a process writes to a terminal of this width."""
+    ours, its = pty.openpty()
+    termios.tcsetwinsize(its, (40, columns))
+    with subprocess.Popen(command, cwd=ROOT, stdout=its, stderr=its, close_fds=True) as process:
+        os.close(its)
+        written = b""
+        while True:
+            try:
+                part = os.read(ours, 65536)
+            except OSError:  # how Linux says that the other end is closed
+                break
+            written += part
+    os.close(ours)
+    assert process.returncode == 0, written.decode()
+    return written.decode()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("columns", [60, 150])
+def test_on_a_terminal_there_is_one_live_line(tmp_path, columns):
+    written = on_a_terminal(command(f"--workdir={tmp_path}"), columns)
+    lines = [line.rpartition("\r")[2] for line in written.replace("\r\n", "\n").split("\n")]  # as they remain
+    live = [line for line in lines if "steps/s" in line]
+    assert len(live) <= 3  # where the first evaluation speaks, and at the end
+    assert "100%|" in live[-1]
+    assert "282/282 [" in live[-1]
+    assert " left, " in live[-1]
+    states = re.findall(r"\r[^\r\n]*", written)
+    assert max(map(len, states)) <= columns + 1
+    if columns == 150:
+        assert re.search(r"train loss \d\.\d+  raw \d\d\.\d\d%  ema \d\d\.\d\d% \([+-]\d+\.\d\d\)", live[-1])
+        assert len(states) > 20
+
+
+def test_in_a_log_a_line_is_written_for_each_evaluation_and_what_takes_long_says_so(tmp_path):
+    result = run_main(f"--workdir={tmp_path}")
+    assert result.returncode == 0, result.stderr
+    assert "\r" not in result.stdout
+    lines = [line for line in result.stdout.splitlines() if line.startswith("step ")]
+    steps = [line["step"] for line in read_metrics(tmp_path, "raw")]
+    # On a machine so slow that evaluations are half a minute apart there are some in between.
+    assert [step for step in (int(re.match(r"step (\d+)/282", line)[1]) for line in lines) if step in steps] == steps
+    assert re.fullmatch(
+        r"step 282/282 \(100%\)  \S+ steps/s  0\.0 s left  train loss \d\.\d+  raw \S+%  ema \S+% \(\S+\)", lines[-1]
+    )
+    for what in ("Reading digits", "Compiling the initial state", "Compiling the training step", "Compiling the eval"):
+        assert len(re.findall(rf"^{what}.* \.\.\.\n{what}.*: done in \d+\.\d s$", result.stdout, re.MULTILINE)) == 1
+
+
+def test_a_long_silence_is_broken_and_a_short_one_is_not(capsys, monkeypatch):
+    shown = progress.Progress(100)
+    now = 1000.0
+    monkeypatch.setattr(progress.time, "monotonic", lambda: now)
+    shown.at(1)
+    for step in range(2, 81):
+        now += 1
+        shown.show(step, "", news=False)
+    lines = capsys.readouterr().out.splitlines()
+    assert [int(re.match(r"step (\d+)", line)[1]) for line in lines] == [32, 63]  # every 31st second
+    assert "1 steps/s  1:08 left" in lines[0]
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(4.06, "4.1 s"), (59.94, "59.9 s"), (59.96, "1:00"), (61.5, "1:02"), (3661, "1:01:01")]
+)
+def test_times_are_written_as_people_do(seconds, text):
+    assert progress.format_seconds(seconds) == text

@@ -1,0 +1,307 @@
+"""Runs as the files of their workdirs tell of them, and what runs that differ only in their seed say together.
+
+Needs neither JAX nor TensorFlow.
+"""
+
+import collections
+import dataclasses
+import functools
+import json
+import pathlib
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+import intervals
+from errors import UserError
+
+Line = dict[str, Any]
+
+
+def read_lines(path: pathlib.Path, *fields: str) -> list[Line]:
+    """The lines of a file of JSON objects, if there is one; one that is still being written is left out.
+
+    Args:
+        path: of the file.
+        *fields: what every line has.
+
+    Raises:
+        UserError: a line is damaged.
+    """
+    lines = []
+    for number, text in enumerate(path.read_text().split("\n")[:-1] if path.exists() else (), 1):
+        try:
+            line: Line = json.loads(text)
+            int(line["step"]), *(line[field] for field in fields)
+        except (ValueError, TypeError, KeyError) as error:
+            raise UserError(f"{path}, line {number}, is damaged ({error}). Restore the file, or remove it.") from error
+        lines.append(line)
+    return lines
+
+
+def read_metrics(workdir: pathlib.Path) -> list[Line]:
+    """The lines of `metrics.jsonl`, and what `posthoc.jsonl` adds to them, if there is one, by their steps."""
+    lines: dict[tuple[int, str, str], Line] = {}
+    for name in ("metrics.jsonl", "posthoc.jsonl"):
+        for line in read_lines(workdir / name, "curve"):
+            lines.setdefault((line["step"], line["curve"], line.get("split", "")), line)
+    return sorted(lines.values(), key=lambda line: line["step"])
+
+
+def last_evaluation(lines: Sequence[Line]) -> list[Line]:
+    """The lines of the last evaluation: the test set's, where the curves come from a validation set."""
+    evaluations = [line for line in lines if "split" in line]
+    step, split = (evaluations[-1][key] for key in ("step", "split"))
+    return [line for line in evaluations if (line["step"], line["split"]) == (step, split)]
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """What a workdir's files say of its run.
+
+    Attributes:
+        workdir: as it was given.
+        lines: of `metrics.jsonl` and `posthoc.jsonl`.
+        timing: lines of `timing.jsonl`.
+        config: `config.json`, as `{"optimizer.name": "sgd"}`.
+        environment: `environment.json`.
+        averages: `averages.json`: of each average its numbers and its kernel.
+    """
+
+    workdir: pathlib.Path
+    lines: Sequence[Line]
+    timing: Sequence[Line]
+    config: Mapping[str, Any]
+    environment: Mapping[str, Any]
+    averages: Mapping[str, Any]
+
+    @classmethod
+    def read(cls, workdir: pathlib.Path) -> "Run":
+        """Reads a run, at whatever step it is.
+
+        Raises:
+            UserError: a file is damaged, or the workdir holds no evaluation.
+        """
+        command = f"python main.py --workdir={workdir}"
+        if not (workdir / "metrics.jsonl").is_file():
+            raise UserError(f"{workdir} holds no metrics.jsonl; {command} makes one")
+        lines = read_metrics(workdir)
+        if not any("split" in line for line in lines):
+            raise UserError(f"{workdir} has no evaluation yet; {command} makes the first after config.eval_every")
+        files = [_read_object(workdir / name) for name in ("config.json", "environment.json", "averages.json")]
+        return cls(workdir, lines, read_lines(workdir / "timing.jsonl"), _flatten(files[0]), *files[1:])
+
+    @functools.cached_property
+    def curves(self) -> dict[tuple[str, str], dict[int, Line]]:
+        """The lines by curve and split, "" for that of training, and then by step."""
+        curves: dict[tuple[str, str], dict[int, Line]] = collections.defaultdict(dict)
+        for line in self.lines:
+            curves[line["curve"], line.get("split", "")][line["step"]] = line
+        return dict(curves)
+
+
+def _read_object(path: pathlib.Path) -> dict[str, Any]:
+    """A JSON object; an empty one where there is no file, as in workdirs of other programs."""
+    try:
+        found = json.loads(path.read_text()) if path.exists() else {}
+    except ValueError as error:
+        raise UserError(f"{path} is damaged ({error}). Restore the file, or remove it.") from error
+    if not isinstance(found, dict):
+        raise UserError(f"{path} is damaged: it holds no JSON object. Restore the file, or remove it.")
+    return found
+
+
+def _flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        flat |= _flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
+    return flat
+
+
+@dataclasses.dataclass(frozen=True)
+class Group:
+    """Runs that differ in nothing but their seed, one of each."""
+
+    runs: tuple[Run, ...]
+
+    @property
+    def name(self) -> str:
+        """The first run's workdir, and how many others there are."""
+        others = len(self.runs) - 1
+        return str(self.runs[0].workdir) + (f" and {others} other seed{'s' * (others > 1)}" if others else "")
+
+    @property
+    def curve_split(self) -> str:
+        """Which images the curves come from, "test" or "validation"."""
+        return str(next(line["split"] for line in self.runs[0].lines if "split" in line))
+
+    @property
+    def last_split(self) -> str:
+        """Which images the last evaluation scored: the test set, where all runs have come to that."""
+        return "test" if all(("raw", "test") in run.curves for run in self.runs) else self.curve_split
+
+    @functools.cached_property
+    def names(self) -> list[str]:
+        """The curves that all runs have: raw, then the averages, then those that were made after training."""
+        found = [{curve for curve, split in run.curves if split == self.curve_split} for run in self.runs]
+        names = [name for name in set.intersection(*found) if not name.endswith("-raw")]
+        return sorted(names, key=_order)
+
+    def series(self, curve: str, metric: str, split: str) -> tuple[np.ndarray, np.ndarray]:
+        """A metric over training.
+
+        Args:
+            curve: as in `metrics.jsonl`.
+            metric: as there.
+            split: "test", "validation", or "" for the curve of training.
+
+        Returns:
+            The steps [k] at which every run has it, and its values [runs, k], NaN where they were not finite.
+        """
+        runs = [run.curves.get((curve, split), {}) for run in self.runs]
+        steps = sorted(set.intersection(*({step for step, line in run.items() if metric in line} for run in runs)))
+        values = [[run[step][metric] for step in steps] for run in runs]
+        return np.array(steps, int), np.array(values, float).reshape(len(runs), len(steps))
+
+    @property
+    def last_step(self) -> int:
+        """Of the last evaluation that every run has."""
+        return int(self.series("raw", "loss", self.last_split)[0][-1])
+
+    def rows(self) -> list[dict[str, Any]]:
+        """A row for each curve at the last evaluation, as `summarize` makes them, with the best of its curve.
+
+        Of pooled runs, `best` is that of the mean over the seeds. It is the best of many looks at the same images and
+        flatters, unless the curves come from a validation set.
+        """
+        split, step = self.last_split, self.last_step
+        found = [
+            {curve for (curve, of), lines in run.curves.items() if of == split and step in lines} for run in self.runs
+        ]
+        curves = sorted(set.intersection(*found), key=_order)
+        metrics = [{curve: run.curves[curve, split][step] for curve in curves} for run in self.runs]
+        return [row | self._best(row["curve"]) for row in summarize(metrics)]
+
+    def _best(self, curve: str) -> dict[str, Any]:
+        for metric, sign in (("accuracy", 1), ("loss", -1)):
+            steps, values = self.series(curve, metric, self.curve_split)
+            means = values.mean(axis=0)
+            if np.isfinite(means).any():
+                best = int(np.nanargmax(sign * means))
+                return {"best": float(means[best]), "best_step": int(steps[best])}
+        return {}
+
+
+def _order(curve: str) -> tuple[bool, bool, str]:
+    """Raw, then what was tracked, then what tools.posthoc made, such as `ema:half_life=3%`."""
+    return curve != "raw", ":" in curve, curve
+
+
+def group(runs: Iterable[Run]) -> tuple[list[Group], list[str]]:
+    """Pools runs that differ only in their seed.
+
+    Returns:
+        The groups, in the order of their first runs, and remarks on runs that were left out or that should not be
+        compared without a thought.
+    """
+    by_config: dict[str, dict[Any, Run]] = {}
+    remarks = []
+    for run in runs:
+        config = {field: value for field, value in run.config.items() if field != "seed"}
+        # Without a config nothing is known to be the same.
+        key = json.dumps(config, sort_keys=True) if config else str(run.workdir)
+        seeds, seed = by_config.setdefault(key, {}), run.config.get("seed")
+        if seed in seeds:
+            remarks.append(
+                f"{run.workdir} has the config and the seed of {seeds[seed].workdir}, which it repeats: it is left out."
+            )
+        seeds.setdefault(seed, run)
+    groups = [Group(tuple(seeds.values())) for seeds in by_config.values()]
+    for pooled in groups:
+        for field in ("commit", "packages", "devices"):
+            if len({json.dumps(run.environment.get(field), sort_keys=True) for run in pooled.runs}) > 1:
+                remarks.append(f"The runs of {pooled.name} differ in more than the seed: in their {field}.")
+        for run in pooled.runs:
+            step, duration = max(step for _, curve in run.curves.items() for step in curve), run.config.get("duration")
+            if duration and step < duration:
+                remarks.append(f"{run.workdir} is not finished: it is at step {step} of {duration}.")
+    return groups, remarks
+
+
+def differences(groups: Sequence[Group]) -> dict[str, list[Any]]:
+    """The fields of the configs that are not the same in all groups, with the value of each; None where it has none."""
+    configs = [pooled.runs[0].config for pooled in groups]
+    fields = sorted(set().union(*configs) - {"seed"})
+    values = {field: [config.get(field) for config in configs] for field in fields}
+    return {field: found for field, found in values.items() if any(value != found[0] for value in found)}
+
+
+def summarize(metrics: Sequence[Mapping[str, Mapping[str, Any]]]) -> list[dict[str, Any]]:
+    """One evaluation of one run, or of several that differ only in the seed, as a row for each curve.
+
+    Args:
+        metrics: of each run, by curve and paired difference `NAME-raw`, as `evaluation.evaluate` returns them.
+
+    Returns:
+        For each curve `curve` and `runs`, how many there are; the means over them of what was scored (`accuracy`,
+        `loss`, `calibration_error`, `agreement`); with several, standard deviations `accuracy_sd` and `loss_sd`. And
+        the difference to the raw weights: `difference` of the metric `of`, with the 95 % interval `low` .. `high` over
+        `over`: "images", for a single run, or "seeds", paired by Student's t. None is what was not finite.
+    """
+    rows = []
+    for curve in metrics[0]:
+        if curve.endswith("-raw"):
+            continue
+        row: dict[str, Any] = {"curve": curve, "runs": len(metrics)}
+        scores = [{**run[curve], "agreement": run.get(f"{curve}-raw", {}).get("agreement")} for run in metrics]
+        for name in ("accuracy", "loss", "calibration_error", "agreement"):
+            if any(name in run for run in metrics[0].values()):
+                values = [run[name] for run in scores if run.get(name) is not None]
+                finite = len(values) == len(scores)
+                row[name] = float(np.mean(values)) if finite else None
+                if name in ("accuracy", "loss") and finite and len(values) > 1:
+                    row[f"{name}_sd"] = float(np.std(values, ddof=1))
+        pairs = [run.get(f"{curve}-raw", {}) for run in metrics]
+        of = "accuracy" if "accuracy" in pairs[0] else "loss"
+        bounds = {"difference": pairs[0].get(of), "low": pairs[0].get(f"{of}_low"), "high": pairs[0].get(f"{of}_high")}
+        values = [pair.get(of) for pair in pairs]
+        if len(pairs) > 1 and None not in values:
+            mean, low, high = intervals.mean_interval(np.array(values))
+            bounds = {"difference": float(mean), "low": float(low), "high": float(high)}
+        if pairs[0]:
+            row |= {"of": of, "over": "seeds" if len(pairs) > 1 else "images"} | bounds
+        rows.append(row)
+    return rows
+
+
+# What the interval of a single run cannot say.
+ONE_RUN = (
+    "That is one run. Whether averaging helps takes several: train other seeds, --config.seed=1 with another workdir, "
+    "and report them together."
+)
+
+
+def verdict(row: Mapping[str, Any]) -> str:
+    """What the interval of a row's difference says, in a sentence; a claim that averaging helps only of seeds."""
+    accuracy, curve = row["of"] == "accuracy", row["curve"]
+    if None in (row["difference"], row["low"], row["high"]):
+        return f"{curve}: the difference to raw is not finite."
+    size = format_difference(row) + (" points of accuracy" if accuracy else " in loss")
+    sign = 1 if accuracy else -1
+    if row["over"] == "images":
+        return f"{curve} minus raw: {size}, 95 % interval over images like these."
+    if min(sign * row["low"], sign * row["high"]) > 0:
+        outcome = "scores better than raw"
+    elif max(sign * row["low"], sign * row["high"]) < 0:
+        outcome = "scores worse than raw"
+    else:
+        outcome = "cannot be told from raw"
+    return f"{curve} {outcome}: {size}, 95 % interval over {row['runs']} seeds, paired."
+
+
+def format_difference(row: Mapping[str, Any]) -> str:
+    """A difference with its interval: `+9.38 (+6.32 .. +12.39)`, in points of accuracy or in loss."""
+    accuracy = row["of"] == "accuracy"
+    values = (row[name] * (100 if accuracy else 1) for name in ("difference", "low", "high"))
+    return ("{:+.2f} ({:+.2f} .. {:+.2f})" if accuracy else "{:+.4f} ({:+.4f} .. {:+.4f})").format(*values)
