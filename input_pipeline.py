@@ -30,7 +30,10 @@ Array = jax.Array | np.ndarray
 
 @dataclasses.dataclass(frozen=True)
 class Images:
-    """Labelled images on the host: `image` uint8 [n, height, width, channels], `label` int32 [n]."""
+    """Labelled images on the host: `image` uint8 [n, height, width, channels] and `label`.
+
+    A label is a class, int32 [n], or what to predict, float32 [n, outputs], for a loss of one's own.
+    """
 
     image: np.ndarray
     label: np.ndarray
@@ -50,7 +53,7 @@ class Source:
     Attributes:
         name: what `config.dataset` calls it.
         image_shape: (height, width, channels).
-        num_classes: labels are below it.
+        num_classes: labels are below it; of numbers to predict, how many there are for each image.
         num_train: number of training images.
         load: loads the images of a split, "train" or "test".
         repair: a sentence on what to do if they turn out to be damaged.
@@ -62,6 +65,12 @@ class Source:
     num_train: int
     load: Callable[[str], Images]
     repair: str = ""
+
+    @classmethod
+    def of(cls, name: str, train: Images, test: Images) -> "Source":
+        """A data set of images that are in memory already."""
+        num_classes = train.label.shape[1] if train.label.ndim == 2 else int(train.label.max()) + 1
+        return cls(name, train.image.shape[1:], num_classes, len(train), {"train": train, "test": test}.__getitem__)
 
     def error(self, found: str) -> UserError:
         """The error to raise if what was found is not right."""
@@ -139,8 +148,7 @@ def _digits_source() -> Source:
     image = np.round(digits.images[..., np.newaxis] * (255 / 16)).astype(np.uint8)
     images = Images(image, digits.target.astype(np.int32))
     rank_in_class = np.array([np.sum(images.label[:i] == label) for i, label in enumerate(images.label)])
-    splits = {"train": images.take(rank_in_class % 2 == 0), "test": images.take(rank_in_class % 2 == 1)}
-    return Source("digits", image.shape[1:], 10, len(splits["train"]), splits.__getitem__)
+    return Source.of("digits", *(images.take(rank_in_class % 2 == remainder) for remainder in (0, 1)))
 
 
 def _tfds_source(dataset: str) -> Source:
@@ -234,7 +242,9 @@ def _prepare(tfds: Any, dataset: str, builder: Any) -> None:
 
 
 # A new data set is a function that returns a `Source`, and its name here.
-SOURCES: Mapping[str, Callable[[], Source]] = {"digits": _digits_source}
+SOURCES: Mapping[str, Callable[[], Source]] = {
+    "digits": _digits_source,
+}
 
 
 def load_splits(source: Source, *, num_validation: int, label_noise: float, seed: int) -> Splits:
@@ -244,7 +254,7 @@ def load_splits(source: Source, *, num_validation: int, label_noise: float, seed
         source: the data set.
         num_validation: number of training images to set aside, drawn at random from the seed.
         label_noise: share of the remaining training labels replaced by a uniformly drawn other class. Validation and
-            test labels stay as they are.
+            test labels stay as they are. Only classes can be replaced.
         seed: fixes which images and labels those are.
 
     Raises:
@@ -254,10 +264,13 @@ def load_splits(source: Source, *, num_validation: int, label_noise: float, seed
     order = np.random.default_rng([seed, 0]).permutation(len(train))
     # Sorted, so that without validation images the training set keeps its order.
     validation, train = (train.take(np.sort(part)) for part in (order[:num_validation], order[num_validation:]))
-    rng = np.random.default_rng([seed, 1])
-    noisy = rng.choice(len(train), size=round(label_noise * len(train)), replace=False)
     label = train.label.copy()
-    label[noisy] = (label[noisy] + rng.integers(1, source.num_classes, size=len(noisy))) % source.num_classes
+    if label_noise:
+        if label.ndim > 1:
+            raise source.error("label_noise replaces classes, and the labels of this data set are numbers")
+        rng = np.random.default_rng([seed, 1])
+        noisy = rng.choice(len(train), size=round(label_noise * len(train)), replace=False)
+        label[noisy] = (label[noisy] + rng.integers(1, source.num_classes, size=len(noisy))) % source.num_classes
     return Splits(Images(train.image, label), validation, test, source.num_classes)
 
 
@@ -272,6 +285,13 @@ def _load_checked(source: Source, split: str) -> Images:
             f"split {split!r} has images {image.dtype}{list(image.shape)}; "
             f"expected uint8{[len(label), *source.image_shape]}"
         )
+    if np.issubdtype(label.dtype, np.floating):
+        if label.shape != (len(image), source.num_classes) or not np.isfinite(label).all():
+            raise source.error(
+                f"split {split!r} has labels {label.dtype}{list(label.shape)}; "
+                f"expected finite ones, {[len(image), source.num_classes]}"
+            )
+        return images
     if label.min() < 0 or label.max() >= source.num_classes:
         raise source.error(
             f"split {split!r} has labels from {label.min()} to {label.max()}; "
@@ -327,13 +347,14 @@ class TrainData(struct.PyTreeNode):
 
         Returns:
             `image`, float32 [batch, height, width, channels], normalised and augmented; `label`, int32 [batch]; and
-            `target`, float32 [batch, classes], the class probabilities to learn.
+            `target`, float32 [batch, classes], the class probabilities to learn. Labels that are numbers are both.
         """
         indices = example_indices(
             stream_key(rng, "permutation"), step, batch_size=self.batch_size, num_examples=len(self.label)
         )
         image, label = self.normalization(self.image[indices]), self.label[indices]
-        batch = {"image": image, "label": label, "target": jax.nn.one_hot(label, self.num_classes)}
+        target = jax.nn.one_hot(label, self.num_classes) if label.ndim == 1 else label
+        batch = {"image": image, "label": label, "target": target}
         return self.augmentation(step_key(rng, "augmentation", step), batch)
 
 

@@ -1,9 +1,15 @@
 """Trains a model, or scores one, as a config says.
 
     python main.py --config=configs/digits.py --workdir=runs/digits
+    python main.py --config=configs/digits.py --workdir=runs/slow --config.optimizer.learning_rate=0.01
+    python main.py --config=configs/digits.py --workdir=runs/digits --mode=eval --checkpoint=best
 
-The same command continues a run that was interrupted. Any field of the config can be overridden:
---config.optimizer.learning_rate=0.01. With --v=1 it says where the time up to the first step goes.
+The first command continues a run that was interrupted, too. Any field of the config can be overridden as in the second;
+configs/default.py documents them all. TFDS_DATA_DIR names the folder of prepared data sets. With --v=1 it says where
+the time up to the first step goes.
+
+It ends with status 0 when the run is over, 1 after an error, which it says in one message, and 75 when it was told to
+stop and has saved: the same command goes on from there.
 """
 
 import os

@@ -204,7 +204,7 @@ class MetricWriter:
     def _in_words(self) -> str:
         """`train loss 1.4046  raw 74.00%  ema 83.37% (+9.38)`."""
         train_loss = self._latest.get("train", {}).get("loss")
-        parts = [] if train_loss is None else [f"train loss {train_loss:.4f}"]
+        parts = [] if train_loss is None else [f"train loss {train_loss:.4g}"]
         for name in ("raw", *(name for name in self._latest if f"{name}-raw" in self._latest)):
             scores, difference = self._latest.get(name, {}), self._latest.get(f"{name}-raw", {})
             if scores.get("accuracy") is not None:
@@ -212,7 +212,7 @@ class MetricWriter:
                 if difference.get("accuracy") is not None:
                     parts[-1] += f" ({100 * difference['accuracy']:+.2f})"
             elif scores.get("loss") is not None:
-                parts.append(f"{name} loss {scores['loss']:.4f}")
+                parts.append(f"{name} loss {scores['loss']:.4g}")
         return "  ".join(parts)
 
     def times(self) -> str:

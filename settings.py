@@ -18,6 +18,7 @@ import ml_collections
 
 import averaging
 import durations
+import input_pipeline
 import models
 import optimizers
 from configs import default
@@ -93,7 +94,9 @@ _SHARE = _needs(lambda value: 0 <= value < 1, "in [0, 1)")
 # What is right for the value of a field; a problem is a sentence, none is "".
 _RULES: Mapping[str, Callable[[Any], str]] = {
     "dataset": _needs(
-        lambda value: bool(re.fullmatch(r"\w+(/[\w.-]*\w)?(:\d+\.\d+\.\d+)?", value, re.ASCII)),
+        lambda value: (
+            value in input_pipeline.SOURCES or bool(re.fullmatch(r"\w+(/[\w.-]*\w)?(:\d+\.\d+\.\d+)?", value, re.ASCII))
+        ),
         "a name, as in 'mnist' or 'mnist:3.0.1'",
     ),
     "seed": _needs(lambda value: 0 <= value < 2**32, "in [0, 2**32)"),
@@ -115,7 +118,7 @@ _RULES: Mapping[str, Callable[[Any], str]] = {
     **dict.fromkeys(PERIODS, _period_problem),
     "snapshot_every": _or_empty(_period_problem),
     "keep_checkpoints": _POSITIVE_INT,
-    "best_metric": _one_of(("accuracy", "loss")),
+    "best_metric": _or_empty(_one_of(("accuracy", "loss"))),
     "max_rejected_steps": _POSITIVE_INT,
     "steps_per_dispatch": _NOT_NEGATIVE,
     "model.name": _one_of(models.MODELS),

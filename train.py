@@ -510,6 +510,7 @@ def better(
     best: dict[str, Any] | None, step: int, metrics: Mapping[str, Mapping[str, float]], curve: str, metric: str
 ) -> dict[str, Any] | None:
     """The best evaluation so far: `best`, or this step's if there was none of this curve and metric or it is better."""
+    metric = metric or ("accuracy" if "accuracy" in metrics[curve] else "loss")
     if metric not in metrics[curve]:
         raise UserError(f"best_metric = {metric!r}: what is scored has only {', '.join(metrics[curve])}")
     value = metrics[curve][metric]

@@ -53,10 +53,10 @@ def get_config() -> ml_collections.ConfigDict:
 
     # How many of the latest checkpoints to keep. The best one is kept beside them: the one whose evaluation of
     # `best_curve` ("raw", an average's name, or empty: "ema" or else what there is) had the best
-    # `best_metric` ("accuracy" or "loss").
+    # `best_metric` ("accuracy", "loss", or empty: accuracy where it is scored, or else the loss).
     config.keep_checkpoints = 3
     config.best_curve = ""
-    config.best_metric = "accuracy"
+    config.best_metric = ""
 
     # How many steps to hand to the device at once, at most: 1, each on its own; more, in chunks that the device repeats
     # by itself up to the next step at which something is due, or for about five seconds; 0, what is faster. In chunks

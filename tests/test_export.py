@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import safetensors.flax
 from conftest import ROOT, digits_config, read_metrics
+from document import blocks
 
 import input_pipeline
 import models
@@ -37,14 +38,14 @@ def export(workdir, *flags):
 
 
 @pytest.mark.parametrize("average", ["raw", "ema", "recomputed"])
-def test_exported_weights_score_what_the_run_says_of_them_when_loaded_as_the_readme_does(
+def test_exported_weights_score_what_the_run_says_of_them_when_loaded_as_the_recipe_does(
     run, average, tmp_path, monkeypatch
 ):
     workdir, state = run
     result = export(workdir, f"--average={average}", f"--out={tmp_path / 'exported'}")
     assert result.returncode == 0, result.stderr
     test = input_pipeline.find_source("digits").load("test")
-    [code] = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    [code] = [code for code in blocks(ROOT / "docs" / "recipes.md", "python") if "weights.safetensors" in code]
     assert len(code.splitlines()) == 5
     monkeypatch.chdir(tmp_path)
     names = {"flax": flax, "jnp": jnp, "json": json, "models": models, "pathlib": pathlib, "safetensors": safetensors}

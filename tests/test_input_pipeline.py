@@ -35,6 +35,27 @@ def source(num_train=100, num_test=20, num_classes=5):
     return input_pipeline.Source("pixels", (2, 2, 1), num_classes, num_train, load)
 
 
+def test_labels_may_be_numbers_to_predict():
+    image = np.zeros((6, 2, 2, 1), np.uint8)
+    label = np.arange(12, dtype=np.float32).reshape(6, 2)
+    images = input_pipeline.Images(image, label)
+    made = input_pipeline.Source.of("numbers", images, images)
+    splits = input_pipeline.load_splits(made, num_validation=1, label_noise=0.0, seed=0)
+    assert splits.num_classes == 2
+    normalization = input_pipeline.Normalization.of(image)
+    data = input_pipeline.TrainData(splits.train.image, splits.train.label, normalization, 2, 5, Augmentation())
+    batch = data.batch(KEY, jnp.int32(0))
+    np.testing.assert_array_equal(np.sort(batch["target"], axis=0), np.sort(splits.train.label, axis=0))
+    np.testing.assert_array_equal(batch["label"], batch["target"])
+
+    with pytest.raises(UserError, match="label_noise replaces classes"):
+        input_pipeline.load_splits(made, num_validation=0, label_noise=0.5, seed=0)
+    for wrong in (label[:, 0], np.where(label == 3, np.nan, label)):
+        broken = dataclasses.replace(made, load=lambda _, wrong=wrong: input_pipeline.Images(image, wrong))
+        with pytest.raises(UserError, match=r"expected finite ones, \[6, 2\]"):
+            input_pipeline.load_splits(broken, num_validation=0, label_noise=0.0, seed=0)
+
+
 @pytest.mark.parametrize(("num_examples", "batch_size"), [(901, 32), (64, 16), (7, 7), (10, 4), (2, 1), (1, 1)])
 def test_every_epoch_visits_every_image_once_though_batches_straddle_epochs(num_examples, batch_size):
     num_epochs = 4

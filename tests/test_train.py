@@ -284,8 +284,8 @@ def test_a_task_without_classes_needs_a_loss_and_a_score_of_its_own(tmp_path):
         return {"loss": jnp.square(apply_fn(variables, batch["image"], train=False)[:, 0] - batch["label"])}
 
     with pytest.raises(UserError, match=r"best_metric = 'accuracy'.*loss"):
-        train.train_and_evaluate(digits_config(), tmp_path / "a", score_fn=squared_error)
-    train.train_and_evaluate(digits_config(best_metric="loss"), tmp_path / "b", score_fn=squared_error)
+        train.train_and_evaluate(digits_config(best_metric="accuracy"), tmp_path / "a", score_fn=squared_error)
+    train.train_and_evaluate(digits_config(), tmp_path / "b", score_fn=squared_error)
     assert set(read_metrics(tmp_path / "b", "raw")[0]) == {"step", "curve", "split", "loss"}
 
 

@@ -75,11 +75,13 @@ def export(workdir: pathlib.Path, name: str, out: pathlib.Path, which: str) -> d
 
 def main() -> None:
     """Exports what the arguments ask for."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        "python -m tools.export", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("workdir", type=pathlib.Path, help="folder of the run")
     parser.add_argument("--average", required=True, help="name of the average, or raw")
     parser.add_argument("--out", required=True, type=pathlib.Path, metavar="DIR", help="folder to write to")
-    parser.add_argument("--checkpoint", choices=("latest", "best"), default="latest")
+    parser.add_argument("--checkpoint", choices=("latest", "best"), default="latest", help="default: latest")
     args = parser.parse_args()
     try:
         metrics = export(args.workdir, args.average, args.out, args.checkpoint)

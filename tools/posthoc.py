@@ -254,7 +254,9 @@ def write(workdir: pathlib.Path, lines: Sequence[Mapping[str, Any]]) -> None:
 
 def main() -> None:
     """Makes what the arguments ask for."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        "python -m tools.posthoc", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("workdir", type=pathlib.Path, help="folder of the run")
     parser.add_argument(
         "--average", required=True, action="append", help="KIND:FIELD=VALUE,...; may be given repeatedly"

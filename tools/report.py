@@ -284,11 +284,8 @@ def write_to(folder: pathlib.Path, groups: Sequence[Group], remarks: Sequence[st
 
 def main() -> None:
     """Writes the page of the workdirs on the command line, or prints their table."""
-    summary, _, description = (__doc__ or "").partition("\n\n")
     parser = argparse.ArgumentParser(
-        prog="python -m tools.report",
-        description=f"{summary}\n\n{description}",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        "python -m tools.report", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("workdirs", nargs="+", type=pathlib.Path, metavar="WORKDIR", help="folder of a run")
     parser.add_argument(

@@ -1,6 +1,9 @@
 """A picture of the first training batch: its images as they are, and below each what augmentation makes of it.
 
-python -m tools.show_batch --config=configs/cifar10.py --out=batch.png
+    python -m tools.show_batch --config=configs/cifar10.py --out=batch.png
+    python -m tools.show_batch --config=configs/cifar10.py --config.augment.cutout=12 --config.augment.mixup=1.0
+
+Any field of the config can be overridden, as in the second line.
 """
 
 import dataclasses
