@@ -1,0 +1,64 @@
+"""What recomputing an average's batch statistics costs, beside scoring that average on the test set.
+
+python -m benchmarks.recompute_cost --config=configs/cifar10_batch_stats.py
+"""
+
+import functools
+import json
+import sys
+
+import jax
+from absl import app, flags
+from ml_collections import config_flags
+
+import command_line
+import evaluation
+import input_pipeline
+import settings
+import train
+from benchmarks import measure
+from errors import UserError
+
+_CONFIG = config_flags.DEFINE_config_file(
+    "config", "configs/cifar10_batch_stats.py", help_string="File with the config."
+)
+_ROUNDS = flags.DEFINE_integer(
+    "rounds", measure.MIN_ROUNDS, "How often each is timed, in turns.", lower_bound=measure.MIN_ROUNDS
+)
+
+
+def main(argv: list[str]) -> None:
+    """Times both and writes the result."""
+    del argv
+    try:
+        settings.check(_CONFIG.value)
+        source = input_pipeline.find_source(_CONFIG.value.dataset)
+        config = settings.resolve(_CONFIG.value, num_train=source.num_train, num_devices=jax.device_count())
+        experiment = train.load(config, train.read(config, source))
+    except UserError as error:
+        sys.exit(f"error: {error}")
+    raw = experiment.state.curves()["raw"]
+    score = functools.partial(
+        evaluation.score,
+        {"raw": raw},
+        experiment.eval_data["test"],
+        apply_fn=experiment.state.apply_fn,
+        sharding=train.split_batch(experiment.mesh),
+    )
+    recompute = functools.partial(train.with_recomputed_batch_stats, experiment, raw, experiment.state.rng)
+
+    def wait(function: functools.partial) -> None:
+        jax.block_until_ready(function())
+
+    variants = {"score": lambda: wait(score), "recompute": lambda: wait(recompute)}
+    measure.interleaved(variants, 1)  # compiles
+    seconds = measure.interleaved(variants, _ROUNDS.value)
+    rows = []
+    for name, values in seconds.items():
+        row, ratio = measure.summary(values), measure.paired_ratio(values, seconds["score"])
+        rows.append({"what": name, "seconds": row.pop("median"), **row, **ratio})
+    measure.write("recompute_cost", rows, seconds=seconds, config=json.loads(settings.to_json(config)))
+
+
+if __name__ == "__main__":
+    app.run(main, flags_parser=command_line.parse)

@@ -1,0 +1,86 @@
+import itertools
+import math
+import subprocess
+import sys
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from conftest import ROOT
+from matplotlib.text import Text
+from PIL import Image
+
+import averaging
+from examples import kernels, low_pass
+
+SCHEDULES = {
+    "ema": averaging.ema(averaging.half_life_to_decay(50)),
+    "tail mean": averaging.starting_at(averaging.running_mean(), low_pass.NUM_STEPS - 144),
+    "power": averaging.power_ema(0.1),
+}
+
+
+@pytest.mark.parametrize("name", SCHEDULES)
+def test_noise_is_divided_by_the_effective_number_and_a_line_lags_by_the_mean_age(name):
+    num_parameters = 2000
+    variance, lag = low_pass.measure(SCHEDULES[name], num_parameters)
+    about = averaging.describe(SCHEDULES[name], low_pass.NUM_STEPS)
+    # Of n normal values, the variance has a relative standard deviation of sqrt(2 / n).
+    assert abs(variance * about.effective_number - 1) < 4 * math.sqrt(2 / num_parameters)
+    # Each update rounds by up to half a unit in the last place of 2,000, which is then forgotten as iterates are.
+    assert abs(lag - about.mean_age) < 2**-14 * (about.mean_age + 1)
+
+
+def test_an_oscillation_is_kept_as_the_kernel_says():
+    periods, kept = low_pass.response(SCHEDULES["ema"])
+    period = 200
+    wave = np.sin(2 * np.pi * np.arange(low_pass.NUM_STEPS + 1) / period)
+    left = low_pass.run(SCHEDULES["ema"], jnp.asarray(wave, jnp.float32))[-period:]
+    amplitude = np.sqrt(2 * np.mean(np.square(left)))
+    # What remains of the beginning has decayed by 2 ** (-1800 / 50); float32 rounds by 6e-8 an update.
+    assert amplitude == pytest.approx(np.interp(period, periods, kept), rel=1e-4)
+
+
+def test_the_weights_in_the_picture_are_those_of_the_averages_and_sum_to_one():
+    figure = kernels.draw()
+    assert len(figure.axes) == len(kernels.AVERAGES)
+    for axes, (name, schedule) in zip(figure.axes, kernels.AVERAGES.items(), strict=True):
+        assert axes.get_title(loc="left").startswith(name)
+        points = np.concatenate([np.array(lines.get_segments()) for lines in axes.collections])  # [line, end, x or y]
+        drawn = {int(x): y - bottom for (_, bottom), (x, y) in points}
+        assert sorted(drawn) == list(range(kernels.NUM_STEPS + 1))
+        assert sum(drawn.values()) == pytest.approx(1, abs=1e-12)
+        # Iterates that are unit vectors have their weights for an average. Float32 rounds by 6e-8 an update.
+        average = low_pass.run(schedule, jnp.eye(kernels.NUM_STEPS + 1))[-1]
+        tiny = np.finfo(np.float32).tiny  # below which there is only 0
+        np.testing.assert_allclose(average, [drawn[i] for i in range(kernels.NUM_STEPS + 1)], rtol=1e-4, atol=tiny)
+
+
+@pytest.mark.parametrize("example", [kernels, low_pass])
+def test_a_picture_can_be_read_on_a_phone(example):
+    figure = example.draw()
+    figure.draw_without_rendering()
+    texts = [text for text in figure.findobj(Text) if text.get_text()]
+    for text in texts:
+        assert text.get_fontsize() / 72 / figure.get_figwidth() * 360 >= 9, text  # pixels, at a width of 360
+    drawn = figure.get_tightbbox()  # in inches
+    assert min(drawn.x0, drawn.y0) >= 0
+    assert drawn.x1 <= figure.get_figwidth()
+    assert drawn.y1 <= figure.get_figheight()
+    boxes = [text.get_window_extent() for text in texts if len(text.get_text()) > 8]  # titles, labels, legend
+    assert len(boxes) >= 6
+    assert not any(first.overlaps(second) for first, second in itertools.combinations(boxes, 2))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["kernels", "low_pass"])
+def test_an_example_writes_its_picture(tmp_path, name):
+    command = [sys.executable, "-W", "error", "-m", f"examples.{name}"]
+    result = subprocess.run([*command, tmp_path / "picture.png"], cwd=ROOT, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    with Image.open(tmp_path / "picture.png") as picture:
+        assert picture.size[0] >= 720
+        assert len(set(picture.convert("L").get_flattened_data())) > 10  # not blank
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert result.returncode == 1
+    assert f"python -m examples.{name}" in result.stderr
