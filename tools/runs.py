@@ -276,10 +276,7 @@ def summarize(metrics: Sequence[Mapping[str, Mapping[str, Any]]]) -> list[dict[s
 
 
 # What the interval of a single run cannot say.
-ONE_RUN = (
-    "That is one run. Whether averaging helps takes several: train other seeds, --config.seed=1 with another workdir, "
-    "and report them together."
-)
+ONE_RUN = "One run. Whether averaging helps takes several seeds: --config.seed=1, another workdir, one report of both."
 
 
 def verdict(row: Mapping[str, Any]) -> str:
