@@ -40,7 +40,7 @@ from metric_writing import MetricWriter
 from profiling import Profiler
 from progress import first_time, under_way
 from streams import stream_key
-from tools import report, runs
+from tools import report, runs, tables
 from train_state import CustomTrainState
 
 Batch = Mapping[str, jax.Array]
@@ -587,5 +587,5 @@ def evaluate_checkpoint(
     curves = evaluation_curves(experiment, stored.restore_state(experiment.state.with_averages(averages)))
     metrics = evaluate(experiment, curves, "test", score_fn)
     print(f"{workdir}, {which} checkpoint, step {stored.record.step}, test images")
-    print(report.table(runs.summarize([metrics])), flush=True)
+    print(tables.table(runs.summarize([metrics])), flush=True)
     return metrics

@@ -3,11 +3,14 @@ import pty
 import re
 import subprocess
 import termios
+import time
 
+import jax
 import pytest
 from conftest import ROOT, command, read_metrics, run_main
 
 import progress
+from metric_writing import MetricWriter
 
 
 def on_a_terminal(command: list[str], columns: int) -> str:
@@ -78,3 +81,27 @@ def test_a_long_silence_is_broken_and_a_short_one_is_not(capsys, monkeypatch):
 )
 def test_times_are_written_as_people_do(seconds, text):
     assert progress.format_seconds(seconds) == text
+
+
+def test_what_is_compiled_counts_as_neither_training_nor_evaluation(tmp_path):
+    with MetricWriter(tmp_path, 10, {}) as writer:
+        started = time.monotonic()
+        with writer.clock("train_seconds"):
+            jax.jit(lambda x: x + 1)(1.0)
+        seconds, whole = writer.record(), time.monotonic() - started
+    assert seconds["compile_seconds"] > 0
+    assert seconds["train_seconds"] > 0
+    assert seconds["train_seconds"] + seconds["compile_seconds"] <= whole
+    assert seconds["eval_seconds"] == 0
+
+
+def test_the_clocks_of_a_run_go_on_when_it_is_continued(tmp_path):
+    with MetricWriter(tmp_path, 10, {}) as writer:
+        with writer.clock("eval_seconds"):
+            jax.random.key(0)
+        before = writer.record()
+    with MetricWriter(tmp_path, 10, before) as writer:
+        writer.add_time("checkpoint_seconds", time.monotonic())
+        after = writer.record()
+    assert after["eval_seconds"] == before["eval_seconds"] > 0
+    assert after["checkpoint_seconds"] > before["checkpoint_seconds"] == 0

@@ -12,7 +12,7 @@ from PIL import Image
 
 import train
 from errors import UserError
-from tools import pictures, report, runs
+from tools import pictures, report, runs, tables
 from tools.runs import Run
 
 METRICS = {
@@ -49,7 +49,7 @@ def make_run(folder, *, seed=0, accuracies=((0.5, 0.6), (0.7, 0.8)), config=(), 
 
 
 def test_the_table_shows_each_curve_and_its_paired_difference_in_points():
-    header, raw, ema = report.table(runs.summarize([METRICS])).splitlines()
+    header, raw, ema = tables.table(runs.summarize([METRICS])).splitlines()
     assert "minus raw (95 % interval)" in header
     assert raw.split() == ["raw", "75.00%", "0.5000", "10.00%"]
     assert ema.split() == ["ema", "80.00%", "+5.00", "(+1.00", "..", "+9.00)", "points", "-", "5.00%", "90.00%"]
@@ -61,7 +61,7 @@ def test_without_accuracy_the_table_has_the_loss_and_its_difference():
         "ema": {"loss": 0.25},
         "ema-raw": {"loss": -0.25, "loss_low": -0.5, "loss_high": 0.1},
     }
-    header, _, ema = report.table(runs.summarize([metrics])).splitlines()
+    header, _, ema = tables.table(runs.summarize([metrics])).splitlines()
     assert "accuracy" not in header
     assert ema.split() == ["ema", "-0.2500", "(-0.5000", "..", "+0.1000)", "loss", "0.2500"]
 
@@ -180,7 +180,7 @@ def test_a_difference_that_is_not_finite_is_a_dash_and_no_claim(tmp_path):
     row = group.rows()[1]
     assert (row["accuracy"], row["difference"]) == (None, None)
     assert "not finite" in runs.verdict(row)
-    assert report.cells(group.rows())[2][1:3] == ["-", "-"]
+    assert tables.cells(group.rows())[2][1:3] == ["-", "-"]
     report.write(run.workdir)
 
 

@@ -23,7 +23,7 @@ import input_pipeline
 import settings
 import train
 from errors import UserError
-from tools import report, runs
+from tools import runs, tables
 
 
 def export(workdir: pathlib.Path, name: str, out: pathlib.Path, which: str) -> dict[str, dict[str, float]]:
@@ -87,7 +87,7 @@ def main() -> None:
         metrics = export(args.workdir, args.average, args.out, args.checkpoint)
     except (UserError, OSError, SafetensorError) as error:
         sys.exit(f"error: {error}")
-    print(report.table(runs.summarize([metrics])))
+    print(tables.table(runs.summarize([metrics])))
     print(f"Written to {args.out}: weights.safetensors, weights.msgpack, weights.json")
 
 

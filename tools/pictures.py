@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 import intervals
 from tools.runs import Group
 
-WIDE, NARROW = 8.0, 4.4  # inches: for a desk, and for a phone
+WIDTHS = {"wide": 8.0, "narrow": 4.4}  # inches: for a desk, and for a phone
 _INK = "#000000"  # of text and raw weights; in pages the colour of their text, whatever it is
 
 _STYLE: dict[Any, Any] = {
@@ -47,7 +47,7 @@ def _styles(names: Sequence[str]) -> dict[str, dict[str, Any]]:
 
 
 @matplotlib.rc_context(_STYLE)
-def curves(group: Group, width: float = WIDE) -> Figure:
+def curves(group: Group, width: float = WIDTHS["wide"]) -> Figure:
     """Accuracy, loss, the difference to the raw weights with its 95 % band, and the learning rate, over the steps.
 
     Runs that differ in their seed are shown by their mean, with a band of one standard deviation; the difference with
@@ -175,7 +175,7 @@ def _band(style: Mapping[str, Any]) -> dict[str, Any]:
 
 
 @matplotlib.rc_context(_STYLE)
-def kernels(averages: Mapping[str, Mapping[str, Any]], width: float = WIDE) -> Figure:
+def kernels(averages: Mapping[str, Mapping[str, Any]], width: float = WIDTHS["wide"]) -> Figure:
     """How much weight each average gives to each iterate, in the end.
 
     Args:

@@ -11,130 +11,18 @@ reads the files of workdirs only, also of runs that are still running.
 """
 
 import argparse
-import csv
-import io
 import json
 import os
 import pathlib
 import sys
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
 
 from errors import UserError
-from tools import runs
+from tools import runs, tables
 from tools.runs import Group, Run
 
-# Name, header and text of each column; one without any text is left out.
-_COLUMNS: Sequence[tuple[str, str, Callable[[Mapping[str, Any]], str]]] = (
-    ("run", "run", lambda row: row.get("run", "")),
-    ("curve", "weights", lambda row: row["curve"]),
-    ("accuracy", "accuracy", lambda row: _percent(row, "accuracy")),
-    ("difference", "minus raw (95 % interval)", lambda row: _difference(row)),
-    ("loss", "loss", lambda row: _number(row, "loss")),
-    ("best", "best (step)", lambda row: _best(row)),
-    ("calibration_error", "calibration error", lambda row: _percent(row, "calibration_error")),
-    ("agreement", "agreement", lambda row: _percent(row, "agreement") if row["curve"] != "raw" else ""),
-)
-
-
-def _percent(row: Mapping[str, Any], name: str) -> str:
-    spread = f" ± {row[f'{name}_sd']:.2%}" if f"{name}_sd" in row else ""
-    return _or_dash(row, name, lambda value: f"{value:.2%}{spread}")
-
-
-def _number(row: Mapping[str, Any], name: str) -> str:
-    spread = f" ± {row[f'{name}_sd']:.4f}" if f"{name}_sd" in row else ""
-    return _or_dash(row, name, lambda value: f"{value:.4f}{spread}")
-
-
-def _best(row: Mapping[str, Any]) -> str:
-    value = "{:.2%}" if "accuracy" in row else "{:.4f}"
-    return _or_dash(row, "best", lambda best: f"{value.format(best)} ({row['best_step']})")
-
-
-def _difference(row: Mapping[str, Any]) -> str:
-    if "difference" not in row or row["difference"] is None:
-        return "-" if "difference" in row else ""
-    return runs.format_difference(row) + (" points" if row["of"] == "accuracy" else " loss")
-
-
-def _or_dash(row: Mapping[str, Any], name: str, text: Callable[[float], str]) -> str:
-    """Nothing where a value was not measured, a dash where it was not finite."""
-    if name not in row:
-        return ""
-    return "-" if row[name] is None else text(row[name])
-
-
-def cells(rows: Sequence[Mapping[str, Any]]) -> list[list[str]]:
-    """The header and the rows of the table, as text."""
-    columns = [[header, *map(text, rows)] for _, header, text in _COLUMNS]
-    return [list(row) for row in zip(*(column for column in columns if any(column[1:])), strict=True)]
-
-
-def table(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Rows of `runs.summarize` as aligned text."""
-    lines = cells(rows)
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    return "\n".join("  ".join(map(str.ljust, line, widths)).rstrip() for line in lines)
-
-
-def to_text(groups: Sequence[Group], markdown: bool = False) -> str:
-    """The table of each group below a line that says of what, and what its intervals mean."""
-    parts = []
-    for group in groups:
-        rows = group.rows()
-        body = _markdown(rows) if markdown else table(rows)
-        if len(group.runs) > 1:
-            says = [runs.verdict(row) for row in rows if "difference" in row]
-        else:
-            says = [runs.ONE_RUN] if any("difference" in row for row in rows) else []
-        if markdown:
-            body, says = f"\n{body}\n", [f"* {sentence}" for sentence in says]
-        parts.append("\n".join([title(group), body, *says]))
-    return "\n\n".join(parts)
-
-
-def title(group: Group) -> str:
-    """What the rows of a group are: `runs/digits, step 282, test images`."""
-    pooled = f", mean ± standard deviation of {len(group.runs)} seeds" if len(group.runs) > 1 else ""
-    return f"{group.name}, step {group.last_step}, {group.last_split} images{pooled}"
-
-
-def _markdown(rows: Sequence[Mapping[str, Any]]) -> str:
-    header, *lines = cells(rows)
-    return "\n".join(f"| {' | '.join(line)} |" for line in (header, ["---"] * len(header), *lines))
-
-
-def to_rows(groups: Sequence[Group]) -> list[dict[str, Any]]:
-    """All rows of all groups, each with `run`, `step` and `split` before what `runs.summarize` gives."""
-    return [
-        {"run": group.name, "step": group.last_step, "split": group.last_split} | row
-        for group in groups
-        for row in group.rows()
-    ]
-
-
-def to_csv(groups: Sequence[Group]) -> str:
-    """`to_rows` with a header, in full precision."""
-    rows, text = to_rows(groups), io.StringIO()
-    writer = csv.DictWriter(text, list(dict.fromkeys(name for row in rows for name in row)), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    return text.getvalue().rstrip()
-
-
-def to_json(groups: Sequence[Group], remarks: Sequence[str]) -> str:
-    """`to_rows`, which runs they are of, what differs between the configs, and remarks."""
-    about = [
-        {"run": group.name, "workdirs": [str(run.workdir) for run in group.runs], "times": times(group)}
-        for group in groups
-    ]
-    found = {"rows": to_rows(groups), "runs": about, "differences": runs.differences(groups), "remarks": remarks}
-    return json.dumps(found, indent=1)
-
-
-# The clocks of `timing.jsonl`, and what they measure.
-CLOCKS = {
+# What `Group.times` knows, and what it is.
+_TIMES = {
     "startup_seconds": "start-up, s",
     "compile_seconds": "compilation, s",
     "train_seconds": "training, s",
@@ -143,20 +31,6 @@ CLOCKS = {
     "steps_per_second": "steps per second of training",
     "images_per_second": "images per second of training",
 }
-
-
-def times(group: Group) -> dict[str, float]:
-    """What `CLOCKS` names, as far as the runs know it: means over the runs."""
-    last = [run.timing[-1] for run in group.runs if run.timing]
-    found = {
-        clock: sum(line[clock] for line in last) / len(last)
-        for clock in CLOCKS
-        if clock.endswith("_seconds") and last and all(clock in line for line in last)
-    }
-    if found.get("train_seconds"):
-        found["steps_per_second"] = sum(line["step"] for line in last) / sum(line["train_seconds"] for line in last)
-        found["images_per_second"] = found["steps_per_second"] * group.runs[0].config.get("batch_size", 0)
-    return found
 
 
 def page(groups: Sequence[Group], remarks: Sequence[str], curves: Sequence[Mapping[str, str]]) -> str:
@@ -185,8 +59,8 @@ def page(groups: Sequence[Group], remarks: Sequence[str], curves: Sequence[Mappi
         sections.append(
             {
                 "name": group.name,
-                "title": title(group),
-                "cells": cells(rows),
+                "title": tables.title(group),
+                "cells": tables.cells(rows),
                 "verdicts": says,
                 "curves": inline(drawn, alt, f"curves-{number}"),
             }
@@ -199,7 +73,9 @@ def page(groups: Sequence[Group], remarks: Sequence[str], curves: Sequence[Mappi
     for number, (text, having) in enumerate(averages.items()):
         described = json.loads(text)
         if described:
-            drawn = {kind: pictures.to_svg(pictures.kernels(described, width)) for kind, width in _widths().items()}
+            drawn = {
+                kind: pictures.to_svg(pictures.kernels(described, width)) for kind, width in pictures.WIDTHS.items()
+            }
             alt = "The weight that each average gives to each iterate of training; the table below has it in numbers."
             kernels.append(
                 {
@@ -218,18 +94,12 @@ def page(groups: Sequence[Group], remarks: Sequence[str], curves: Sequence[Mappi
         remarks=remarks,
         differences=runs.differences(groups),
         kernels=kernels,
-        times=[times(group) for group in groups],
-        clocks=CLOCKS,
+        times=[group.times() for group in groups],
+        clocks=_TIMES,
         environment=_environment(groups),
         configs=[group.runs[0].config for group in groups],
         command=" ".join(["python -m tools.report", *workdirs]),
     )
-
-
-def _widths() -> dict[str, float]:
-    from tools import pictures
-
-    return {"wide": pictures.WIDE, "narrow": pictures.NARROW}
 
 
 def _environment(groups: Sequence[Group]) -> dict[str, dict[str, list[str]]]:
@@ -256,7 +126,7 @@ def write(workdir: pathlib.Path) -> str:
         The table of the last evaluation, with the page's path below it.
     """
     groups, remarks = runs.group([Run.read(workdir)])
-    return f"{to_text(groups)}\n{write_to(workdir, groups, remarks)}"
+    return f"{tables.to_text(groups)}\n{write_to(workdir, groups, remarks)}"
 
 
 def write_to(folder: pathlib.Path, groups: Sequence[Group], remarks: Sequence[str]) -> str:
@@ -268,7 +138,7 @@ def write_to(folder: pathlib.Path, groups: Sequence[Group], remarks: Sequence[st
     from tools import pictures
 
     folder.mkdir(parents=True, exist_ok=True)
-    figures = {kind: [pictures.curves(group, width) for group in groups] for kind, width in _widths().items()}
+    figures = {kind: [pictures.curves(group, width) for group in groups] for kind, width in pictures.WIDTHS.items()}
     drawn = {}
     for kind, same_size in figures.items():
         pictures.align(same_size)
@@ -303,11 +173,11 @@ def main() -> None:
     try:
         groups, remarks = runs.group(map(Run.read, dict.fromkeys(args.workdirs)))
         if args.format == "csv":
-            print(to_csv(groups))
+            print(tables.to_csv(groups))
         elif args.format == "json":
-            print(to_json(groups, remarks))
+            print(tables.to_json(groups, remarks))
         else:
-            print("\n\n".join([to_text(groups, args.format == "markdown"), *remarks]))
+            print("\n\n".join([tables.to_text(groups, args.format == "markdown"), *remarks]))
         if args.format == "html":
             parents = {workdir.absolute().parent for workdir in args.workdirs}
             shared = pathlib.Path(os.path.relpath(os.path.commonpath(parents)), "report")

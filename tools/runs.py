@@ -169,6 +169,16 @@ class Group:
         """Of the last evaluation that every run has."""
         return int(self.series("raw", "loss", self.last_split)[0][-1])
 
+    def times(self) -> dict[str, float]:
+        """Seconds of each clock of `timing.jsonl`, and steps and images per second of training: means over the runs."""
+        last = [run.timing[-1] for run in self.runs if run.timing]
+        shared = set.intersection(*(set(line) for line in last)) if last else set()
+        found = {clock: sum(line[clock] for line in last) / len(last) for clock in shared if clock.endswith("_seconds")}
+        if found.get("train_seconds"):
+            found["steps_per_second"] = sum(line["step"] for line in last) / sum(line["train_seconds"] for line in last)
+            found["images_per_second"] = found["steps_per_second"] * self.runs[0].config.get("batch_size", 0)
+        return found
+
     def rows(self) -> list[dict[str, Any]]:
         """A row for each curve at the last evaluation, as `summarize` makes them, with the best of its curve.
 
