@@ -23,6 +23,7 @@ import environment
 from augmentation import Augmentation
 from caching import CachedArrays
 from errors import UserError
+from progress import under_way
 from streams import step_key, stream_key
 
 Array = jax.Array | np.ndarray
@@ -152,11 +153,12 @@ def _digits_source() -> Source:
 
 
 def _tfds_source(dataset: str) -> Source:
-    environment.import_tensorflow()
-    import tensorflow as tf
-    import tensorflow_datasets as tfds
-    from google.protobuf import json_format
-    from tensorflow_datasets.core import dataset_info
+    with under_way("Importing TensorFlow, which reads data sets"):
+        environment.import_tensorflow()
+        import tensorflow as tf
+        import tensorflow_datasets as tfds
+        from google.protobuf import json_format
+        from tensorflow_datasets.core import dataset_info
 
     data_dir = _tfds_folder()
     folder = pathlib.Path(data_dir, dataset)
@@ -234,9 +236,9 @@ def _prepare(tfds: Any, dataset: str, builder: Any) -> None:
             requests.head(url, timeout=10)
     except requests.RequestException as error:
         raise UserError(advice.format("no network")) from error
-    print(f"Preparing {dataset} in {builder.data_path} ...", flush=True)
     try:
-        builder.download_and_prepare()
+        with under_way(f"Preparing {dataset} in {builder.data_path}"):
+            builder.download_and_prepare()
     except Exception as error:  # TFDS lets through whatever its many download and parsing libraries raise.
         raise UserError(advice.format(error)) from error
 

@@ -128,6 +128,7 @@ def test_what_a_page_names_exists(page):
         assert file == "regression.py" or any((folder / file).is_file() for folder in known), file
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "module", ["main", "tools.report", "tools.posthoc", "tools.export", "tools.show_batch", "benchmarks.seeds"]
 )
