@@ -30,6 +30,10 @@ PICTURES = """
         parseFloat(getComputedStyle(t).fontSize) * e.getBoundingClientRect().width / e.viewBox.baseVal.width)),
     ink: getComputedStyle(e.querySelector("text")).fill,
     curves: e.querySelectorAll("path").length,
+    cut: [...e.querySelectorAll("text")].filter(t => {
+        const [text, box] = [t.getBoundingClientRect(), e.getBoundingClientRect()];
+        return text.left < box.left || text.right > box.right || text.top < box.top || text.bottom > box.bottom;
+    }).map(t => t.textContent),
 }))
 """
 
@@ -83,6 +87,7 @@ def test_the_page_can_be_read(browser, pages, kind, scheme, width):
         assert picture["height"] > 100
         assert picture["curves"] > 10
         assert len(picture["alt"]) > 50
+        assert picture["cut"] == []
         assert picture["text"] >= 9  # pixels, as the smallest that browsers call readable
         light, dark = "rgb(27, 27, 27)", "rgb(236, 236, 236)"  # the colours of the page's text
         assert picture["ink"] == (dark if scheme == "dark" else light)

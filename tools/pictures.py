@@ -88,11 +88,10 @@ def curves(group: Group, width: float = WIDTHS["wide"]) -> Figure:
         steps, values = group.series("train", "learning_rate", "")
         axes["learning rate"].plot(steps, values.mean(axis=0), color=_INK, linewidth=1.3)
         axes["learning rate"].set_ylim(0, 1.1 * np.nanmax(values, initial=1e-12))
-    over = f"mean of {len(group.runs)} seeds" if pooled else "one run"
-    spread_text = ", band: standard deviation" if pooled else ""
+    images = f"({split} images, {f'mean ± sd of {len(group.runs)} seeds' if pooled else 'one run'})"
     labels = {
-        "accuracy": f"accuracy, %\n({split} images, {over}{spread_text})",
-        "loss": f"{'negative log-likelihood' if 'accuracy' in axes else 'loss'}\n({split} images, {over}{spread_text})",
+        "accuracy": f"accuracy, %\n{images}",
+        "loss": f"{'negative log-likelihood' if 'accuracy' in axes else 'loss'}\n{images}",
         "difference": f"{_units(group)}\n(band: 95 % over {'seeds' if pooled else 'images'}, paired)",
         "learning rate": "learning rate",
     }
