@@ -44,6 +44,8 @@ def parse(argv: list[str]) -> list[str]:
             error, flags.Error
         ):
             raise  # a mistake in the config file's own code
+        if missing := re.match(r"flag --(\w+)=None: .*must have a value", str(error)):
+            sys.exit(f"error: --{missing[1]} is missing; --help shows how the command is used")
         problems = _wrong_overrides(argv) or [str(error).strip().splitlines()[-1]]
         sys.exit("error: " + "\n".join(problems))
 
@@ -69,7 +71,7 @@ def _wrong_overrides(argv: list[str]) -> list[str]:
 
     try:
         known, right, problems = settings.flatten(config_with()), [], []
-    except (flags.Error, TypeError):  # then it is no override that is wrong
+    except (flags.Error, TypeError, AttributeError):  # then it is no override that is wrong
         return []
     for flag in overrides:
         name, _, value = " ".join(flag).partition("config.")[2].replace(" ", "=", 1).partition("=")

@@ -20,7 +20,7 @@ ScoreFn = Callable[[Callable[..., Any], Any, Mapping[str, jax.Array]], Scores]
 
 
 def score_fn(apply_fn: Callable[..., jax.Array], variables: Any, batch: Mapping[str, jax.Array]) -> Scores:
-    """Scores a batch with one set of weights. A fork with another task replaces this function.
+    """Scores a batch with one set of weights. Another task has a function of its own in `train.TASKS`.
 
     Args:
         apply_fn: the model's `apply`.

@@ -282,10 +282,10 @@ def _load_checked(source: Source, split: str) -> Images:
     if len(images) == 0 or (split == "train" and len(images) != source.num_train):
         expected = source.num_train if split == "train" else "at least 1"
         raise source.error(f"split {split!r} has {len(images)} images; expected {expected}")
-    if image.dtype != np.uint8 or image.shape != (len(label), *source.image_shape):
+    if image.dtype != np.uint8 or image.ndim != 4 or image.shape != (len(label), *source.image_shape):
         raise source.error(
             f"split {split!r} has images {image.dtype}{list(image.shape)}; "
-            f"expected uint8{[len(label), *source.image_shape]}"
+            f"expected uint8{[len(label), *source.image_shape]}, height, width and channels of each image"
         )
     if np.issubdtype(label.dtype, np.floating):
         if label.shape != (len(image), source.num_classes) or not np.isfinite(label).all():

@@ -48,8 +48,14 @@ def _receive(receiver: socket.socket) -> None:
         if not _is_training:
             end(f"{signum.name}: stopped, with nothing to save. {how_to_continue()}", STATUS)
         _requested.set()
-        with contextlib.suppress(OSError):
-            print(f"{signum.name}: saving and stopping; a second signal stops at once", file=sys.stderr, flush=True)
+        _tell(f"{signum.name}: saving and stopping; a second signal stops at once")
+
+
+def _tell(message: str) -> None:
+    """Prints a line on the standard error, below the live line of progress if that is a terminal."""
+    # What Ctrl-C ends, too, is often the program that reads the output.
+    with contextlib.suppress(OSError):
+        print(f"\n{message}" if sys.stderr.isatty() else message, file=sys.stderr, flush=True)
 
 
 def end(message: str, status: int) -> NoReturn:
@@ -57,9 +63,7 @@ def end(message: str, status: int) -> NoReturn:
 
     Without what libraries do at the end of a process: some wait minutes for what has failed, and some crash.
     """
-    # What Ctrl-C ends, too, is often the program that reads the output.
-    with contextlib.suppress(OSError):
-        print(message, file=sys.stderr, flush=True)
+    _tell(message)
     with contextlib.suppress(OSError):
         sys.stdout.flush()
     os._exit(status)

@@ -48,6 +48,7 @@ def main(argv: list[str]) -> None:
         sys.exit(f"error: unknown argument {argv[1]!r}; flags are written --name=value")
     import startup
 
+    startup.count_imports()
     if logging.get_verbosity() >= logging.DEBUG:
         startup.show()
         logging.set_verbosity(logging.WARNING)  # for what libraries would say at that level

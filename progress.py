@@ -1,6 +1,7 @@
 """What a run says while it runs: one live line on a terminal, a few calm ones in a log."""
 
 import contextlib
+import os
 import sys
 import time
 from collections.abc import Iterator
@@ -14,8 +15,11 @@ _done: set[str] = set()
 
 def say(text: str) -> None:
     """Prints a line, above the live one if there is one."""
-    with contextlib.suppress(OSError), tqdm.external_write_mode(file=sys.stdout):  # a console may be gone
-        print(text, flush=True)
+    try:
+        with tqdm.external_write_mode(file=sys.stdout):
+            print(text, flush=True)
+    except OSError:  # a console that is gone is no reason to stop, nor to end with a failure
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 @contextlib.contextmanager
@@ -45,7 +49,7 @@ class Progress:
             num_steps: of the whole training.
         """
         self._num_steps = num_steps
-        self._live = sys.stdout.isatty()
+        self._live = bool(sys.stdout and sys.stdout.isatty())  # there may be none
         self._bar: tqdm | None = None
         self._started = self._printed = 0.0
 
@@ -88,8 +92,8 @@ class Progress:
             self._printed = now
             share = f"step {step}/{self._num_steps} ({step / self._num_steps:.0%})"
             rate = (step - self._first) / max(1e-9, now - self._started)
-            left = f"{format_seconds((self._num_steps - step) / rate)} left" if rate else ""
-            say("  ".join([share, f"{rate:.3g} steps/s", left, text]))
+            left = [f"{rate:.3g} steps/s", f"{format_seconds((self._num_steps - step) / rate)} left"] if rate else []
+            say("  ".join([share, *left, text]))
 
     def close(self) -> None:
         """Ends the live line."""

@@ -17,7 +17,7 @@ def _process_start() -> float:
 
 _start = _process_start()
 _marks: list[tuple[str, float]] = []
-_has_begun = _is_over = _is_shown = False
+_is_over = _is_shown = _counts_imports = False
 
 
 def show() -> None:
@@ -26,11 +26,17 @@ def show() -> None:
     _is_shown = True
 
 
+def count_imports() -> None:
+    """Lets the first run's start begin with the process; `main.py` calls this, which starts for nothing else."""
+    global _counts_imports
+    _counts_imports = True
+
+
 def begin() -> float:
-    """When the start of a run began, on the clock of `time.monotonic`: of the first of a process, with the process."""
-    global _has_begun
-    began = time.monotonic() if _has_begun else _start
-    _has_begun = True
+    """When the start of a run began, on the clock of `time.monotonic`: now, or see `count_imports`."""
+    global _counts_imports
+    began = _start if _counts_imports else time.monotonic()
+    _counts_imports = False
     return began
 
 

@@ -38,7 +38,7 @@ from dispatch import Dispatcher, suits_chunks
 from errors import UserError
 from metric_writing import MetricWriter
 from profiling import Profiler
-from progress import first_time, under_way
+from progress import first_time, say, under_way
 from streams import stream_key
 from tools import report, runs, tables
 from train_state import CustomTrainState
@@ -55,8 +55,6 @@ def loss_fn(
 ) -> tuple[jax.Array, tuple[Metrics, Any]]:
     """The objective of one batch: cross-entropy with smoothed labels plus an L2 penalty.
 
-    A fork with another task replaces this function and `evaluation.score_fn`.
-
     Args:
         params: the parameters to differentiate by.
         state: everything else, the averages too, for objectives that involve them.
@@ -68,13 +66,7 @@ def loss_fn(
     Returns:
         The objective, a scalar, and (metrics, new batch statistics).
     """
-    logits, updates = state.apply_fn(
-        {"params": params, "batch_stats": state.batch_stats},
-        batch["image"],
-        train=True,
-        mutable=["batch_stats"],
-        rngs={"dropout": state.step_key("dropout")},
-    )
+    logits, batch_stats = apply_model(params, state, batch)
     target = optax.smooth_labels(batch["target"], label_smoothing)
     objective = optax.softmax_cross_entropy(logits, target).mean()
     if l2_penalty:
@@ -84,7 +76,26 @@ def loss_fn(
     nll = optax.softmax_cross_entropy_with_integer_labels(logits, batch["label"])
     correct = jnp.argmax(logits, axis=-1) == batch["label"]
     metrics = {"loss": (nll.sum(), nll.size), "accuracy": (correct.sum(), correct.size)}
-    return objective, (metrics, updates.get("batch_stats", {}))
+    return objective, (metrics, batch_stats)
+
+
+def apply_model(params: Any, state: CustomTrainState, batch: Batch) -> tuple[jax.Array, Any]:
+    """The model's output [batch, outputs] for a training batch, and new batch statistics."""
+    outputs, updates = state.apply_fn(
+        {"params": params, "batch_stats": state.batch_stats},
+        batch["image"],
+        train=True,
+        mutable=["batch_stats"],
+        rngs={"dropout": state.step_key("dropout")},
+    )
+    return outputs, updates.get("batch_stats", {})
+
+
+# What is minimised and what is scored, by the names of `config.task`. The loss gets the fields of `config.loss` as
+# keyword arguments. A new task is two functions and its name here.
+TASKS: dict[str, tuple[Callable[..., Any], evaluation.ScoreFn]] = {
+    "classification": (loss_fn, evaluation.score_fn),
+}
 
 
 def compute_gradients(
@@ -253,6 +264,8 @@ def check(
     """
     for unused in settings.check(config):
         print(f"Note: {unused}", flush=True)
+    if config.task not in TASKS:
+        raise UserError(f"task = {config.task!r}: must be one of {', '.join(TASKS)}, or a new one in train.TASKS")
     source = input_pipeline.find_source(config.dataset)
     startup.mark("find data")
     resolved = settings.resolve(config, num_train=source.num_train, num_devices=jax.device_count())
@@ -269,6 +282,13 @@ def check(
             print(f"Differs from the run's config: {change}", flush=True)
     state = abstract_state(resolved, source)
     for average in state.averages:
+        sizes = np.asarray(average.schedule(np.arange(1, resolved.duration + 1)))
+        wrong = np.flatnonzero(~((sizes >= 0) & (sizes <= 1)))
+        if wrong.size:
+            raise UserError(
+                f"averages.{average.name}: its step size at update {wrong[0] + 1} is {sizes.flat[wrong[0]]:g}; "
+                "all must be in [0, 1]"
+            )
         if average.batch_stats != "average" and not state.batch_stats:
             raise UserError(
                 f"averages.{average.name}.batch_stats = {average.batch_stats!r}: the model has no batch statistics; "
@@ -358,10 +378,10 @@ def evaluate(
     experiment: Experiment,
     curves: dict[str, dict[str, Any]],
     split: str,
-    score_fn: evaluation.ScoreFn = evaluation.score_fn,
 ) -> dict[str, dict[str, float]]:
     """Scores weights on the images of a split, "validation" or "test"; see `evaluation.evaluate`."""
     data, apply_fn = experiment.eval_data[split], experiment.state.apply_fn
+    _, score_fn = TASKS[experiment.config.task]
     with first_time("Compiling the evaluation, and the first one"):
         return evaluation.evaluate(
             curves, data, apply_fn=apply_fn, score_fn=score_fn, sharding=split_batch(experiment.mesh)
@@ -373,8 +393,6 @@ def train_and_evaluate(
     workdir: str | pathlib.Path,
     *,
     config_change: str = "refuse",
-    loss_fn: Callable[..., Any] = loss_fn,
-    score_fn: evaluation.ScoreFn = evaluation.score_fn,
 ) -> CustomTrainState:
     """Trains, and evaluates raw and averaged weights as it goes. Continues the run that `workdir` holds, if any.
 
@@ -382,8 +400,6 @@ def train_and_evaluate(
         config: see configs/default.py.
         workdir: folder of the run; created if it does not exist.
         config_change: "accept" continues a run although the config differs from the one it was started with.
-        loss_fn: the objective; gets the fields of `config.loss` as keyword arguments.
-        score_fn: what evaluation scores.
 
     Returns:
         The state at the end.
@@ -412,7 +428,7 @@ def train_and_evaluate(
         print(parameter_overview.get_parameter_overview(state.params, include_stats=False))
         part = config.batch_size // (mesh.size * config.accumulate)
         print(f"Batches of {config.batch_size} = {mesh.size} devices x {config.accumulate} parts x {part} images")
-        loss = functools.partial(loss_fn, **config.loss)
+        loss = functools.partial(TASKS[config.task][0], **config.loss)
         train_program = create_train_program(loss, mesh, config.accumulate)
         zero_sums = create_zero_sums(loss, state, train_data, mesh, config.accumulate)
         sums = zero_sums()
@@ -450,7 +466,7 @@ def train_and_evaluate(
 
         def evaluate_and_write(split: str) -> dict[str, dict[str, float]]:
             with writer.clock("eval_seconds"):
-                metrics = evaluate(experiment, evaluation_curves(experiment, state), split, score_fn)
+                metrics = evaluate(experiment, evaluation_curves(experiment, state), split)
             for curve, values in metrics.items():
                 writer.write(step, curve, values, split=split)
             return metrics
@@ -481,7 +497,7 @@ def train_and_evaluate(
             if stop:
                 raise interruption.Interrupted(step)
 
-    print(writer.times(), report.write(workdir), sep="\n", flush=True)
+    say(f"{writer.times()}\n{report.write(workdir)}")
     return state
 
 
@@ -561,7 +577,6 @@ def evaluate_checkpoint(
     *,
     which: str = "latest",
     config_change: str = "refuse",
-    score_fn: evaluation.ScoreFn = evaluation.score_fn,
 ) -> dict[str, dict[str, float]]:
     """Scores a checkpoint of an existing run on the test set. Trains nothing and writes nothing.
 
@@ -570,7 +585,6 @@ def evaluate_checkpoint(
         workdir: folder of the run.
         which: "latest" or "best".
         config_change: see `train_and_evaluate`.
-        score_fn: see `train_and_evaluate`.
 
     Returns:
         The metrics of every curve and paired difference.
@@ -585,7 +599,7 @@ def evaluate_checkpoint(
     # The config may have averages that the checkpoint lacks.
     averages = tuple(average for average in experiment.state.averages if average.name in stored.curves)
     curves = evaluation_curves(experiment, stored.restore_state(experiment.state.with_averages(averages)))
-    metrics = evaluate(experiment, curves, "test", score_fn)
+    metrics = evaluate(experiment, curves, "test")
     print(f"{workdir}, {which} checkpoint, step {stored.record.step}, test images")
     print(tables.table(runs.summarize([metrics])), flush=True)
     return metrics

@@ -25,6 +25,9 @@ def get_config() -> ml_collections.ConfigDict:
     # Training images set aside. If there are any, curves and the best checkpoint come from them, and the test set is
     # scored once, at the end.
     config.num_validation = 0
+    # What is minimised and what is scored: a key of `train.TASKS`.
+    config.task = "classification"
+
     # Share of the training labels replaced by a uniformly drawn other class; 0.4 is a setting from the literature in
     # which averaging shows clearly.
     config.label_noise = 0.0

@@ -17,6 +17,7 @@ from document import apply_diff, blocks
 from flax import struct
 
 import averaging
+import evaluation
 import input_pipeline
 import models
 import train
@@ -209,9 +210,13 @@ def test_a_field_of_ones_own_moves_with_accepted_steps_only():
 
 
 @pytest.mark.slow
-def test_a_metric_of_ones_own_is_written_with_the_others(tmp_path):
+def test_a_metric_of_ones_own_is_written_with_the_others(tmp_path, monkeypatch):
+    monkeypatch.setattr(train, "TASKS", dict(train.TASKS))
     config = digits_config(duration="4 steps", log_every="4 steps", eval_every="4 steps", checkpoint_every="4 steps")
-    exec(python_block("weight_norm"), {"train": train, "optax": optax, "config": config, "workdir": tmp_path})
+    exec(
+        python_block("weight_norm"),
+        {"train": train, "evaluation": evaluation, "optax": optax, "config": config, "workdir": tmp_path},
+    )
     [line] = read_metrics(tmp_path, "train")
     # The mean over four steps of a norm that begins at that of the initial parameters and hardly moves.
     norm = optax.tree.norm(train.set_up(config, tmp_path, "refuse").state.params)

@@ -305,7 +305,7 @@ def test_a_run_whose_workdir_is_in_use_is_refused_before_it_looks_at_checkpoints
     assert contents(workdir).keys() == before.keys()
 
 
-def test_a_workdir_that_vanishes_ends_the_run_at_the_next_line(tmp_path):
+def test_a_workdir_that_vanishes_ends_the_run_at_the_next_line(tmp_path, task):
     workdir = tmp_path / "run"
 
     def move_away(*args):
@@ -314,7 +314,7 @@ def test_a_workdir_that_vanishes_ends_the_run_at_the_next_line(tmp_path):
         return evaluation.score_fn(*args)
 
     with pytest.raises(OSError, match=r"metrics\.jsonl"):
-        train.train_and_evaluate(digits_config(), workdir, score_fn=move_away)
+        train.train_and_evaluate(digits_config(task=task(score_fn=move_away)), workdir)
     assert [line["step"] for line in read_metrics(tmp_path / "moved")] == [5, 10]
     assert not workdir.exists()
 

@@ -1,6 +1,8 @@
 import csv
+import html
 import io
 import json
+import os
 import re
 import subprocess
 import sys
@@ -51,7 +53,7 @@ def make_run(folder, *, seed=0, accuracies=((0.5, 0.6), (0.7, 0.8)), config=(), 
 def test_the_table_shows_each_curve_and_its_paired_difference_in_points():
     header, raw, ema = tables.table(runs.summarize([METRICS])).splitlines()
     assert "minus raw (95 % interval)" in header
-    assert raw.split() == ["raw", "75.00%", "0.5000", "10.00%"]
+    assert raw.split() == ["raw", "75.00%", "0.5", "10.00%"]
     assert ema.split() == ["ema", "80.00%", "+5.00", "(+1.00", "..", "+9.00)", "points", "-", "5.00%", "90.00%"]
 
 
@@ -63,7 +65,7 @@ def test_without_accuracy_the_table_has_the_loss_and_its_difference():
     }
     header, _, ema = tables.table(runs.summarize([metrics])).splitlines()
     assert "accuracy" not in header
-    assert ema.split() == ["ema", "-0.2500", "(-0.5000", "..", "+0.1000)", "loss", "0.2500"]
+    assert ema.split() == ["ema", "-0.25", "(-0.5", "..", "+0.1)", "loss", "0.25"]
 
 
 def test_the_last_evaluation_is_that_of_the_test_set():
@@ -97,7 +99,9 @@ def test_runs_that_differ_only_in_the_seed_are_pooled_and_paired_over_the_seeds(
     ]
     groups, remarks = runs.group(made)
     assert [len(group.runs) for group in groups] == [3]
-    assert remarks == []
+    [few] = remarks
+    assert "(3 seeds) are few" in few
+    assert runs.group([made[0]])[1] == []
     of_raw, of_ema = groups[0].rows()
     # By hand: the mean of 8, 10 and 6 points is 8, their standard deviation 2, and Student's t for 2 degrees 4.3027.
     half_width = 4.302653 * 0.02 / np.sqrt(3)
@@ -125,7 +129,7 @@ def test_only_of_several_seeds_it_is_claimed_that_averaging_helps(low, high, of,
     row = {"curve": "ema", "runs": 5, "difference": (low + high) / 2, "low": low, "high": high, "of": of}
     assert claim in runs.verdict(row | {"over": "seeds"})
     of_one_run = runs.verdict(row | {"over": "images", "runs": 1})
-    assert not re.search("better|worse|cannot", of_one_run)
+    assert not re.search("scores better|scores worse|cannot", of_one_run)
 
 
 def test_a_run_of_another_config_is_not_pooled_and_the_page_says_what_differs(tmp_path):
@@ -143,10 +147,10 @@ def test_what_should_not_be_pooled_without_a_thought_is_said(tmp_path):
     (tmp_path / "c" / "d" / "environment.json").write_text('{"commit": "def"}')
     groups, remarks = runs.group([first, repeated, Run.read(unfinished.workdir)])
     assert [[run.workdir.name for run in group.runs] for group in groups] == [["a", "d"]]
-    assert len(remarks) == 4
+    assert len(remarks) == 5
     assert f"{repeated.workdir} has the config and the seed of {first.workdir}" in remarks[0]
-    assert "differ in more than the seed: in their commit" in remarks[1]
-    assert f"{unfinished.workdir} is not finished: it is at step 10 of 20" in remarks[3]
+    assert "differ in more than the seed: in their commit" in remarks[2]
+    assert f"{unfinished.workdir} is not finished: it is at step 10 of 20" in remarks[4]
     assert groups[0].last_step == 10  # the last one that both have
 
 
@@ -179,7 +183,7 @@ def test_a_difference_that_is_not_finite_is_a_dash_and_no_claim(tmp_path):
     (group,), _ = runs.group([Run.read(run.workdir)])
     row = group.rows()[1]
     assert (row["accuracy"], row["difference"]) == (None, None)
-    assert "not finite" in runs.verdict(row)
+    assert "not all of its scores are finite" in runs.verdict(row)
     assert tables.cells(group.rows())[2][1:3] == ["-", "-"]
     report.write(run.workdir)
 
@@ -229,7 +233,7 @@ def test_pictures_of_several_configs_have_the_same_axes(tmp_path):
 def test_a_kernel_is_drawn_with_its_whole_weight():
     """The last bin may hold fewer iterates than the others."""
     average = {"iterates_per_bin": 3, "kernel": [0.25, 0.75], "num_updates": 5, "mean_age": 1.5}
-    stairs = pictures.kernels({"ema": average}).axes[0].patches[0].get_data()
+    stairs = pictures.kernels({"ema": average}, ["raw", "ema"]).axes[0].patches[0].get_data()
     assert np.sum(stairs.values * np.diff(stairs.edges)) == pytest.approx(100, abs=1e-9)  # in %
     assert stairs.edges.tolist() == [0, 3, 5]
 
@@ -252,3 +256,169 @@ def test_a_damaged_file_is_named(tmp_path, name):
     (tmp_path / "run" / name).write_text("[]\n")
     with pytest.raises(UserError, match=re.escape(f"{tmp_path / 'run' / name}")):
         Run.read(tmp_path / "run")
+
+
+def test_the_best_is_that_of_the_mean_over_the_seeds(tmp_path):
+    accuracies = [((0.9, 0.5), (0.6, 0.6)), ((0.2, 0.5), (0.6, 0.6))]
+    made = [make_run(tmp_path / str(seed), seed=seed, accuracies=accuracies[seed]) for seed in range(2)]
+    (group,), _ = runs.group(made)
+    raw = group.rows()[0]
+    assert (raw["best"], raw["best_step"]) == (pytest.approx(0.6, abs=1e-12), 20)  # not 0.9 of one, nor 0.55 of both
+
+
+def test_the_best_loss_is_the_smallest(tmp_path):
+    run = make_run(tmp_path / "run")
+    lines = [
+        {"step": step, "curve": "raw", "split": "test", "loss": loss} for step, loss in ((1, 3.0), (2, 1.0), (3, 2.0))
+    ]
+    group = runs.Group((Run(run.workdir, lines, [], {}, {}, {}),))
+    assert [(row["best"], row["best_step"]) for row in group.rows()] == [(1.0, 2)]
+
+
+def test_a_curve_that_only_one_run_has_is_left_out_of_what_is_pooled(tmp_path):
+    extra = [
+        {"step": step, "curve": "new", "split": "test", "accuracy": 0.9, "loss": 0.1, "calibration_error": 0.1}
+        for step in (10, 20)
+    ]
+    made = [make_run(tmp_path / "a", lines=extra), make_run(tmp_path / "b", seed=1)]
+    (group,), _ = runs.group(made)
+    assert group.names == ["raw", "ema"]
+    assert [row["curve"] for row in group.rows()] == ["raw", "ema"]
+    pictures.curves(group)
+
+
+def test_an_evaluation_that_is_still_being_written_is_not_the_last(tmp_path):
+    run = make_run(tmp_path / "run")
+    lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines(keepends=True)
+    for kept, ending in ((lines[:-2], ""), (lines[:-1], ""), (lines[:-1], lines[-1][:9])):
+        (tmp_path / "run" / "metrics.jsonl").write_text("".join(kept) + ending)
+        (group,), _ = runs.group([Run.read(run.workdir)])
+        assert group.last_step == (10 if kept == lines[:-2] else 20)
+        assert [row["curve"] for row in group.rows()] == ["raw", "ema"]
+
+
+def test_a_longer_run_with_a_validation_set_is_shown_at_its_newest_evaluation(tmp_path):
+    """The test set was scored at what was the end before."""
+    run = make_run(tmp_path / "run")
+    validation = [line | {"split": "validation"} for line in run.lines if "split" in line]
+    later = [line | {"step": 30} for line in validation if line["step"] == 20]
+    tested = [line for line in run.lines if line.get("split") and line["step"] == 20]
+    group = runs.Group((Run(run.workdir, [*validation, *tested, *later], [], {}, {}, run.averages),))
+    assert (group.last_split, group.last_step) == ("validation", 30)
+
+
+def test_seeds_that_were_never_evaluated_at_the_same_step_are_refused(tmp_path):
+    made = [make_run(tmp_path / str(seed), seed=seed, steps=(10 + seed, 20 + seed)) for seed in range(2)]
+    (group,), _ = runs.group(made)
+    with pytest.raises(UserError, match="no evaluation at the same step"):
+        group.rows()
+
+
+def test_the_page_says_all_there_is_to_say_and_takes_nothing_for_html(tmp_path):
+    make_run(tmp_path / "<b>a & b", config={"label": "<i>x</i>"})
+    make_run(tmp_path / "other", seed=1, config={"label": "y"})
+    found = [Run.read(tmp_path / name) for name in ("<b>a & b", "other", "other")]
+    groups, remarks = runs.group(found)
+    report.write_to(tmp_path / "out", groups, remarks)
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert "<b>a" not in page
+    assert "<i>x" not in page
+    text = html.unescape(re.sub(r"<[^>]*>", " ", page))
+    for group in groups:
+        assert text.count(f"{group.name}: {runs.verdict(group.rows()[1])}") == 1
+        assert group.name in text
+    assert remarks[0] in text
+    assert runs.ONE_RUN in text
+    assert re.search(r"label\s+<i>x</i>\s+y", text)  # what differs
+    for alt in re.findall(r'aria-label="([^"]*)"', page):
+        assert "<b>" not in alt
+
+
+def test_labels_in_the_page_keep_their_digits(tmp_path):
+    run = make_run(tmp_path / "run")
+    lines = [line | ({"learning_rate": 0.00125} if line["curve"] == "train" else {}) for line in run.lines]
+    (group,), _ = runs.group([Run(run.workdir, lines, [], run.config, {}, run.averages)])
+    figure = pictures.curves(group)
+    svg = pictures.to_svg(figure)
+    labels = [label.get_text() for label in figure.axes[-1].get_yticklabels()]
+    assert "0.0005" in labels
+    for label in labels[:-1]:  # the last may lie outside
+        assert f">{label}</text>" in svg
+
+
+def test_every_curve_has_a_marker_of_its_own_and_its_name_in_the_legend(tmp_path):
+    extra = [
+        {"step": step, "curve": name, "split": "test", "accuracy": 0.9, "loss": 0.1}
+        for step in (10, 20)
+        for name in ("_a", "b", "a_name_that_is_longer_than_any_phone_is_wide")
+    ]
+    (group,), _ = runs.group([make_run(tmp_path / "run", lines=extra)])
+    figure = pictures.curves(group)
+    curves = [line for line in figure.axes[0].lines if len(line.get_xdata()) == 2]
+    assert len(curves) == 5
+    assert len({line.get_marker() for line in curves}) == 5
+    assert len({line.get_color() for line in curves}) == 5
+    names = [text.get_text().strip() for text in figure.legends[0].get_texts()]
+    assert names == ["raw", "_a", "a_name_that_is_longer_than_an…", "b", "ema"]
+
+
+def test_the_panels_show_what_their_titles_say(tmp_path):
+    (group,), _ = runs.group([make_run(tmp_path / "run")])
+    accuracy, loss, difference, rate = pictures.curves(group).axes
+    np.testing.assert_allclose(accuracy.lines[1].get_ydata(), [60, 80], atol=1e-9)
+    np.testing.assert_allclose(loss.lines[1].get_ydata(), [0.4, 0.2], atol=1e-9)
+    np.testing.assert_allclose(difference.lines[0].get_ydata(), [10, 10], atol=1e-9)
+    [band] = difference.collections
+    assert band.get_paths()[0].get_extents().height == pytest.approx(2, abs=1e-9)  # points, from -1 to +1
+    np.testing.assert_allclose(rate.lines[0].get_ydata(), [0.1, 0.1], atol=1e-12)
+
+
+def test_times_are_those_at_the_end_and_rates_those_of_training(tmp_path):
+    made = [make_run(tmp_path / str(seed), seed=seed, config={"batch_size": 8}) for seed in range(2)]
+    (tmp_path / "0" / "timing.jsonl").write_text(
+        '{"step": 10, "train_seconds": 1.0, "eval_seconds": 9.0}\n'
+        '{"step": 20, "train_seconds": 1.0, "eval_seconds": 3.0}\n'
+    )
+    (group,), _ = runs.group([Run.read(run.workdir) for run in made])
+    assert group.times() == {
+        "train_seconds": 2.5, "eval_seconds": 2.0, "steps_per_second": 8.0, "images_per_second": 64.0
+    }  # fmt: skip
+
+
+def test_the_page_goes_where_it_is_told_to(tmp_path):
+    for name in "ab":
+        make_run(tmp_path / name, seed=ord(name))
+
+    def write(*arguments):
+        result = subprocess.run(
+            [sys.executable, "-m", "tools.report", *arguments],
+            cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True,
+        )  # fmt: skip
+        assert result.returncode == 0, result.stderr
+        return sorted(str(path.relative_to(tmp_path)) for path in tmp_path.glob("**/report.html"))
+
+    assert write("a", "a/../a") == ["a/report.html"]  # which is one
+    assert write("a", "b") == ["a/report.html", "report/report.html"]
+    assert write("a", "b", "--out=c") == ["a/report.html", "c/report.html", "report/report.html"]
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("averages.json", '{"ema": {}}'),
+        ("timing.jsonl", '{"step": 1, "train_seconds": "x"}\n'),
+        ("environment.json", '{"packages": [1]}'),
+        ("config.json", '{"duration": "10 epochs"}'),
+        ("metrics.jsonl", '{"step": "10", "curve": "raw", "split": null}\n'),
+        ("metrics.jsonl", b"\xff\xfe\n"),
+    ],
+)
+def test_files_that_no_run_writes_end_with_a_message(tmp_path, name, content):
+    make_run(tmp_path / "run")
+    (tmp_path / "run" / name).write_bytes(content if isinstance(content, bytes) else content.encode())
+    result = subprocess.run(
+        [sys.executable, "-m", "tools.report", tmp_path / "run"], cwd=ROOT, capture_output=True, text=True
+    )
+    assert result.returncode == 1
+    assert "Traceback" not in result.stderr
+    assert str(tmp_path / "run") in result.stderr

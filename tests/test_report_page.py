@@ -107,15 +107,3 @@ def test_what_is_printed_is_black_on_white_though_the_screen_is_dark(browser, pa
     page.pdf(path=tmp_path / "page.pdf")
     assert (tmp_path / "page.pdf").read_bytes().startswith(b"%PDF")
     page.close()
-
-
-def test_the_curves_can_be_told_apart_without_colour(browser, pages):
-    """Each curve of a picture has a marker of its own."""
-    page = browser.new_page(viewport={"width": 1440, "height": 900})
-    page.goto(f"file://{pages['one']}")
-    markers = page.evaluate("""
-        () => [...document.querySelectorAll(".wide svg")[0].querySelectorAll("use")]
-            .map(e => document.querySelector(e.getAttribute("xlink:href")).getAttribute("d"))
-    """)
-    assert len(set(markers)) >= 3  # raw, ema, and the ticks of the axes
-    page.close()

@@ -278,7 +278,7 @@ def test_an_average_that_was_never_saved_is_not_scored(tmp_path):
     assert set(train.evaluate_checkpoint(config, tmp_path)) == {"raw", "ema", "ema-raw"}
 
 
-def test_the_latest_and_the_best_checkpoints_are_kept_by_separate_rules(tmp_path):
+def test_the_latest_and_the_best_checkpoints_are_kept_by_separate_rules(tmp_path, task):
     config = digits_config(
         eval_every="2 steps", checkpoint_every="2 steps", keep_checkpoints=2, best_curve="raw", best_metric="loss",
     )  # fmt: skip
@@ -287,7 +287,8 @@ def test_the_latest_and_the_best_checkpoints_are_kept_by_separate_rules(tmp_path
         objective, aux = train.loss_fn(params, state, batch, **kwargs)
         return jnp.where(state.step < 8, objective, -objective), aux
 
-    train.train_and_evaluate(config, tmp_path, loss_fn=climbs_from_step_8)
+    config.task = task(climbs_from_step_8)
+    train.train_and_evaluate(config, tmp_path)
     losses = {line["step"]: line["loss"] for line in read_metrics(tmp_path, "raw")}
     best_step = min(losses, key=losses.get)
     assert best_step < 16, "the best checkpoint must be older than the latest ones for this test to say anything"

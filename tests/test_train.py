@@ -231,8 +231,8 @@ def poison(poisoned_steps):
     return loss_fn
 
 
-def test_one_poisoned_batch_is_one_rejection_and_training_finishes(tmp_path):
-    state = train.train_and_evaluate(digits_config(), tmp_path, loss_fn=poison([7]))
+def test_one_poisoned_batch_is_one_rejection_and_training_finishes(tmp_path, task):
+    state = train.train_and_evaluate(digits_config(task=task(poison([7]))), tmp_path)
     assert {name: int(n) for name, n in state.rejected.items()} == {"total": 1, "streak": 0, "longest": 1}
     assert state.step == 20
     assert state.ema_count["ema"] == 19
@@ -242,14 +242,16 @@ def test_one_poisoned_batch_is_one_rejection_and_training_finishes(tmp_path):
     assert all(np.isfinite(line["loss"]) for line in lines)
 
 
-def test_too_many_rejected_steps_in_a_row_end_the_run(tmp_path):
+def test_too_many_rejected_steps_in_a_row_end_the_run(tmp_path, task):
     with pytest.raises(UserError) as error:
-        train.train_and_evaluate(digits_config(max_rejected_steps=5), tmp_path, loss_fn=poison([10, 11, 12, 13, 14]))
+        train.train_and_evaluate(digits_config(max_rejected_steps=5, task=task(poison([10, 11, 12, 13, 14]))), tmp_path)
     assert "5 steps in a row had a loss or gradient that is not finite; max_rejected_steps = 5" in str(error.value)
     assert "At step 15: learning rate 0.1, gradient norm nan, first not finite the loss, of outputs" in str(error.value)
     with pytest.raises(UserError, match=r"5 steps in a row.*Later ones were accepted"):
-        train.train_and_evaluate(digits_config(max_rejected_steps=5), tmp_path / "b", loss_fn=poison([1, 2, 3, 4, 5]))
-    train.train_and_evaluate(digits_config(max_rejected_steps=5), tmp_path / "fine", loss_fn=poison([1, 2, 3, 4, 9]))
+        train.train_and_evaluate(
+            digits_config(max_rejected_steps=5, task=task(poison([1, 2, 3, 4, 5]))), tmp_path / "b"
+        )
+    train.train_and_evaluate(digits_config(max_rejected_steps=5, task=task(poison([1, 2, 3, 4, 9]))), tmp_path / "fine")
 
 
 def test_the_first_layer_that_an_exploding_rate_breaks_is_named(tmp_path):
@@ -260,8 +262,8 @@ def test_the_first_layer_that_an_exploding_rate_breaks_is_named(tmp_path):
         train.train_and_evaluate(config, tmp_path)
 
 
-def test_metrics_of_a_window_without_any_accepted_step_are_null(tmp_path):
-    train.train_and_evaluate(digits_config(), tmp_path, loss_fn=poison(list(range(5, 10))))
+def test_metrics_of_a_window_without_any_accepted_step_are_null(tmp_path, task):
+    train.train_and_evaluate(digits_config(task=task(poison(list(range(5, 10))))), tmp_path)
     losses = [line["loss"] for line in read_metrics(tmp_path, "train")]
     assert [loss is None for loss in losses] == [False, True, False, False]
 
@@ -279,13 +281,15 @@ def test_the_last_curves_are_the_scores_of_the_returned_state(tmp_path):
     assert all((a != b).any() for a, b in zip(*statistics, strict=True))
 
 
-def test_a_task_without_classes_needs_a_loss_and_a_score_of_its_own(tmp_path):
+def test_a_task_without_classes_needs_a_loss_and_a_score_of_its_own(tmp_path, task):
     def squared_error(apply_fn, variables, batch):
         return {"loss": jnp.square(apply_fn(variables, batch["image"], train=False)[:, 0] - batch["label"])}
 
     with pytest.raises(UserError, match=r"best_metric = 'accuracy'.*loss"):
-        train.train_and_evaluate(digits_config(best_metric="accuracy"), tmp_path / "a", score_fn=squared_error)
-    train.train_and_evaluate(digits_config(), tmp_path / "b", score_fn=squared_error)
+        train.train_and_evaluate(
+            digits_config(best_metric="accuracy", task=task(score_fn=squared_error)), tmp_path / "a"
+        )
+    train.train_and_evaluate(digits_config(task=task(score_fn=squared_error)), tmp_path / "b")
     assert set(read_metrics(tmp_path / "b", "raw")[0]) == {"step", "curve", "split", "loss"}
 
 
@@ -532,7 +536,7 @@ def test_a_profile_of_steps_that_are_done_already_is_said_to_be_left_out(tmp_pat
 
 
 @pytest.mark.slow
-def test_without_jit_a_run_shows_values_and_what_it_prints(tmp_path, capfd):
+def test_without_jit_a_run_shows_values_and_what_it_prints(tmp_path, capfd, task):
     labels = []
 
     def loss_fn(params, state, batch, **kwargs):
@@ -543,17 +547,17 @@ def test_without_jit_a_run_shows_values_and_what_it_prints(tmp_path, capfd):
         return objective, aux
 
     with jax.disable_jit():
-        train.train_and_evaluate(digits_config(duration="1 steps"), tmp_path, loss_fn=loss_fn)
+        train.train_and_evaluate(digits_config(duration="1 steps", task=task(loss_fn)), tmp_path)
     assert "at step 0 the objective is" in capfd.readouterr().out
     assert len(labels) == 32
 
 
-def test_prints_of_the_jitted_step_show_up_as_well(tmp_path, capfd):
+def test_prints_of_the_jitted_step_show_up_as_well(tmp_path, capfd, task):
     def loss_fn(params, state, batch, **kwargs):
         jax.debug.print("step {}", state.step)
         return train.loss_fn(params, state, batch, **kwargs)
 
-    train.train_and_evaluate(digits_config(duration="2 steps"), tmp_path, loss_fn=loss_fn)
+    train.train_and_evaluate(digits_config(duration="2 steps", task=task(loss_fn)), tmp_path)
     jax.effects_barrier()
     printed = capfd.readouterr().out
     assert [line for line in printed.splitlines() if line.startswith("step ") and "/" not in line] == [

@@ -61,11 +61,11 @@ def curves(group: Group, width: float = WIDTHS["wide"]) -> Figure:
     shown = panels(group)
     styles = _styles(names)
     heights = [1.0 if panel == "learning rate" else 2.4 for panel in shown]
-    columns = max(1, min(len(names), int(11 * width) // (8 + max(map(len, names)))))  # as there is room for
+    columns = max(1, min(len(names), int(11 * width) // (8 + max(len(_short(name)) for name in names))))
     legend = 0.25 * math.ceil(len(names) / columns)
     figure, stacked = _stack(width, heights, above=legend, lines=1 if width > 6 else 2)
     axes = dict(zip(shown, stacked, strict=True))
-    for name in names:
+    for number, name in enumerate(names):
         style = styles[name]
         for metric in ("accuracy", "loss"):
             if metric in axes:
@@ -73,21 +73,23 @@ def curves(group: Group, width: float = WIDTHS["wide"]) -> Figure:
                 values = values * (100 if metric == "accuracy" else 1)
                 spread = np.std(values, axis=0, ddof=1) if pooled else np.zeros(len(steps))
                 mean = values.mean(axis=0)
-                _line(axes[metric], steps, mean, style, label=name)
+                _line(axes[metric], steps, mean, style, number / len(names))
                 if pooled:
                     axes[metric].fill_between(steps, mean - spread, mean + spread, **_band(style))
         if name != "raw":
             steps, values, low, high = _difference(group, name)
-            _line(axes["difference"], steps, values, style)
+            _line(axes["difference"], steps, values, style, number / len(names))
             axes["difference"].fill_between(steps, low, high, **_band(style))
             if len(steps) == 1:  # of which a band would not show
                 axes["difference"].vlines(steps, low, high, color=style["color"], linewidth=1)
     if "difference" in axes:
         axes["difference"].axhline(0, color="#808080", linewidth=1)
+        _limit(axes["difference"], [line.get_ydata() for line in axes["difference"].lines])
     if "learning rate" in axes:
         steps, values = group.series("train", "learning_rate", "")
-        axes["learning rate"].plot(steps, values.mean(axis=0), color=_INK, linewidth=1.3)
-        axes["learning rate"].set_ylim(0, 1.1 * np.nanmax(values, initial=1e-12))
+        marker = "o" if len(steps) == 1 else ""  # a line of one point would not show
+        axes["learning rate"].plot(steps, values.mean(axis=0), color=_INK, linewidth=1.3, marker=marker)
+        axes["learning rate"].set_ylim(0, 1.1 * np.nanmax(values, initial=0) or 1)
     images = f"({split} images, {f'mean ± sd of {len(group.runs)} seeds' if pooled else 'one run'})"
     labels = {
         "accuracy": f"accuracy, %\n{images}",
@@ -95,12 +97,16 @@ def curves(group: Group, width: float = WIDTHS["wide"]) -> Figure:
         "difference": f"{_units(group)}\n(band: 95 % over {'seeds' if pooled else 'images'}, paired)",
         "learning rate": "learning rate",
     }
+    losses = np.concatenate([np.ravel(line.get_ydata()) for line in axes["loss"].lines])
+    if np.nanmin(losses, initial=np.inf) > 0 and np.nanmax(losses, initial=0) > 50 * np.nanmedian(losses):
+        axes["loss"].set_yscale("log")  # a beginning that would leave no room for what follows
     for panel, axis in axes.items():
-        axis.set_label(panel)
+        axis.set_label(labels[panel].partition("\n")[0])  # what `align` goes by
         # Above the panel and not beside it: there it can be read without turning the head, and takes no width.
         axis.set_title(labels[panel].replace("\n", " ") if width > 6 else labels[panel], loc="left", fontsize=10)
     list(axes.values())[-1].set_xlabel("step")
-    figure.legend(*axes["loss"].get_legend_handles_labels(), loc="upper left", ncols=columns, frameon=False)
+    curves = [line for line in axes["loss"].lines if line.get_marker() != "None"]
+    figure.legend(curves, map(_short, names), loc="upper left", ncols=columns, frameon=False)
     return figure
 
 
@@ -133,7 +139,7 @@ def _stack(width: float, heights: Sequence[float], above: float, lines: int) -> 
         above: room above the first panel's title.
         lines: of the panels' titles.
     """
-    title, bottom, left, right = 0.1 + 0.19 * lines, 0.55, 0.65, 0.15
+    title, bottom, left, right = 0.1 + 0.19 * lines, 0.55, 0.85, 0.15
     height = above + sum(heights) + len(heights) * (title + 0.1) + bottom
     figure = Figure(figsize=(width, height))
     panels: list[Axes] = []
@@ -145,6 +151,8 @@ def _stack(width: float, heights: Sequence[float], above: float, lines: int) -> 
         top -= 0.1
     for axis in panels[:-1]:
         axis.tick_params(labelbottom=False)
+    for axis in panels:
+        axis.yaxis.set_major_formatter("{x:g}")  # 1e-05 on the axis, not apart above it, where the title stands
     return figure, panels
 
 
@@ -163,10 +171,25 @@ def _difference(group: Group, name: str) -> tuple[np.ndarray, ...]:
     return steps, factor * values[0], factor * low[0], factor * high[0]
 
 
-def _line(axis: Axes, steps: np.ndarray, values: np.ndarray, style: Mapping[str, Any], label: str = "") -> None:
+def _limit(axis: Axes, curves: Sequence[Any]) -> None:
+    """Cuts bands off where they would make the curves flat, as the interval of two seeds can."""
+    values = np.concatenate([np.ravel(curve) for curve in curves])
+    if np.isfinite(values).any():
+        low, high = np.nanmin(values), np.nanmax(values)
+        room, (bottom, top) = 1.5 * (high - low), axis.get_ylim()
+        if room:
+            axis.set_ylim(max(bottom, low - room), min(top, high + room))
+
+
+def _line(axis: Axes, steps: np.ndarray, values: np.ndarray, style: Mapping[str, Any], shift: float) -> None:
     # About a dozen markers, at other places on each curve, tell the curves apart; a thousand would hide them.
     every = max(1, len(steps) // 12)
-    axis.plot(steps, values, markevery=every, label=label or None, **style)
+    axis.plot(steps, values, markevery=(int(shift * every), every), **style)
+
+
+def _short(name: str) -> str:
+    """A name that fits a phone; matplotlib leaves out of legends what begins with an underscore."""
+    return f" {name}" if name.startswith("_") else name if len(name) <= 30 else f"{name[:29]}…"
 
 
 def _band(style: Mapping[str, Any]) -> dict[str, Any]:
@@ -174,21 +197,22 @@ def _band(style: Mapping[str, Any]) -> dict[str, Any]:
 
 
 @matplotlib.rc_context(_STYLE)
-def kernels(averages: Mapping[str, Mapping[str, Any]], width: float = WIDTHS["wide"]) -> Figure:
-    """How much weight each average gives to each iterate, in the end.
+def kernels(averages: Mapping[str, Mapping[str, Any]], names: Sequence[str], width: float = WIDTHS["wide"]) -> Figure:
+    """How much weight each average gives to each iterate, in the end, in %, and its mean age.
 
     Args:
         averages: from `averages.json`.
+        names: of the curves whose colours they are to have.
         width: of the picture, in inches.
     """
     figure, all_axes = _stack(width, [0.9] * len(averages), above=0.1, lines=1)
-    styles = _styles(["raw", *averages])
+    styles = _styles([*names, *(averages.keys() - set(names))])
     for axis, (name, average) in zip(all_axes, averages.items(), strict=True):
         edges, heights = _histogram(average)
         axis.stairs(heights, edges, fill=True, color=styles[name]["color"], alpha=0.5)
         axis.stairs(heights, edges, color=styles[name]["color"])
         axis.axvline(average["num_updates"] - average["mean_age"], color=_INK, linestyle=":", linewidth=1.3)
-        axis.set_title(f"{name}: weight per iterate, % (dotted: mean age)", loc="left", fontsize=10)
+        axis.set_title(_short(name), loc="left", fontsize=10)
         axis.set_ylim(bottom=0)
         axis.locator_params(axis="y", nbins=3)
     all_axes[-1].set_xlabel("iterate, counted in updates of the average")
@@ -215,7 +239,8 @@ def to_svg(figure: Figure) -> str:
     """The picture on white, as a file."""
     buffer = io.StringIO()
     figure.savefig(buffer, format="svg", metadata={"Date": None})
-    return re.sub(r"(\.\d\d)\d+", r"\1", buffer.getvalue())  # a hundredth of a point is fine enough
+    # A hundredth of a point is fine enough, and makes the file half as large. Numbers that are text stay as they are.
+    return re.sub(r' (d|x|y|points)="[^"]*"', lambda found: re.sub(r"(\.\d\d)\d+", r"\1", found[0]), buffer.getvalue())
 
 
 def inline(svg: str, alt: str, name: str) -> str:

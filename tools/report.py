@@ -12,10 +12,11 @@ reads the files of workdirs only, also of runs that are still running.
 
 import argparse
 import json
-import os
 import pathlib
+import shlex
 import sys
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from errors import UserError
 from tools import runs, tables
@@ -50,8 +51,7 @@ def page(groups: Sequence[Group], remarks: Sequence[str], curves: Sequence[Mappi
 
     sections = []
     for number, (group, drawn) in enumerate(zip(groups, curves, strict=True)):
-        rows = group.rows()
-        says = [runs.verdict(row) for row in rows if "difference" in row]
+        rows, says = group.rows(), tables.verdicts(group, len(groups) > 1)
         alt = (
             f"{', '.join(pictures.panels(group))} of {', '.join(group.names)} over {group.last_step} steps of "
             f"training. At the end, {' '.join(says)}"
@@ -60,7 +60,8 @@ def page(groups: Sequence[Group], remarks: Sequence[str], curves: Sequence[Mappi
             {
                 "name": group.name,
                 "title": tables.title(group),
-                "cells": tables.cells(rows),
+                "setup": group.setup,
+                "cells": tables.cells(rows, wide=True),
                 "verdicts": says,
                 "curves": inline(drawn, alt, f"curves-{number}"),
             }
@@ -74,23 +75,25 @@ def page(groups: Sequence[Group], remarks: Sequence[str], curves: Sequence[Mappi
         described = json.loads(text)
         if described:
             drawn = {
-                kind: pictures.to_svg(pictures.kernels(described, width)) for kind, width in pictures.WIDTHS.items()
+                kind: pictures.to_svg(pictures.kernels(described, having[0].names, width))
+                for kind, width in pictures.WIDTHS.items()
             }
             alt = "The weight that each average gives to each iterate of training; the table below has it in numbers."
             kernels.append(
                 {
                     "names": [group.name for group in having],
-                    "averages": described,
+                    "cells": _describe(described),
                     "pictures": inline(drawn, alt, f"kernels-{number}"),
                 }
             )
     workdirs = [str(run.workdir) for group in groups for run in group.runs]
-    source = (pathlib.Path(__file__).parent / "report.html").read_text()
+    source = (pathlib.Path(__file__).parent / "report.html").read_text("utf-8")
     template = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined).from_string(source)
     return template.render(
         names=[group.name for group in groups],
         sections=sections,
-        one_run=any(len(group.runs) == 1 for group in groups) and runs.ONE_RUN,
+        together=[row[:5] for row in tables.cells(tables.to_rows(groups))] if len(groups) > 1 else [],
+        one_run=any(len(group.runs) == 1 and len(group.names) > 1 for group in groups) and runs.ONE_RUN,
         remarks=remarks,
         differences=runs.differences(groups),
         kernels=kernels,
@@ -98,8 +101,20 @@ def page(groups: Sequence[Group], remarks: Sequence[str], curves: Sequence[Mappi
         clocks=_TIMES,
         environment=_environment(groups),
         configs=[group.runs[0].config for group in groups],
-        command=" ".join(["python -m tools.report", *workdirs]),
+        command=shlex.join(["python", "-m", "tools.report", *workdirs]),
     )
+
+
+def _describe(averages: Mapping[str, Mapping[str, Any]]) -> list[list[str]]:
+    """The header and the rows of the table of averages."""
+    header = ["average", "kind", "mean age", "half-life", "effective number", "weight on start"]
+    rows = [
+        [name, average["kind"]]
+        + [f"{average[number]:.4g}" for number in ("mean_age", "half_life", "effective_number")]
+        + [f"{average['initial_weight']:.2%}"]
+        for name, average in averages.items()
+    ]
+    return [header, *rows]
 
 
 def _environment(groups: Sequence[Group]) -> dict[str, dict[str, list[str]]]:
@@ -144,12 +159,14 @@ def write_to(folder: pathlib.Path, groups: Sequence[Group], remarks: Sequence[st
         pictures.align(same_size)
         drawn[kind] = [pictures.to_svg(figure) for figure in same_size]
     by_group = [dict(zip(drawn, of_group, strict=True)) for of_group in zip(*drawn.values(), strict=True)]
-    (folder / "report.html").write_text(page(groups, remarks, by_group))
+    (folder / "report.html").write_text(page(groups, remarks, by_group), "utf-8")
     for number, (figure, svg) in enumerate(zip(figures["wide"], drawn["wide"], strict=True), 1):
         name = "curves" if len(groups) == 1 else f"curves-{number}"
         (folder / f"{name}.png").write_bytes(pictures.to_png(figure))
-        (folder / f"{name}.svg").write_text(svg)
-    return f"Report: {folder / 'report.html'}, {folder / name}.png"
+        (folder / f"{name}.svg").write_text(svg, "utf-8")
+    return f"Report: {folder / 'report.html'}, {folder / name}.png" + (
+        " and those before it" if len(groups) > 1 else ""
+    )
 
 
 def main() -> None:
@@ -167,11 +184,12 @@ def main() -> None:
     parser.add_argument(
         "--out",
         type=pathlib.Path,
-        help="folder of the page; default: the workdir, or of several, `report` in the folder that holds them",
+        help="folder of the page; default: the workdir, or of several, `report` in the current folder",
     )
     args = parser.parse_args()
     try:
-        groups, remarks = runs.group(map(Run.read, dict.fromkeys(args.workdirs)))
+        workdirs = list({workdir.resolve(): workdir for workdir in args.workdirs}.values())
+        groups, remarks = runs.group(map(Run.read, workdirs))
         if args.format == "csv":
             print(tables.to_csv(groups))
         elif args.format == "json":
@@ -179,11 +197,14 @@ def main() -> None:
         else:
             print("\n\n".join([tables.to_text(groups, args.format == "markdown"), *remarks]))
         if args.format == "html":
-            parents = {workdir.absolute().parent for workdir in args.workdirs}
-            shared = pathlib.Path(os.path.relpath(os.path.commonpath(parents)), "report")
-            print(write_to(args.out or (shared if len(args.workdirs) > 1 else args.workdirs[0]), groups, remarks))
+            folder = args.out or (workdirs[0] if len(workdirs) == 1 else pathlib.Path("report"))
+            print(write_to(folder, groups, remarks))
     except (UserError, OSError) as error:
         sys.exit(f"error: {error}")
+    except (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError) as error:
+        # Files that are valid and hold what no run writes. There is no end to what that may be.
+        names = ", ".join(map(str, args.workdirs))
+        sys.exit(f"error: a file of {names} is not what a run writes ({type(error).__name__}: {error}). Restore it.")
 
 
 if __name__ == "__main__":

@@ -30,7 +30,7 @@ def read_lines(path: pathlib.Path, *fields: str) -> list[Line]:
         UserError: a line is damaged.
     """
     lines = []
-    for number, text in enumerate(path.read_text().split("\n")[:-1] if path.exists() else (), 1):
+    for number, text in enumerate(path.read_text("utf-8").split("\n")[:-1] if path.exists() else (), 1):
         try:
             line: Line = json.loads(text)
             int(line["step"]), *(line[field] for field in fields)
@@ -83,7 +83,7 @@ class Run:
         Raises:
             UserError: a file is damaged, or the workdir holds no evaluation.
         """
-        command = f"python main.py --workdir={workdir}"
+        command = f"python main.py --config=... --workdir={workdir}"
         if not (workdir / "metrics.jsonl").is_file():
             raise UserError(f"{workdir} holds no metrics.jsonl; {command} makes one")
         lines = read_metrics(workdir)
@@ -104,7 +104,7 @@ class Run:
 def _read_object(path: pathlib.Path) -> dict[str, Any]:
     """A JSON object; an empty one where there is no file, as in workdirs of other programs."""
     try:
-        found = json.loads(path.read_text()) if path.exists() else {}
+        found = json.loads(path.read_text("utf-8")) if path.exists() else {}
     except ValueError as error:
         raise UserError(f"{path} is damaged ({error}). Restore the file, or remove it.") from error
     if not isinstance(found, dict):
@@ -127,9 +127,30 @@ class Group:
 
     @property
     def name(self) -> str:
-        """The first run's workdir, and how many others there are."""
-        others = len(self.runs) - 1
-        return str(self.runs[0].workdir) + (f" and {others} other seed{'s' * (others > 1)}" if others else "")
+        """The first run's workdir, and of how many seeds it is one."""
+        seeds = f" ({len(self.runs)} seeds)" if len(self.runs) > 1 else ""
+        return f"{self.runs[0].workdir}{seeds}"
+
+    @property
+    def setup(self) -> str:
+        """What was trained, in a line; empty where the config does not say."""
+        config = self.runs[0].config
+        fields = (
+            "dataset",
+            "model.name",
+            "optimizer.name",
+            "optimizer.schedule",
+            "optimizer.learning_rate",
+            "duration",
+        )
+        if not all(field in config for field in (*fields, "batch_size")):
+            return ""
+        dataset, model, optimizer, schedule, rate, duration = (config[field] for field in fields)
+        noise = f" with {config['label_noise']:.0%} wrong labels" if config.get("label_noise") else ""
+        return (
+            f"{model} on {dataset}{noise}, {optimizer}, learning rate {rate:g}, {schedule}, {duration} steps of "
+            f"{config['batch_size']} images"
+        )
 
     @property
     def curve_split(self) -> str:
@@ -139,7 +160,9 @@ class Group:
     @property
     def last_split(self) -> str:
         """Which images the last evaluation scored: the test set, where all runs have come to that."""
-        return "test" if all(("raw", "test") in run.curves for run in self.runs) else self.curve_split
+        last = [max(run.curves["raw", self.curve_split], default=0) for run in self.runs]
+        tested = [run.curves.get(("raw", "test"), {}) for run in self.runs]
+        return "test" if all(step in lines for step, lines in zip(last, tested, strict=True)) else self.curve_split
 
     @functools.cached_property
     def names(self) -> list[str]:
@@ -166,8 +189,17 @@ class Group:
 
     @property
     def last_step(self) -> int:
-        """Of the last evaluation that every run has."""
-        return int(self.series("raw", "loss", self.last_split)[0][-1])
+        """Of the last evaluation that every run has, of every curve that is still evaluated.
+
+        Raises:
+            UserError: there is none.
+        """
+        curves = ["raw", *self.runs[0].averages]
+        lines = [run.curves.get((curve, self.last_split)) for run in self.runs for curve in curves]
+        steps = set.intersection(*(set(found) for found in lines if found))
+        if not steps:
+            raise UserError(f"{self.name}: the runs have no evaluation at the same step; report them one by one")
+        return max(steps)
 
     def times(self) -> dict[str, float]:
         """Seconds of each clock of `timing.jsonl`, and steps and images per second of training: means over the runs."""
@@ -182,8 +214,8 @@ class Group:
     def rows(self) -> list[dict[str, Any]]:
         """A row for each curve at the last evaluation, as `summarize` makes them, with the best of its curve.
 
-        Of pooled runs, `best` is that of the mean over the seeds. It is the best of many looks at the same images and
-        flatters, unless the curves come from a validation set.
+        Of pooled runs, `best` is that of the mean over the seeds. It is the best of many looks at the same images, and
+        flatters. `best_split` says which images.
         """
         split, step = self.last_split, self.last_step
         found = [
@@ -191,7 +223,7 @@ class Group:
         ]
         curves = sorted(set.intersection(*found), key=_order)
         metrics = [{curve: run.curves[curve, split][step] for curve in curves} for run in self.runs]
-        return [row | self._best(row["curve"]) for row in summarize(metrics)]
+        return [{"split": split} | row | self._best(row["curve"]) for row in summarize(metrics)]
 
     def _best(self, curve: str) -> dict[str, Any]:
         for metric, sign in (("accuracy", 1), ("loss", -1)):
@@ -199,7 +231,7 @@ class Group:
             means = values.mean(axis=0)
             if np.isfinite(means).any():
                 best = int(np.nanargmax(sign * means))
-                return {"best": float(means[best]), "best_step": int(steps[best])}
+                return {"best": float(means[best]), "best_step": int(steps[best]), "best_split": self.curve_split}
         return {}
 
 
@@ -229,8 +261,14 @@ def group(runs: Iterable[Run]) -> tuple[list[Group], list[str]]:
         seeds.setdefault(seed, run)
     groups = [Group(tuple(seeds.values())) for seeds in by_config.values()]
     for pooled in groups:
-        for field in ("commit", "packages", "devices"):
-            if len({json.dumps(run.environment.get(field), sort_keys=True) for run in pooled.runs}) > 1:
+        if 1 < len(pooled.runs) < FEW_SEEDS:
+            remarks.append(
+                f"{pooled.name} are few: the interval is wide, and right only if differences are normally distributed. "
+                f"Take {FEW_SEEDS} or more to decide by."
+            )
+        for field in ("commit", "packages", "devices", "averages"):
+            found = [run.averages if field == "averages" else run.environment.get(field) for run in pooled.runs]
+            if len({json.dumps(value, sort_keys=True) for value in found}) > 1:
                 remarks.append(f"The runs of {pooled.name} differ in more than the seed: in their {field}.")
         for run in pooled.runs:
             step, duration = max(step for _, curve in run.curves.items() for step in curve), run.config.get("duration")
@@ -244,7 +282,7 @@ def differences(groups: Sequence[Group]) -> dict[str, list[Any]]:
     configs = [pooled.runs[0].config for pooled in groups]
     fields = sorted(set().union(*configs) - {"seed"})
     values = {field: [config.get(field) for config in configs] for field in fields}
-    return {field: found for field, found in values.items() if any(value != found[0] for value in found)}
+    return {field: found for field, found in values.items() if len(set(map(json.dumps, found))) > 1}
 
 
 def summarize(metrics: Sequence[Mapping[str, Mapping[str, Any]]]) -> list[dict[str, Any]]:
@@ -256,8 +294,9 @@ def summarize(metrics: Sequence[Mapping[str, Mapping[str, Any]]]) -> list[dict[s
     Returns:
         For each curve `curve` and `runs`, how many there are; the means over them of what was scored (`accuracy`,
         `loss`, `calibration_error`, `agreement`); with several, standard deviations `accuracy_sd` and `loss_sd`. And
-        the difference to the raw weights: `difference` of the metric `of`, with the 95 % interval `low` .. `high` over
-        `over`: "images", for a single run, or "seeds", paired by Student's t. None is what was not finite.
+        the difference to the raw weights: `difference` of the metric `of`, accuracy or else the loss, with the 95 %
+        interval `low` .. `high` over `over`: "images", for a single run, or "seeds", paired by Student's t; the same of
+        the loss as `loss_difference`, `loss_low` and `loss_high`. None is what was not finite.
     """
     rows = []
     for curve in metrics[0]:
@@ -273,28 +312,38 @@ def summarize(metrics: Sequence[Mapping[str, Mapping[str, Any]]]) -> list[dict[s
                 if name in ("accuracy", "loss") and finite and len(values) > 1:
                     row[f"{name}_sd"] = float(np.std(values, ddof=1))
         pairs = [run.get(f"{curve}-raw", {}) for run in metrics]
-        of = "accuracy" if "accuracy" in pairs[0] else "loss"
-        bounds = {"difference": pairs[0].get(of), "low": pairs[0].get(f"{of}_low"), "high": pairs[0].get(f"{of}_high")}
-        values = [pair.get(of) for pair in pairs]
-        if len(pairs) > 1 and None not in values:
-            mean, low, high = intervals.mean_interval(np.array(values))
-            bounds = {"difference": float(mean), "low": float(low), "high": float(high)}
         if pairs[0]:
-            row |= {"of": of, "over": "seeds" if len(pairs) > 1 else "images"} | bounds
+            of = "accuracy" if "accuracy" in pairs[0] else "loss"
+            row |= {"of": of, "over": "seeds" if len(pairs) > 1 else "images"}
+            row |= zip(("difference", "low", "high"), _interval(pairs, of), strict=True)
+            names = ("loss_difference", "loss_low", "loss_high")
+            row |= zip(names, _interval(pairs, "loss"), strict=True)
         rows.append(row)
     return rows
 
 
+FEW_SEEDS = 5  # below it, Student's interval leans on the normal distribution, and is wide
 # What the interval of a single run cannot say.
 ONE_RUN = "One run. Whether averaging helps takes several seeds: --config.seed=1, another workdir, one report of both."
+
+
+def _interval(pairs: Sequence[Mapping[str, Any]], metric: str) -> tuple[float | None, float | None, float | None]:
+    """A difference and its bounds, None where it is not finite: over the images of one run, or over several runs."""
+    if len(pairs) == 1:
+        return pairs[0].get(metric), pairs[0].get(f"{metric}_low"), pairs[0].get(f"{metric}_high")
+    values = [pair[metric] for pair in pairs if pair.get(metric) is not None]
+    if len(values) < len(pairs):
+        return None, None, None
+    mean, low, high = intervals.mean_interval(np.array(values))
+    return float(mean), float(low), float(high)
 
 
 def verdict(row: Mapping[str, Any]) -> str:
     """What the interval of a row's difference says, in a sentence; a claim that averaging helps only of seeds."""
     accuracy, curve = row["of"] == "accuracy", row["curve"]
-    if None in (row["difference"], row["low"], row["high"]):
-        return f"{curve}: the difference to raw is not finite."
-    size = format_difference(row) + (" points of accuracy" if accuracy else " in loss")
+    if None in (row["difference"], row["low"], row["high"], row.get("loss", 0.0)):
+        return f"{curve}: not all of its scores are finite, so they say nothing."
+    size = format_difference(row) + (" points of accuracy" if accuracy else " in loss (less is better)")
     sign = 1 if accuracy else -1
     if row["over"] == "images":
         return f"{curve} minus raw: {size}, 95 % interval over images like these."
@@ -311,4 +360,4 @@ def format_difference(row: Mapping[str, Any]) -> str:
     """A difference with its interval: `+9.38 (+6.32 .. +12.39)`, in points of accuracy or in loss."""
     accuracy = row["of"] == "accuracy"
     values = (row[name] * (100 if accuracy else 1) for name in ("difference", "low", "high"))
-    return ("{:+.2f} ({:+.2f} .. {:+.2f})" if accuracy else "{:+.4f} ({:+.4f} .. {:+.4f})").format(*values)
+    return ("{:+.2f} ({:+.2f} .. {:+.2f})" if accuracy else "{:+.3g} ({:+.3g} .. {:+.3g})").format(*values)

@@ -118,14 +118,14 @@ def test_averages_that_joined_or_changed_later_are_taken_for_what_they_were(tmp_
     np.testing.assert_array_equal(schedule(t), expected)
 
 
-def test_snapshots_between_which_every_step_was_rejected_count_each(tmp_path):
+def test_snapshots_between_which_every_step_was_rejected_count_each(tmp_path, task):
     """The mean of the last three snapshots, of which two are of the same iterate."""
 
     def loss_fn(params, state, batch, **kwargs):
         objective, aux = train.loss_fn(params, state, batch, **kwargs)
         return jnp.where((state.step >= 10) & (state.step < 15), jnp.nan, 1) * objective, aux
 
-    train.train_and_evaluate(digits_config(snapshot_every="5 steps"), tmp_path, loss_fn=loss_fn)
+    train.train_and_evaluate(digits_config(snapshot_every="5 steps", task=task(loss_fn)), tmp_path)
     lines = posthoc.posthoc(tmp_path, ["lawa:last=3"], ["raw"])
     assert [line["step"] for line in lines if line["curve"] == "lawa:last=3"] == [15, 20]
     assert max(line.get("fit_error", 0) for line in lines) < 1e-9
