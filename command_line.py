@@ -44,8 +44,10 @@ def parse(argv: list[str]) -> list[str]:
             error, flags.Error
         ):
             raise  # a mistake in the config file's own code
-        if missing := re.match(r"flag --(\w+)=None: .*must have a value", str(error)):
-            sys.exit(f"error: --{missing[1]} is missing; --help shows how the command is used")
+        if "must have a value other than None" in str(error):
+            given = {re.split("[=.]", arg.lstrip("-"))[0] for arg in argv}
+            missing = [name for name in ("config", "workdir", "name") if name in flags.FLAGS and name not in given]
+            sys.exit(f"error: --{' and --'.join(missing)} must be given; --help shows how the command is used")
         problems = _wrong_overrides(argv) or [str(error).strip().splitlines()[-1]]
         sys.exit("error: " + "\n".join(problems))
 

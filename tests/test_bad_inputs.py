@@ -137,6 +137,22 @@ def test_a_wrong_flag_is_refused(tmp_path, flag):
     assert not contents(tmp_path)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("flags", "missing"),
+    [
+        (("main",), "--config and --workdir"),
+        (("main", "--workdir=x"), "--config"),
+        (("main", "--config=configs/digits.py"), "--workdir"),
+        (("tools.show_batch",), "--config"),
+    ],
+)
+def test_a_flag_that_is_missing_is_named(flags, missing):
+    result = subprocess.run([sys.executable, "-m", *flags], cwd=ROOT, capture_output=True, text=True)
+    assert result.returncode == 1
+    assert result.stderr == f"error: {missing} must be given; --help shows how the command is used\n"
+
+
 CONFIGS = {
     "config.averages['a/b'] = default.average('ema')": "averages.a/b: the name must be letters, digits and _",
     "config.averages.raw = default.average('ema')": "averages.raw: the name must be letters, digits and _, and neither",

@@ -309,6 +309,11 @@ def load(source):
     [
         ({"num_train": 99}, r"split 'train' has 100 images; expected 99"),
         ({"image_shape": (2, 2, 3)}, r"images uint8\[100, 2, 2, 1\]; expected uint8\[100, 2, 2, 3\]"),
+        (
+            {"load": lambda _: input_pipeline.Images(np.zeros((100, 2, 2), np.uint8), np.zeros(100, np.int32))}
+            | {"image_shape": (2, 2)},
+            r"images uint8\[100, 2, 2\].*height, width and channels of each image",
+        ),
         ({"num_classes": 4}, r"labels from 0 to 4; expected 0 to 3, for 4 classes"),
         (
             {"load": lambda _: input_pipeline.Images(np.zeros((100, 2, 2, 1), np.float32), np.zeros(100, np.int32))},

@@ -107,6 +107,7 @@ def test_the_clocks_of_a_run_go_on_when_it_is_continued(tmp_path):
     assert after["checkpoint_seconds"] > before["checkpoint_seconds"] == 0
 
 
+@pytest.mark.slow
 def test_a_reader_that_goes_away_is_no_failure(tmp_path):
     run = " ".join(command(f"--workdir={tmp_path}", "--config.duration='60 steps'"))
     result = subprocess.run(
@@ -116,6 +117,7 @@ def test_a_reader_that_goes_away_is_no_failure(tmp_path):
     assert read_metrics(tmp_path, "raw")[-1]["step"] == 60
 
 
+@pytest.mark.slow
 def test_without_a_standard_output_a_run_is_as_good(tmp_path):
     run = " ".join(command(f"--workdir={tmp_path}", "--config.duration='60 steps'"))
     result = subprocess.run(["bash", "-c", f"{run} >&-"], cwd=ROOT, capture_output=True, text=True)

@@ -19,6 +19,7 @@ from absl import flags
 from conftest import ROOT, digits_config, read_metrics, run_main, zero_sums
 from ml_collections import config_flags
 
+import averaging
 import checkpointing
 import evaluation
 import models
@@ -291,6 +292,25 @@ def test_a_task_without_classes_needs_a_loss_and_a_score_of_its_own(tmp_path, ta
         )
     train.train_and_evaluate(digits_config(task=task(score_fn=squared_error)), tmp_path / "b")
     assert set(read_metrics(tmp_path / "b", "raw")[0]) == {"step", "curve", "split", "loss"}
+
+
+@pytest.mark.parametrize(("size", "update"), [(-0.5, 1), (1.5, 1), (float("nan"), 1), (None, 7)])
+def test_an_average_whose_step_size_leaves_its_range_is_refused(tmp_path, monkeypatch, size, update):
+    schedule = (lambda t: 0.0 * t + size) if size is not None else (lambda t: t / 6)
+    monkeypatch.setitem(averaging.SCHEDULES, "running_mean", lambda: schedule)
+    config = digits_config()
+    config.averages.ema = default.average("running_mean")
+    with pytest.raises(
+        UserError, match=rf"averages.ema: its step size at update {update} is .*; all must be in \[0, 1\]"
+    ):
+        train.train_and_evaluate(config, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_task_that_is_not_there_is_refused(tmp_path):
+    with pytest.raises(UserError, match="task = 'ranking': must be one of classification"):
+        train.train_and_evaluate(digits_config(task="ranking"), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
 def test_with_validation_images_the_test_set_is_scored_once_at_the_end(tmp_path):

@@ -324,7 +324,7 @@ def summarize(metrics: Sequence[Mapping[str, Mapping[str, Any]]]) -> list[dict[s
 
 FEW_SEEDS = 5  # below it, Student's interval leans on the normal distribution, and is wide
 # What the interval of a single run cannot say.
-ONE_RUN = "One run. Whether averaging helps takes several seeds: --config.seed=1, another workdir, one report of both."
+ONE_RUN = "One run. Whether averaging helps takes several seeds: --config.seed=1 and so on, and one report of all."
 
 
 def _interval(pairs: Sequence[Mapping[str, Any]], metric: str) -> tuple[float | None, float | None, float | None]:
