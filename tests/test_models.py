@@ -10,7 +10,7 @@ import models
 from errors import UserError
 
 # The smallest model of each name.
-FIELDS = {
+FIELDS = {  # of the models that come with the project
     "mlp": {"hidden_sizes": (8,)},
     "cnn": {"batch_norm": True, "dropout": 0.5},
     "small_cnn": {},
@@ -145,9 +145,7 @@ def test_average_pooling_equals_flaxs(shape):
     np.testing.assert_allclose(models.average_pool(x), nn.avg_pool(x, (2, 2), (2, 2)), atol=1e-6)
 
 
-@pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=[pytest.mark.slow] * ("resnet" in name)) for name in models.MODELS]
-)
+@pytest.mark.parametrize("name", [pytest.param(name, marks=[pytest.mark.slow] * ("resnet" in name)) for name in FIELDS])
 def test_bfloat16_is_for_the_computation_while_variables_and_logits_stay_float32(name):
     images = jax.random.normal(jax.random.key(1), (4, 12, 12, 1))
     logits = {}
@@ -162,11 +160,7 @@ def test_bfloat16_is_for_the_computation_while_variables_and_logits_stay_float32
 
 @pytest.mark.parametrize(
     "name",
-    [
-        pytest.param(name, marks=[pytest.mark.slow] * ("resnet" in name))
-        for name in models.MODELS
-        if "dropout" in FIELDS[name]
-    ],
+    [pytest.param(name, marks=[pytest.mark.slow] * ("resnet" in name)) for name in FIELDS if "dropout" in FIELDS[name]],
 )
 def test_batch_norm_and_dropout_act_in_training_only(name):
     model = create(name)
