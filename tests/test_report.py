@@ -179,7 +179,9 @@ def test_every_format_has_the_same_numbers(tmp_path):
 def test_a_difference_that_is_not_finite_is_a_dash_and_no_claim(tmp_path):
     run = make_run(tmp_path / "run")
     text = (tmp_path / "run" / "metrics.jsonl").read_text()
-    (tmp_path / "run" / "metrics.jsonl").write_text(re.sub(r'("accuracy(_low|_high)?"): [\d.-]+', r"\1: null", text))
+    (tmp_path / "run" / "metrics.jsonl").write_text(
+        re.sub(r'("(accuracy|loss|learning_rate)(_low|_high)?"): [\d.-]+', r"\1: null", text)
+    )
     (group,), _ = runs.group([Run.read(run.workdir)])
     row = group.rows()[1]
     assert (row["accuracy"], row["difference"]) == (None, None)

@@ -59,53 +59,37 @@ def curves(group: Group, width: float = WIDTHS["wide"]) -> Figure:
         width: of the picture, in inches.
     """
     names, split, pooled = group.names, group.curve_split, len(group.runs) > 1
-    shown = panels(group)
-    styles = _styles(names)
-    heights = [1.0 if panel == "learning rate" else 2.4 for panel in shown]
+    heights = {panel: 1.0 if panel == "learning rate" else 2.4 for panel in panels(group)}
     columns = max(1, min(len(names), int(11 * width) // (8 + max(len(_short(name)) for name in names))))
     legend = 0.25 * math.ceil(len(names) / columns)
-    figure, stacked = _stack(width, heights, above=legend, lines=1 if width > 6 else 2)
-    axes = dict(zip(shown, stacked, strict=True))
+    figure, stacked = _stack(width, list(heights.values()), above=legend, lines=1 if width > 6 else 2)
+    axes = dict(zip(heights, stacked, strict=True))
+
+    styles = _styles(names)
     for number, name in enumerate(names):
-        style = styles[name]
+        # Markers at other places on each curve.
+        style = styles[name] | {"shift": number / len(names)}
         for metric in ("accuracy", "loss"):
             if metric in axes:
-                steps, values = group.series(name, metric, split)
-                values = values * (100 if metric == "accuracy" else 1)
-                spread = np.std(values, axis=0, ddof=1) if pooled else np.zeros(len(steps))
-                mean = values.mean(axis=0)
-                _line(axes[metric], steps, mean, style, number / len(names))
-                if pooled:
-                    axes[metric].fill_between(steps, mean - spread, mean + spread, **_band(style))
+                _draw_scores(axes[metric], group, name, metric, style)
         if name != "raw":
-            steps, values, low, high = _difference(group, name)
-            _line(axes["difference"], steps, values, style, number / len(names))
-            axes["difference"].fill_between(steps, low, high, **_band(style))
-            if len(steps) == 1:  # of which a band would not show
-                axes["difference"].vlines(steps, low, high, color=style["color"], linewidth=1)
-    if "difference" in axes:
-        axes["difference"].axhline(0, color="#808080", linewidth=1)
-        _limit(axes["difference"], [line.get_ydata() for line in axes["difference"].lines])
+            _draw_difference(axes["difference"], group, name, style)
     if "learning rate" in axes:
-        steps, values = group.series("train", "learning_rate", "")
-        marker = "o" if len(steps) == 1 else ""  # a line of one point would not show
-        axes["learning rate"].plot(steps, values.mean(axis=0), color=_INK, linewidth=1.3, marker=marker)
-        axes["learning rate"].set_ylim(0, 1.1 * np.nanmax(values, initial=0) or 1)
+        _draw_learning_rate(axes["learning rate"], group)
+
     images = f"({split} images, {f'mean ± sd of {len(group.runs)} seeds' if pooled else 'one run'})"
-    labels = {
-        "accuracy": f"accuracy, %\n{images}",
-        "loss": f"{'negative log-likelihood' if 'accuracy' in axes else 'loss'}\n{images}",
-        "difference": f"{_units(group)}\n(band: 95 % over {'seeds' if pooled else 'images'}, paired)",
-        "learning rate": "learning rate",
+    of = "accuracy minus raw, points" if "accuracy" in axes else "loss minus raw"
+    titles = {
+        "accuracy": ("accuracy, %", images),
+        "loss": ("negative log-likelihood" if "accuracy" in axes else "loss", images),
+        "difference": (of, f"(band: 95 % over {'seeds' if pooled else 'images'}, paired)"),
+        "learning rate": ("learning rate",),
     }
-    losses = np.concatenate([np.ravel(line.get_ydata()) for line in axes["loss"].lines])
-    if np.nanmin(losses, initial=np.inf) > 0 and np.nanmax(losses, initial=0) > 50 * np.nanmedian(losses):
-        axes["loss"].set_yscale("log")  # a beginning that would leave no room for what follows
     for panel, axis in axes.items():
-        axis.set_label(labels[panel].partition("\n")[0])  # what `align` goes by
+        axis.set_label(titles[panel][0])  # what `align` goes by
         # Above the panel and not beside it: there it can be read without turning the head, and takes no width.
-        axis.set_title(labels[panel].replace("\n", " ") if width > 6 else labels[panel], loc="left", fontsize=10)
-    list(axes.values())[-1].set_xlabel("step")
+        axis.set_title((" " if width > 6 else "\n").join(titles[panel]), loc="left", fontsize=10)
+    stacked[-1].set_xlabel("step")
     curves = [line for line in axes["loss"].lines if line.get_marker() != "None"]
     figure.legend(curves, map(_short, names), loc="upper left", ncols=columns, frameon=False)
     return figure
@@ -157,33 +141,53 @@ def _stack(width: float, heights: Sequence[float], above: float, lines: int) -> 
     return figure, panels
 
 
-def _units(group: Group) -> str:
-    return "accuracy minus raw, points" if "accuracy" in panels(group) else "loss minus raw"
-
-
-def _difference(group: Group, name: str) -> tuple[np.ndarray, ...]:
-    """Steps, difference to raw, and the bounds of its 95 % interval: over seeds if there are several, else images."""
-    metric, factor = ("accuracy", 100) if "accuracy" in panels(group) else ("loss", 1)
-    pair, split = f"{name}-raw", group.curve_split
-    steps, values = group.series(pair, metric, split)
+def _draw_scores(axis: Axes, group: Group, name: str, metric: str, style: Mapping[str, Any]) -> None:
+    """A metric of one curve, accuracy in %: the mean of the runs, with a band of one standard deviation."""
+    steps, values = group.series(name, metric, group.curve_split)
+    values = values * (100 if metric == "accuracy" else 1)
+    mean = values.mean(axis=0)
+    _line(axis, steps, mean, **style)
     if len(group.runs) > 1:
-        return steps, *(factor * bound for bound in intervals.mean_interval(values))
-    low, high = (group.series(pair, f"{metric}_{end}", split)[1] for end in ("low", "high"))
-    return steps, factor * values[0], factor * low[0], factor * high[0]
+        spread = np.std(values, axis=0, ddof=1)
+        axis.fill_between(steps, mean - spread, mean + spread, **_band(style))
+    finite = mean[np.isfinite(mean)]
+    if metric == "loss" and finite.size and finite.min() > 0 and finite.max() > 50 * np.median(finite):
+        axis.set_yscale("log")  # for a beginning that would leave no room for what follows
 
 
-def _limit(axis: Axes, curves: Sequence[Any]) -> None:
-    """Cuts bands off where they would make the curves flat, as the interval of two seeds can."""
-    values = np.concatenate([np.ravel(curve) for curve in curves])
-    if np.isfinite(values).any():
-        low, high = np.nanmin(values), np.nanmax(values)
-        room, (bottom, top) = 1.5 * (high - low), axis.get_ylim()
-        if room:
-            axis.set_ylim(max(bottom, low - room), min(top, high + room))
+def _draw_difference(axis: Axes, group: Group, name: str, style: Mapping[str, Any]) -> None:
+    """The difference of one average to raw, with its 95 % interval: over seeds if there are several, else images."""
+    metric, factor = ("accuracy", 100) if "accuracy" in panels(group) else ("loss", 1)
+    steps, values = group.series(f"{name}-raw", metric, group.curve_split)
+    if len(group.runs) > 1:
+        middle, low, high = intervals.mean_interval(values)
+    else:
+        bounds = (group.series(f"{name}-raw", f"{metric}_{end}", group.curve_split)[1][0] for end in ("low", "high"))
+        middle, low, high = values[0], *bounds
+    _line(axis, steps, factor * middle, **style)
+    axis.fill_between(steps, factor * low, factor * high, **_band(style))
+    if len(steps) == 1:  # of which a band would not show
+        axis.vlines(steps, factor * low, factor * high, color=style["color"], linewidth=1)
+    axis.axhline(0, color="#808080", linewidth=1)
+
+    # The interval of two seeds can be so wide that the curves would be flat beside it: it is cut off.
+    curves = np.concatenate([np.ravel(line.get_ydata()) for line in axis.lines])
+    bottom, top = np.nanmin(curves), np.nanmax(curves)
+    if room := 1.5 * (top - bottom):
+        axis.autoscale(axis="y")
+        low_end, high_end = axis.get_ylim()
+        axis.set_ylim(max(low_end, bottom - room), min(high_end, top + room))
 
 
-def _line(axis: Axes, steps: np.ndarray, values: np.ndarray, style: Mapping[str, Any], shift: float) -> None:
-    # About a dozen markers, at other places on each curve, tell the curves apart; a thousand would hide them.
+def _draw_learning_rate(axis: Axes, group: Group) -> None:
+    steps, values = group.series("train", "learning_rate", "")
+    marker = "o" if len(steps) == 1 else ""  # a line of one point would not show
+    axis.plot(steps, values.mean(axis=0), color=_INK, linewidth=1.3, marker=marker)
+    axis.set_ylim(0, 1.1 * np.nanmax(values, initial=0) or 1)
+
+
+def _line(axis: Axes, steps: np.ndarray, values: np.ndarray, shift: float, **style: Any) -> None:
+    # About a dozen markers tell the curves apart; a thousand would hide them.
     every = max(1, len(steps) // 12)
     axis.plot(steps, values, markevery=(int(shift * every), every), **style)
 
