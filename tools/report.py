@@ -164,9 +164,7 @@ def write_to(folder: pathlib.Path, groups: Sequence[Group], remarks: Sequence[st
         name = "curves" if len(groups) == 1 else f"curves-{number}"
         (folder / f"{name}.png").write_bytes(pictures.to_png(figure))
         (folder / f"{name}.svg").write_text(svg, "utf-8")
-    return f"Report: {folder / 'report.html'}, {folder / name}.png" + (
-        " and those before it" if len(groups) > 1 else ""
-    )
+    return f"Report: {folder / 'report.html'}, {folder / ('curves.png' if len(groups) == 1 else 'curves-*.png')}"
 
 
 def main() -> None:
