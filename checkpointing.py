@@ -181,8 +181,18 @@ class Stored:
         return restored.with_averages(tuple(averages))
 
     def restore_sums(self, sums: Any) -> Any:
-        """The metric sums in this checkpoint, with shapes and shardings like `sums`."""
-        return self._restore("sums", jax.tree.map(lambda x: _abstract(x, x.sharding), sums))
+        """The metric sums in this checkpoint, with shapes and shardings like `sums`.
+
+        Raises:
+            UserError: they are of other metrics.
+        """
+        try:
+            return self._restore("sums", jax.tree.map(lambda x: _abstract(x, x.sharding), sums))
+        except ValueError as error:
+            raise UserError(
+                f"{self.folder} holds sums of other metrics than {', '.join(sums)}, which the loss function gives: "
+                "it has changed since. Continue with the one of before, or use another --workdir."
+            ) from error
 
     def _restore(self, item: str, abstract: Any) -> Any:
         with ocp.StandardCheckpointer() as checkpointer:

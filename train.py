@@ -308,12 +308,14 @@ def read(config: ml_collections.FrozenConfigDict, source: input_pipeline.Source)
     """Reads the images of a resolved config's data set.
 
     Raises:
-        UserError: the data set is damaged.
+        UserError: the data set is damaged, or its labels are not what the loss function takes.
     """
     with under_way(f"Reading {config.dataset}"):
         splits = input_pipeline.load_splits(
             source, num_validation=config.num_validation, label_noise=config.label_noise, seed=config.seed
         )
+    if splits.train.label.ndim > 1 and TASKS[config.task][0] is loss_fn:
+        raise source.error("its labels are numbers, for which config.task needs a loss of its own in train.TASKS")
     startup.mark("read data")
     return splits
 

@@ -14,6 +14,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 import average_table
 import averaging
 import checkpointing
+import evaluation
 import train
 from checkpointing import Checkpoints, Record, Stored
 from configs import default
@@ -276,6 +277,18 @@ def test_an_average_that_was_never_saved_is_not_scored(tmp_path):
     config = digits_config()
     config.averages.new = default.average("ema", decay=0.5)
     assert set(train.evaluate_checkpoint(config, tmp_path)) == {"raw", "ema", "ema-raw"}
+
+
+def test_a_run_does_not_continue_with_a_loss_function_of_other_metrics(tmp_path, monkeypatch):
+    train.train_and_evaluate(digits_config(duration="10 steps"), tmp_path)
+
+    def with_one_more(params, state, batch, **kwargs):
+        objective, (metrics, batch_stats) = train.loss_fn(params, state, batch, **kwargs)
+        return objective, (metrics | {"one": (1.0, 1)}, batch_stats)
+
+    monkeypatch.setitem(train.TASKS, "classification", (with_one_more, evaluation.score_fn))
+    with pytest.raises(UserError, match=r"holds sums of other metrics than .*one.* it has changed since"):
+        train.train_and_evaluate(digits_config(duration="20 steps"), tmp_path)
 
 
 def test_the_latest_and_the_best_checkpoints_are_kept_by_separate_rules(tmp_path, task):

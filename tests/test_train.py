@@ -22,6 +22,7 @@ from ml_collections import config_flags
 import averaging
 import checkpointing
 import evaluation
+import input_pipeline
 import models
 import settings
 import train
@@ -310,6 +311,15 @@ def test_an_average_whose_step_size_leaves_its_range_is_refused(tmp_path, monkey
 def test_a_task_that_is_not_there_is_refused(tmp_path):
     with pytest.raises(UserError, match="task = 'ranking': must be one of classification"):
         train.train_and_evaluate(digits_config(task="ranking"), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_labels_that_are_numbers_need_a_task_of_their_own(tmp_path, monkeypatch):
+    images = input_pipeline.Images(np.zeros((40, 4, 4, 1), np.uint8), np.zeros((40, 2), np.float32))
+    source = input_pipeline.Source.of("numbers", images, images)
+    monkeypatch.setattr(input_pipeline, "SOURCES", {"numbers": lambda: source})
+    with pytest.raises(UserError, match=r"its labels are numbers, for which config\.task needs a loss of its own"):
+        train.train_and_evaluate(digits_config(dataset="numbers"), tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 
