@@ -171,7 +171,7 @@ def _candidates(apply_fn: Callable[..., Any], variables: Variables, images: jax.
     with_kernel = [position for position, module in enumerate(calls) if module in kernels]
     for start, end in itertools.pairwise(with_kernel):
         size, inputs = shapes[kernels[calls[start]]][-1], shapes[kernels[calls[end]]][-2]
-        if size > 1 and inputs % size == 0 and calls[start] != calls[end]:
+        if size > 1 and inputs % size == 0:
             axes = [
                 (path, -1) for module in calls[start:end] for path in modules[module] if shapes[path][-1:] == (size,)
             ]
