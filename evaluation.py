@@ -103,14 +103,21 @@ def evaluate(
 ) -> dict[str, dict[str, float]]:
     """Metrics of each curve, and of each average's paired difference to the raw weights, named `NAME-raw`.
 
-    Takes what `score` takes; `curves` has one named `raw`.
+    Takes what `score` takes; `curves` has one named `raw`. The differences come with the `distance` of the parameters.
     """
     scores = score(curves, data, apply_fn=apply_fn, score_fn=score_fn, sharding=sharding)
     metrics = {curve: summarize(values) for curve, values in scores.items()}
     for curve in scores:
         if curve != "raw":
-            metrics[f"{curve}-raw"] = compare(scores[curve], scores["raw"])
+            apart = float(distance(curves[curve]["params"], curves["raw"]["params"]))
+            metrics[f"{curve}-raw"] = compare(scores[curve], scores["raw"]) | {"distance": apart}
     return metrics
+
+
+@jax.jit
+def distance(params: Any, others: Any) -> jax.Array:
+    """The Euclidean distance of two trees of parameters, a scalar."""
+    return optax.tree.norm(optax.tree.sub(params, others))
 
 
 def recompute_batch_stats(

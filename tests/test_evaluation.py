@@ -68,6 +68,13 @@ def test_changing_an_average_changes_its_score_and_no_other(setting):
     assert before["ema-raw"] != after["ema-raw"]
 
 
+def test_the_distance_is_that_of_the_parameters(setting):
+    _, _, data, curves = setting
+    metrics = evaluation.evaluate(curves, data, apply_fn=linear)
+    expected = np.linalg.norm(np.subtract(curves["slow"]["params"], curves["raw"]["params"], dtype=np.float64))
+    assert metrics["slow-raw"]["distance"] == pytest.approx(expected, rel=1e-6)  # summed up in float32
+
+
 def test_the_paired_difference_is_average_minus_raw(setting):
     _, _, data, curves = setting
     metrics = evaluation.evaluate(curves, data, apply_fn=linear)
@@ -86,7 +93,7 @@ def test_a_score_function_of_another_task_needs_a_loss_only(setting):
 
     metrics = evaluation.evaluate(curves, data, apply_fn=linear, score_fn=squared_error)
     assert set(metrics["raw"]) == {"loss"}
-    assert set(metrics["ema-raw"]) == {"loss", "loss_low", "loss_high"}
+    assert set(metrics["ema-raw"]) == {"loss", "loss_low", "loss_high", "distance"}
 
 
 def test_agreement_is_the_share_of_equal_predictions():
