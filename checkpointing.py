@@ -465,13 +465,17 @@ def find_checkpoint(workdir: str | pathlib.Path, which: str) -> Stored:
     return Stored.read(directory / str(latest.record.best["step"]))
 
 
-def list_stored(workdir: str | pathlib.Path) -> list[Stored]:
+def list_stored(workdir: str | pathlib.Path, kinds: Sequence[str] = ("checkpoints", "snapshots")) -> list[Stored]:
     """All checkpoints and snapshots of a run, in the order of their steps; of two at the same step, the snapshot.
 
     Without that of step 0, and without damaged ones, which are named.
+
+    Args:
+        workdir: of the run.
+        kinds: "checkpoints", "snapshots" or both.
     """
     stored: dict[int, Stored] = {}
-    for name in ("checkpoints", "snapshots"):
+    for name in kinds:
         for folder in _folders(pathlib.Path(workdir).absolute() / name):
             try:
                 if step := int(folder.name):

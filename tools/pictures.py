@@ -17,9 +17,9 @@ import intervals
 from tools.runs import Group
 
 WIDTHS = {"wide": 8.0, "narrow": 4.4}  # inches: for a desk, and for a phone
-_INK = "#000000"  # of text and raw weights; in pages the colour of their text, whatever it is
+INK = "#000000"  # of text and raw weights; in pages the colour of their text, whatever it is
 
-_STYLE: dict[Any, Any] = {
+STYLE: dict[Any, Any] = {
     "font.size": 10,
     "font.family": "sans-serif",
     "axes.titley": 1.0,  # or else matplotlib looks for a free place, which takes a third of the time
@@ -33,7 +33,7 @@ _STYLE: dict[Any, Any] = {
 }
 
 
-def _styles(names: Sequence[str]) -> dict[str, dict[str, Any]]:
+def styles(names: Sequence[str]) -> dict[str, dict[str, Any]]:
     """A colour, a marker and dashes for each curve, such that they can be told apart with any colour vision and none.
 
     The colours are Okabe & Ito's. Of 6 and 5, all 30 pairs come up; black is for the raw weights.
@@ -47,7 +47,7 @@ def _styles(names: Sequence[str]) -> dict[str, dict[str, Any]]:
     }
 
 
-@matplotlib.rc_context(_STYLE)
+@matplotlib.rc_context(STYLE)
 def curves(group: Group, width: float = WIDTHS["wide"]) -> Figure:
     """Accuracy, loss, the difference to the raw weights with its 95 % band, and the learning rate, over the steps.
 
@@ -62,13 +62,13 @@ def curves(group: Group, width: float = WIDTHS["wide"]) -> Figure:
     heights = {panel: 1.0 if panel == "learning rate" else 2.4 for panel in panels(group)}
     columns = max(1, min(len(names), int(11 * width) // (8 + max(len(_short(name)) for name in names))))
     legend = 0.25 * math.ceil(len(names) / columns)
-    figure, stacked = _stack(width, list(heights.values()), above=legend, lines=1 if width > 6 else 2)
+    figure, stacked = stack(width, list(heights.values()), above=legend, lines=1 if width > 6 else 2)
     axes = dict(zip(heights, stacked, strict=True))
 
-    styles = _styles(names)
+    looks = styles(names)
     for number, name in enumerate(names):
         # Markers at other places on each curve.
-        style = styles[name] | {"shift": number / len(names)}
+        style = looks[name] | {"shift": number / len(names)}
         for metric in ("accuracy", "loss"):
             if metric in axes:
                 _draw_scores(axes[metric], group, name, metric, style)
@@ -113,7 +113,7 @@ def align(figures: Sequence[Figure]) -> None:
             axis.set_ylim(min(low), max(high))
 
 
-def _stack(width: float, heights: Sequence[float], above: float, lines: int) -> tuple[Figure, list[Axes]]:
+def stack(width: float, heights: Sequence[float], above: float, lines: int) -> tuple[Figure, list[Axes]]:
     """Panels of these heights below each other in a new figure; all in inches.
 
     Margins are fixed, because matplotlib's own layout takes as long as the drawing.
@@ -182,7 +182,7 @@ def _draw_difference(axis: Axes, group: Group, name: str, style: Mapping[str, An
 def _draw_learning_rate(axis: Axes, group: Group) -> None:
     steps, values = group.series("train", "learning_rate", "")
     marker = "o" if len(steps) == 1 else ""  # a line of one point would not show
-    axis.plot(steps, values.mean(axis=0), color=_INK, linewidth=1.3, marker=marker)
+    axis.plot(steps, values.mean(axis=0), color=INK, linewidth=1.3, marker=marker)
     axis.set_ylim(0, 1.1 * np.nanmax(values, initial=0) or 1)
 
 
@@ -201,7 +201,7 @@ def _band(style: Mapping[str, Any]) -> dict[str, Any]:
     return {"color": style["color"], "alpha": 0.2, "linewidth": 0}
 
 
-@matplotlib.rc_context(_STYLE)
+@matplotlib.rc_context(STYLE)
 def kernels(averages: Mapping[str, Mapping[str, Any]], names: Sequence[str], width: float = WIDTHS["wide"]) -> Figure:
     """How much weight each average gives to each iterate, in the end, in %, and its mean age.
 
@@ -210,13 +210,13 @@ def kernels(averages: Mapping[str, Mapping[str, Any]], names: Sequence[str], wid
         names: of the curves whose colours they are to have.
         width: of the picture, in inches.
     """
-    figure, all_axes = _stack(width, [0.9] * len(averages), above=0.1, lines=1)
-    styles = _styles([*names, *(averages.keys() - set(names))])
+    figure, all_axes = stack(width, [0.9] * len(averages), above=0.1, lines=1)
+    looks = styles([*names, *(averages.keys() - set(names))])
     for axis, (name, average) in zip(all_axes, averages.items(), strict=True):
         edges, heights = _histogram(average)
-        axis.stairs(heights, edges, fill=True, color=styles[name]["color"], alpha=0.5)
-        axis.stairs(heights, edges, color=styles[name]["color"])
-        axis.axvline(average["num_updates"] - average["mean_age"], color=_INK, linestyle=":", linewidth=1.3)
+        axis.stairs(heights, edges, fill=True, color=looks[name]["color"], alpha=0.5)
+        axis.stairs(heights, edges, color=looks[name]["color"])
+        axis.axvline(average["num_updates"] - average["mean_age"], color=INK, linestyle=":", linewidth=1.3)
         axis.set_title(_short(name), loc="left", fontsize=10)
         axis.set_ylim(bottom=0)
         axis.locator_params(axis="y", nbins=3)
@@ -231,7 +231,7 @@ def _histogram(average: Mapping[str, Any]) -> tuple[np.ndarray, np.ndarray]:
     return edges, 100 * sums / np.maximum(1, np.diff(edges))
 
 
-@matplotlib.rc_context(_STYLE)
+@matplotlib.rc_context(STYLE)
 def to_png(figure: Figure) -> bytes:
     """The picture on white."""
     buffer = io.BytesIO()
@@ -239,7 +239,7 @@ def to_png(figure: Figure) -> bytes:
     return buffer.getvalue()
 
 
-@matplotlib.rc_context(_STYLE)
+@matplotlib.rc_context(STYLE)
 def to_svg(figure: Figure) -> str:
     """The picture on white, as a file."""
     buffer = io.StringIO()
@@ -258,7 +258,7 @@ def inline(svg: str, alt: str, name: str) -> str:
     """
     svg = svg[svg.index("<svg") :].replace("fill: #ffffff", "fill: none")
     # matplotlib names only other colours than black, which is what an element without a fill has.
-    svg = re.sub(rf"{_INK}\b", "currentColor", svg)
+    svg = re.sub(rf"{INK}\b", "currentColor", svg)
     svg = re.sub(r' id="\w+_\d+"', "", svg)  # of groups: the same in all pictures, and nothing refers to them
     svg = re.sub(r'(id="|href="#|url\(#)', rf"\g<1>{name}-", svg)
     svg = re.sub(r'width="[\d.]+pt" height="[\d.]+pt"', "", svg, count=1)

@@ -44,7 +44,7 @@ def page(groups: Sequence[Group], remarks: Sequence[str], curves: Sequence[Mappi
     """
     import jinja2
 
-    from tools import pictures
+    from tools import diagnosis, pictures
 
     def inline(drawn: Mapping[str, str], alt: str, name: str) -> dict[str, str]:
         return {kind: pictures.inline(svg, alt, f"{name}-{kind}") for kind, svg in drawn.items()}
@@ -86,6 +86,17 @@ def page(groups: Sequence[Group], remarks: Sequence[str], curves: Sequence[Mappi
                     "pictures": inline(drawn, alt, f"kernels-{number}"),
                 }
             )
+    diagnoses = []
+    for number, run in enumerate(run for group in groups for run in group.runs if run.diagnosis):
+        parts = []
+        for part in diagnosis.sections(run.diagnosis):
+            drawn = (
+                {kind: pictures.to_svg(part.draw(width)) for kind, width in pictures.WIDTHS.items()}
+                if part.draw
+                else {}
+            )
+            parts.append({"part": part, "pictures": inline(drawn, part.title, f"diagnosis-{number}-{part.name}")})
+        diagnoses.append({"name": str(run.workdir), "found": run.diagnosis, "parts": parts})
     workdirs = [str(run.workdir) for group in groups for run in group.runs]
     source = (pathlib.Path(__file__).parent / "report.html").read_text("utf-8")
     template = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined).from_string(source)
@@ -97,6 +108,7 @@ def page(groups: Sequence[Group], remarks: Sequence[str], curves: Sequence[Mappi
         remarks=remarks,
         differences=runs.differences(groups),
         kernels=kernels,
+        diagnoses=diagnoses,
         times=[group.times() for group in groups],
         clocks=_TIMES,
         environment=_environment(groups),

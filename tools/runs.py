@@ -67,6 +67,7 @@ class Run:
         config: `config.json`, as `{"optimizer.name": "sgd"}`.
         environment: `environment.json`.
         averages: `averages.json`: of each average its numbers and its kernel.
+        diagnosis: `diagnosis/numbers.json`, as tools.diagnose wrote it, if it did.
     """
 
     workdir: pathlib.Path
@@ -75,6 +76,7 @@ class Run:
     config: Mapping[str, Any]
     environment: Mapping[str, Any]
     averages: Mapping[str, Any]
+    diagnosis: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     @classmethod
     def read(cls, workdir: pathlib.Path) -> "Run":
@@ -89,7 +91,8 @@ class Run:
         lines = read_metrics(workdir)
         if not any("split" in line for line in lines):
             raise UserError(f"{workdir} has no evaluation yet; {command} makes the first after config.eval_every")
-        files = [_read_object(workdir / name) for name in ("config.json", "environment.json", "averages.json")]
+        names = ("config.json", "environment.json", "averages.json", "diagnosis/numbers.json")
+        files = [_read_object(workdir / name) for name in names]
         return cls(workdir, lines, read_lines(workdir / "timing.jsonl"), _flatten(files[0]), *files[1:])
 
     @functools.cached_property
