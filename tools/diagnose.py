@@ -51,7 +51,7 @@ Variables = dict[str, Any]  # parameters and batch statistics
 
 THROUGH = np.linspace(-1, 2, 25)  # places on the line through raw and average, which are at 0 and 1
 BETWEEN = np.linspace(0, 1, 11)  # places between two other weights
-GRID = 13  # points of the plane in each direction
+GRID = 11  # points of the plane in each direction
 NUM_BATCHES = 16  # of the training images, for the curvature
 NUM_EIGENVALUES = 3
 NUM_PROBES = 4  # for each batch
@@ -116,6 +116,14 @@ class Subject:
         sharding = train.replicated(experiment.mesh)
         images = {name: jax.device_put(data, sharding) for name, data in images.items()}  # in this order
         return cls(workdir, experiment, average, stored, images)
+
+    def with_half(self) -> Self:
+        """The same with about half of the images."""
+        halves = {}
+        for name, data in self.images.items():
+            size = data.batch_size * max(1, data.num_batches // 2)
+            halves[name] = data.replace(image=data.image[:size], label=data.label[:size], mask=data.mask[:size])
+        return dataclasses.replace(self, images=halves)
 
     @property
     def held_out(self) -> str:
@@ -371,13 +379,14 @@ def plane(subject: Subject, trace: Trace) -> dict[str, Any]:
     }
     # Room around the corners; of a long path, what is far away is not shown.
     xs, ys = np.array(list(corners.values())).T
-    margin = 0.35 * max(np.ptp(xs), np.ptp(ys))
+    margin = 0.3 * max(np.ptp(xs), np.ptp(ys))
     x, y = (np.linspace(values.min() - margin, values.max() + margin, GRID) for values in (xs, ys))
     losses: dict[str, list[list[float]]] = {split: [] for split in subject.images}
+    few = subject.with_half()  # for so many points
     for height in tqdm(y, "rows", leave=False, disable=None):
-        row = [subject.recomputed({**raw, "params": found.at(place, height)}) for place in x]
+        row = [few.recomputed({**raw, "params": found.at(place, height)}) for place in x]
         for split, rows in losses.items():
-            rows.append([evaluation.summarize(subject.scores(point, split))["loss"] for point in row])
+            rows.append([evaluation.summarize(few.scores(point, split))["loss"] for point in row])
     return {"x": x, "y": y, "losses": losses, "corners": corners, "paths": paths, "repeated": repeated}
 
 

@@ -180,8 +180,9 @@ def _end(name: str) -> str:
 def _plane(part: Found, average: str) -> Section:
     corners = list(part["corners"])
     text = [
-        f"Lines of equal loss in the plane through {', '.join(corners)} (stars), in units of the distance of "
-        "parameters. Training does not stay in this plane, so its path is projected: what was stored of "
+        f"Lines of equal loss, on half of the images, in the plane through {', '.join(corners)} (stars), in units of "
+        "the distance of parameters. Training does not stay in this plane, so its path is projected: what was stored "
+        "of "
         + " and of ".join(
             f"{name} is {np.median([point[2] for point in path]):.3g} away from it (median; at most "
             f"{max(point[2] for point in path):.3g})"
