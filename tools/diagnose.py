@@ -45,7 +45,7 @@ from evaluation import Scores
 from input_pipeline import EvalData, Images
 from progress import under_way
 from tools import curvature, diagnosis, landscape, matching, report, spectrum
-from tools.runs import read_metrics
+from tools.runs import Run
 
 Variables = dict[str, Any]  # parameters and batch statistics
 
@@ -97,7 +97,7 @@ class Subject:
         stored = checkpointing.list_stored(workdir)
         if not stored:
             raise UserError(f"{workdir} has stored no weights yet; wait for its first checkpoint")
-        names = [average.name for average in stored[-1].record.averages]
+        names = [average.name for average in stored[-1].record.averages if average.name in config.averages]
         if average not in ("", *names) or not names:
             known = ", ".join(names) or "no average; a run with one is needed"
             raise UserError(f"--average={average or '...'}: {workdir} has {known}")
@@ -241,7 +241,7 @@ def earlier(subject: Subject) -> Stored:
     return min(others, key=lambda stored: abs(stored.record.step - subject.stored[-1].record.step / 2))
 
 
-def checkpoints(subject: Subject) -> dict[str, Any]:
+def between_checkpoints(subject: Subject) -> dict[str, Any]:
     """The line between the raw weights of two checkpoints of the run."""
     first, last = earlier(subject), subject.stored[-1]
     start, end = (subject.weights(stored, "raw") for stored in (first, last))
@@ -253,17 +253,34 @@ def checkpoints(subject: Subject) -> dict[str, Any]:
     }
 
 
-def runs(subject: Subject, other: pathlib.Path) -> dict[str, Any]:
-    """The line between the averages of two runs, as they are and after matching their hidden units.
+def find_other(subject: Subject, other: pathlib.Path) -> Stored:
+    """The latest weights of another run.
 
     Raises:
-        UserError: the other run is of another model or data set, or lacks this average.
+        UserError: it is of another model or data set, or lacks this average.
     """
     mine, theirs = (settings.flatten(config) for config in (subject.experiment.config, settings.read(other)))
     for field in sorted(mine | theirs):
         if (field == "dataset" or field.startswith("model.")) and mine.get(field) != theirs.get(field):
-            raise UserError(f"{other} has {field} = {theirs.get(field)}, {subject.workdir} {mine.get(field)}")
-    stored = checkpointing.find_weights(str(other), subject.average, subject.experiment.state)
+            raise UserError(
+                f"{other} has {field} = {theirs.get(field)}, {subject.workdir} {mine.get(field)}; only runs of the "
+                "same model and data set can be compared"
+            )
+    stored = checkpointing.list_stored(other)
+    if not stored or subject.average not in stored[-1].curves:
+        raise UserError(f"{other} has stored no average named {subject.average}; name another with --average")
+    stored[-1].weights_like(subject.average, subject.experiment.state)
+    return stored[-1]
+
+
+def between_runs(subject: Subject, other: pathlib.Path, stored: Stored) -> dict[str, Any]:
+    """The line between the averages of two runs, as they are and after matching their hidden units.
+
+    Args:
+        subject: the one run.
+        other: the workdir of the other.
+        stored: its weights.
+    """
     start, end = subject.weights(subject.stored[-1], subject.average), subject.weights(stored, subject.average)
     found: dict[str, Any] = {
         "shares": BETWEEN,
@@ -370,8 +387,12 @@ def plane(subject: Subject, trace: Trace) -> dict[str, Any]:
 
     paths: dict[str, list[tuple[float, float, float]]] = {}
     for name in ("raw", subject.average):
-        paths[name] = [found.project(subject.weights(stored, name)["params"]) for stored in subject.stored]
-    repeated = [found.project(weights["params"]) for weights in trace.iterates]
+        having = [stored for stored in subject.stored if name in stored.curves]
+        paths[name] = [found.project(subject.weights(stored, name)["params"]) for stored in having]
+    repeated = {
+        name: [found.project(weights["params"]) for weights in along]
+        for name, along in (("raw", trace.iterates), (subject.average, trace.averaged))
+    }
 
     corners = {
         name: found.project(weights["params"])[:2]
@@ -477,9 +498,9 @@ def ensembles(subject: Subject, trace: Trace) -> dict[str, Any]:
     }
 
 
-def distances(subject: Subject) -> dict[str, Any]:
+def distances(subject: Subject, metrics: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """The distance of raw and averaged weights over training, as it was logged."""
-    lines = [line for line in read_metrics(subject.workdir) if line["curve"] == f"{subject.average}-raw"]
+    lines = [line for line in metrics if line["curve"] == f"{subject.average}-raw"]
     found = {line["step"]: line["distance"] for line in lines if "distance" in line}
     if not found:
         raise NotPossibleError("the run was made before distances were logged")
@@ -504,7 +525,9 @@ def diagnose(
     Raises:
         UserError: a run that cannot be used.
     """
+    metrics = Run.read(workdir).lines
     subject = Subject.of(workdir, average, num_images)
+    theirs = find_other(subject, other) if other else None
     found: dict[str, Any] = {
         "step": subject.stored[-1].record.step,
         "average": subject.average,
@@ -513,19 +536,18 @@ def diagnose(
     with under_way(f"Repeating {num_steps} steps of training"):
         trace = retrain(subject, num_steps)
     parts: dict[str, tuple[str, Callable[[], dict[str, Any]]]] = {
-        "line": (f"The line through raw and {subject.average}", lambda: through(subject)),
-        "checkpoints": ("The line between two checkpoints", lambda: checkpoints(subject)),
-        "runs": (f"The line to {other}", lambda: runs(subject, other) if other else {}),
-        "plane": (f"The plane through raw, {subject.average} and an earlier checkpoint", lambda: plane(subject, trace)),
-        "sharpness": ("Sharpness", lambda: sharpness(subject)),
-        "ensembles": ("Averaged weights and averaged predictions", lambda: ensembles(subject, trace)),
-        "oscillations": ("Spectra", lambda: oscillations(subject, trace)),
-        "distance": ("Distances", lambda: distances(subject)),
+        "line": (f"the line through raw and {subject.average}", lambda: through(subject)),
+        "checkpoints": ("the line between two checkpoints", lambda: between_checkpoints(subject)),
+        "plane": (f"the plane through raw, {subject.average} and an earlier checkpoint", lambda: plane(subject, trace)),
+        "sharpness": ("curvature", lambda: sharpness(subject)),
+        "ensembles": ("averaged weights and averaged predictions", lambda: ensembles(subject, trace)),
+        "oscillations": ("spectra", lambda: oscillations(subject, trace)),
+        "distance": ("distances", lambda: distances(subject, metrics)),
     }
+    if other and theirs:
+        parts["runs"] = (f"the line to {other}", lambda: between_runs(subject, other, theirs))
     for number, (name, (what, part)) in enumerate(parts.items(), 1):
-        if name == "runs" and other is None:
-            continue
-        with under_way(f"{number} of {len(parts)}: {what}"):
+        with under_way(f"Part {number} of {len(parts)}: {what}"):
             try:
                 found[name] = part()
             except NotPossibleError as error:

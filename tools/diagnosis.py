@@ -207,12 +207,11 @@ def _draw_plane(part: Found, average: str, width: float) -> Figure:
         levels = finite.min() + spread * np.geomspace(0.003, 1, 12)
         lines = axis.contour(part["x"], part["y"], losses, levels=levels[:-1], colors="#808080", linewidths=0.8)
         axis.clabel(lines, fmt="%.3g", fontsize=7.5)
-        for name, path in part["paths"].items():
-            look = {**looks[name], "markersize": 3, "linewidth": 1}
-            axis.plot(*np.array(path)[:, :2].T, label=f"{name}, stored", **look)
-        axis.plot(
-            *np.array(part["repeated"])[:, :2].T, ".:", color="#0072B2", markersize=3, label="raw, repeated steps"
-        )
+        for where, dashes in (("paths", "-"), ("repeated", ":")):
+            for name, path in part[where].items():
+                look = {**looks[name], "markersize": 3, "linewidth": 1, "linestyle": dashes}
+                label = f"{name}, {'stored' if where == 'paths' else 'repeated steps'}"
+                axis.plot(*np.array(path)[:, :2].T, label=label, **look)
         for name, (x, y) in part["corners"].items():
             axis.plot(x, y, marker="*", markersize=11, color=looks.get(name, looks["raw"])["color"], linestyle="")
             axis.annotate(name, (x, y), xytext=(5, 5), textcoords="offset points", fontsize=9)
@@ -221,7 +220,7 @@ def _draw_plane(part: Found, average: str, width: float) -> Figure:
         axis.set_xlabel("distance of the parameters from raw")
         axis.grid(visible=False)
     handles, labels = axes[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside upper left", ncols=3 if wide else 1, frameon=False)
+    figure.legend(handles, labels, loc="outside upper left", ncols=4 if wide else 2, frameon=False)
     return figure
 
 
