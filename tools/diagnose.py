@@ -304,14 +304,14 @@ class Trace:
 
     Attributes:
         step: of that checkpoint.
-        updates: those of the average by the end.
+        kernel: of the average by the end.
         weights: [2, steps, weights], of a few weights raw and averaged after each step.
         iterates: raw weights, at equal distances.
         averaged: averaged weights at the same steps.
     """
 
     step: int
-    updates: int
+    kernel: np.ndarray
     weights: np.ndarray
     iterates: Sequence[Variables]
     averaged: Sequence[Variables]
@@ -344,20 +344,18 @@ def retrain(subject: Subject, num_steps: int) -> Trace:
             curves = state.curves()
             iterates.append(curves["raw"])
             averaged.append(curves[name])
-    count = int(state.ema_count[name])
-    return Trace(start.record.step, count, np.array(weights).swapaxes(0, 1), iterates, averaged)
+    average = next(average for average in state.averages if average.name == name)
+    kernel = averaging.kernel(average.schedule, int(state.ema_count[name]))
+    return Trace(start.record.step, kernel, np.array(weights).swapaxes(0, 1), iterates, averaged)
 
 
-def oscillations(subject: Subject, trace: Trace) -> dict[str, Any]:
+def oscillations(trace: Trace) -> dict[str, Any]:
     """The power spectra of a few weights, raw and averaged, and what the average's kernel makes of the raw one."""
     raw, averaged = trace.weights
     if not np.any(np.ptp(raw, axis=0)):
         raise NotPossibleError(f"the learning rate is 0 from step {trace.step} on, and the weights stand still")
     (frequencies, before), (_, after) = map(spectrum.power, (raw, averaged))
-    schedule = next(
-        average.schedule for average in subject.experiment.state.averages if average.name == subject.average
-    )
-    kept = spectrum.transfer(averaging.kernel(schedule, trace.updates), len(frequencies))
+    kept = spectrum.transfer(trace.kernel, len(frequencies))
     # The trend that was taken out has no power at 0.
     frequencies, before, after, kept = frequencies[1:], before[1:], after[1:], kept[1:]
     return {
@@ -541,7 +539,7 @@ def diagnose(
         "plane": (f"the plane through raw, {subject.average} and an earlier checkpoint", lambda: plane(subject, trace)),
         "sharpness": ("curvature", lambda: sharpness(subject)),
         "ensembles": ("averaged weights and averaged predictions", lambda: ensembles(subject, trace)),
-        "oscillations": ("spectra", lambda: oscillations(subject, trace)),
+        "oscillations": ("spectra", lambda: oscillations(trace)),
         "distance": ("distances", lambda: distances(subject, metrics)),
     }
     if other and theirs:
