@@ -29,6 +29,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from jax.flatten_util import ravel_pytree
+from scipy import special
 from tqdm import tqdm
 
 import averaging
@@ -465,16 +466,17 @@ def ensembles(subject: Subject, trace: Trace) -> dict[str, Any]:
     else:
         steps, iterates = [], list(trace.iterates)
     label, mask = subject.images[subject.held_out].label, np.asarray(subject.images[subject.held_out].mask)
-    probabilities = subject.score_fn is evaluation.score_fn
+    # Of classes, probabilities are averaged, by their logarithms, which are logits; of other tasks, what is predicted.
+    classes = subject.score_fn is evaluation.score_fn
 
     def output(apply_fn: Callable[..., Any], variables: Any, batch: Mapping[str, jax.Array]) -> Scores:
         made = apply_fn(variables, batch["image"], train=False)
-        return {"output": jax.nn.softmax(made) if probabilities else made}
+        return {"output": jax.nn.log_softmax(made) if classes else made}
 
     outputs = [subject.scores(subject.recomputed(weights), subject.held_out, output)["output"] for weights in iterates]
 
-    def score_outputs(outputs: np.ndarray) -> Scores:
-        given = jnp.log(outputs) if probabilities else jnp.asarray(outputs)  # log-probabilities are logits
+    def score_outputs(some: Sequence[np.ndarray]) -> Scores:
+        given = special.logsumexp(some, axis=0) - math.log(len(some)) if classes else np.mean(some, axis=0)
         scores = subject.score_fn(lambda *_, **__: given, {}, {"image": given, "label": np.asarray(label)[mask]})
         return {name: np.asarray(values) for name, values in scores.items()}
 
@@ -482,9 +484,9 @@ def ensembles(subject: Subject, trace: Trace) -> dict[str, Any]:
     for number in range(1, len(iterates) + 1):
         weights = subject.recomputed(landscape.mean(iterates[-number:]))
         scores = {
-            "single": score_outputs(outputs[-number]),
+            "single": score_outputs(outputs[-number:][:1]),
             "weights": subject.scores(weights, subject.held_out),
-            "predictions": score_outputs(np.mean(outputs[-number:], axis=0)),
+            "predictions": score_outputs(outputs[-number:]),
         }
         for name, values in scores.items():
             found[name].append(evaluation.summarize(values))
