@@ -107,9 +107,20 @@ def test_what_the_text_says_of_the_grid_is_what_is_stored():
     blocks = grid.table(STORED["cells"]), grid.findings(STORED["cells"])
     assert blocks[0] in text
     assert "\n".join(f"    {line}" for line in blocks[1].splitlines()) in text
-    # Whatever else it quotes stands in one of the two.
+    # Whatever else it quotes stands in one of the two, or follows from the runs of ten times the length.
+    result = json.loads((ROOT / "benchmarks" / "results" / "when_it_works_long.json").read_text())
+    long = 100 * np.array(
+        [line["accuracy"] for seed in result["seeds"] for line in seed["metrics"] if line["curve"] == "ema-raw"]
+    )
+    short = {
+        cell["learning_rate"]: grid.gain(cell) for cell in STORED["cells"] if list(cell.values())[:3] == [0.4, 128, 32]
+    }
+    differences = [intervals.mean_interval(values) for values in (long, long - short[0.003], long - short[0.03])]
+    quoted = ["{:+.1f} points ({:+.1f} .. {:+.1f})", "{:+.1f} ({:+.1f} .. {:+.1f})", "{:+.1f} ({:+.1f} .. {:+.1f})"]
+    quoted = [form.format(*difference) for form, difference in zip(quoted, differences, strict=True)]
+    assert all(sentence in re.sub(r"\s+", " ", text) for sentence in quoted)
     numbers = r"[+-]\d+\.\d|\d+\.\d %"
-    assert set(re.findall(numbers, text)) <= set(re.findall(numbers, "".join(blocks)))
+    assert set(re.findall(numbers, text)) <= set(re.findall(numbers, "".join([*blocks, *quoted])))
 
 
 def test_the_picture_of_the_grid_shows_gains_and_levels_at_rate_over_batch_size():

@@ -130,20 +130,22 @@ def findings(cells: Sequence[Cell]) -> str:
     lines = []
     for name, rows in panels(cells).items():
         some = [cell for _, row in rows for cell in row if not failed(cell)]
+        gains = np.transpose([gain(cell) for cell in some])  # [seed, cell]
+        _, low, high = intervals.mean_interval(gains)
+        lines.append(f"{name}: of {len(some)} intervals, {np.sum(low > 0)} above 0 and {np.sum(high < 0)} below")
         ratios = [cell["learning_rate"] / cell["batch_size"] for cell in some]
-        ranks = [stats.spearmanr(ratios, gains).statistic for gains in np.transpose([gain(cell) for cell in some])]
-        lines.append(f"{name}, {len(some)} cells: rank correlation of the gain with rate / batch size")
-        lines.append("    {:.2f} ({:.2f} .. {:.2f})".format(*intervals.mean_interval(np.array(ranks))))
+        rank = intervals.mean_interval(np.array([stats.spearmanr(ratios, of_seed).statistic for of_seed in gains]))
+        lines.append("    rank correlation of gain and rate / batch size {:.2f} ({:.2f} .. {:.2f})".format(*rank))
         best = {}
-        for curve in ("raw", "ema"):
-            scores = np.transpose([accuracy(cell, curve) for cell in some])  # [seed, cell]
+        for curve, what in (("raw", "raw     "), ("ema", "averaged")):
+            scores = np.transpose([accuracy(cell, curve) for cell in some])
             # The other seeds choose the cell: otherwise what is luck in one of them would count as a good choice.
             best[curve] = np.array([of[np.delete(scores, i, 0).mean(0).argmax()] for i, of in enumerate(scores)])
             cell = some[scores.mean(0).argmax()]
             where = f"batch size {cell['batch_size']}, rate {cell['learning_rate']:g}"
-            lines.append(f"    best {curve:3} {best[curve].mean():.1f} % ({where})")
+            lines.append(f"    best {what} {best[curve].mean():.1f} % ({where})")
         difference = intervals.mean_interval(best["ema"] - best["raw"])
-        lines[-1] += "; difference {:+.1f} ({:+.1f} .. {:+.1f})".format(*difference)
+        lines.append("    best averaged minus best raw {:+.1f} ({:+.1f} .. {:+.1f}) points".format(*difference))
     return "\n".join(lines)
 
 
