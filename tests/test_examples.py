@@ -155,3 +155,12 @@ def test_a_grid_trains_what_is_missing_and_draws(tmp_path, capsys):
     grid.draw(second["cells"]).savefig(tmp_path / "grid.png")
     with Image.open(tmp_path / "grid.png") as picture:
         assert len(set(picture.convert("L").get_flattened_data())) > 10  # not blank
+
+
+@pytest.mark.slow
+def test_every_number_of_a_cell_and_the_seed_matter_to_its_training():
+    cell = {"label_noise": 0.4, "width": 16, "batch_size": 32, "learning_rate": 0.1}
+    changes = [{}, {"label_noise": 0.2}, {"width": 8}, {"batch_size": 16}, {"learning_rate": 0.05}]
+    scores = [grid.train_once(cell | change, 0, "40 steps") for change in changes]
+    scores.append(grid.train_once(cell, 1, "40 steps"))
+    assert len(set(scores)) == len(scores) == 6
