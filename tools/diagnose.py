@@ -54,8 +54,8 @@ THROUGH = np.linspace(-1, 2, 25)  # places on the line through raw and average, 
 BETWEEN = np.linspace(0, 1, 11)  # places between two other weights
 GRID = 11  # points of the plane in each direction
 NUM_BATCHES = 16  # of the training images, for the curvature
-NUM_EIGENVALUES = 3
-NUM_PROBES = 4  # for each batch
+NUM_EIGENVALUES = 2
+NUM_PROBES = 2  # for each batch
 NUM_TRACED = 256  # weights
 NUM_ITERATES = 8  # whose weights and predictions are averaged
 
