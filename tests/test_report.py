@@ -14,7 +14,7 @@ from PIL import Image
 
 import train
 from errors import UserError
-from tools import pictures, report, runs, tables
+from tools import diagnosis, pictures, report, runs, tables
 from tools.runs import Run
 
 METRICS = {
@@ -47,6 +47,91 @@ def make_run(folder, *, seed=0, accuracies=((0.5, 0.6), (0.7, 0.8)), config=(), 
     kernel = {"iterates_per_bin": 3, "kernel": [0.25, 0.75], "num_updates": 5}
     numbers = {"initial_weight": 0.0, "mean_age": 1.5, "half_life": 1.0, "effective_number": 3.0}
     (folder / "averages.json").write_text(json.dumps({"ema": {"kind": "ema", **kernel, **numbers}}))
+    return Run.read(folder)
+
+
+def make_diagnosis(workdir="runs/mine", other="runs/other", average="ema") -> dict:
+    """What tools.diagnose stores in `diagnosis/numbers.json`, with a sharp valley instead of a network."""
+
+    def line(shares, ends, names, **more):
+        curves = [
+            {
+                "name": name,
+                "split": split,
+                "loss": [0.1 + number + share**2 for share in shares],
+                "accuracy": [0.9 - share**2 / 10 for share in shares],
+                "difference": {
+                    "accuracy": -0.1, "accuracy_low": -0.12, "accuracy_high": -0.08,
+                    "loss": 1.0, "loss_low": 0.8, "loss_high": 1.2, "agreement": 0.9,
+                },
+                "barrier": [0.25, 0.2, 0.3],
+                "barrier_at": shares[len(shares) // 2],
+            }
+            for number, name in enumerate(names)
+            for split in ("train", "test")
+        ]  # fmt: skip
+        return {"shares": shares, "ends": ends, "distance": 2.0, "curves": curves, **more}
+
+    def scores(*losses):
+        return [{"loss": loss, "accuracy": 1 - loss, "calibration_error": 0.01} for loss in losses]
+
+    between = [0.0, 0.25, 0.5, 0.75, 1.0]
+    places = [-1.0, 0.0, 1.0, 2.0]
+    sharp = {"eigenvalues": [3.0, 2.0], "residuals": [1e-6, 1e-5], "elsewhere": 2 * [[2.5, 2.0, 3.0]]}
+    path = {"raw": [[1.0, 2.0, 3.0], [0.0, 0.0, 0.0]], average: [[1.5, 1.0, 2.0], [1.0, 0.0, 0.0]]}
+    return {
+        "step": 20,
+        "average": average,
+        "num_images": {"train": 40, "test": 40},
+        "line": line([-1.0, *between, 2.0], ["raw", average], [""], norm=10.0),
+        "checkpoints": line(between, ["step 10", "step 20"], [""]),
+        "plane": {
+            "x": places,
+            "y": places,
+            "losses": {split: [[0.1 + x**2 + 2 * y**2 for x in places] for y in places] for split in ("train", "test")},
+            "corners": {"raw": [0.0, 0.0], average: [1.0, 0.0], "step 10": [1.0, 2.0]},
+            "paths": path,
+            "repeated": path,
+        },
+        "sharpness": {
+            "num_images": 20,
+            "raw": {**sharp, "trace": [9.0, 8.0, 10.0]},
+            average: {**sharp, "trace": [5.0, 4.0, 6.0]},
+            "difference": {"largest": [-1.0, -1.5, -0.5], "trace": [-4.0, -5.0, -3.0]},
+        },
+        "ensembles": {
+            "steps": [10, 15, 20],
+            "split": "test",
+            "difference": {
+                "accuracy": 0.01, "accuracy_low": 0.0, "accuracy_high": 0.02,
+                "loss": -0.1, "loss_low": -0.2, "loss_high": 0.0, "agreement": 0.9,
+            },
+            "single": scores(0.3, 0.4, 0.5),
+            "weights": scores(0.3, 0.2, 0.1),
+            "predictions": scores(0.3, 0.25, 0.2),
+        },
+        "oscillations": {
+            "step": 10,
+            "num_steps": 48,
+            "num_weights": 256,
+            "frequencies": [0.125, 0.25, 0.5],
+            "raw": [1e-4, 1e-5, 1e-6],
+            "averaged": [1e-5, 1e-7, 1e-9],
+            "kept": [0.3, 0.1, 0.03],
+            "left": [0.1, 0.08, 0.12],
+            "predicted": 0.09,
+        },
+        "distance": {"steps": [10, 20], "distances": [3.0, 2.0]},
+        "runs": line(
+            between, [workdir, other], ["as trained", "units matched"], matched_distance=1.0, num_units=32
+        ),
+        "command": f"python -m tools.diagnose {workdir} {other}",
+    }  # fmt: skip
+
+
+def store_diagnosis(folder, numbers) -> Run:
+    (folder / "diagnosis").mkdir()
+    (folder / "diagnosis" / "numbers.json").write_text(json.dumps(numbers))
     return Run.read(folder)
 
 
@@ -192,6 +277,7 @@ def test_a_difference_that_is_not_finite_is_a_dash_and_no_claim(tmp_path):
 
 def test_it_needs_neither_jax_nor_tensorflow(tmp_path):
     make_run(tmp_path / "run")
+    store_diagnosis(tmp_path / "run", make_diagnosis())
     code = (
         "import sys; from tools import report; sys.argv[1:] = [sys.argv[1]]; report.main(); "
         "print([name for name in ('jax', 'tensorflow', 'flax') if name in sys.modules])"
@@ -199,6 +285,100 @@ def test_it_needs_neither_jax_nor_tensorflow(tmp_path):
     result = subprocess.run([sys.executable, "-c", code, tmp_path / "run"], cwd=ROOT, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
     assert result.stdout.splitlines()[-1] == "[]"
+    assert "The loss between two runs" in (tmp_path / "run" / "report.html").read_text()
+
+
+def words(run) -> str:
+    """What the page of a run says, without its pictures."""
+    report.write(run.workdir)
+    page = (run.workdir / "report.html").read_text()
+    page = re.sub(r"<style>.*?</style>|<svg.*?</svg>", " ", page, flags=re.DOTALL)
+    return re.sub(r"\s+", " ", html.unescape(re.sub(r"<[^>]*>", " ", page)))
+
+
+def test_the_page_shows_every_part_of_a_diagnosis_with_its_numbers(tmp_path):
+    make_run(tmp_path / "run")
+    run = store_diagnosis(tmp_path / "run", make_diagnosis())
+    text = words(run)
+    parts = diagnosis.sections(run.diagnosis)
+    assert [part.name for part in parts] == [
+        "line", "checkpoints", "runs", "plane", "sharpness", "ensembles", "oscillations", "distance"
+    ]  # fmt: skip
+    for part in parts:
+        assert part.title in text
+        for paragraph in part.text:
+            assert paragraph in text
+        for cell in (cell for row in part.cells for cell in row):
+            assert cell in text
+    page = (tmp_path / "run" / "report.html").read_text()
+    drawn = [part for part in parts if part.draw]
+    assert {part.name for part in parts} - {part.name for part in drawn} == {"sharpness"}
+    # Each for a desk and for a phone, beside the curves and the kernels.
+    assert len(re.findall("<svg", page)) == 2 * (2 + len(drawn))
+    line, runs_, sharpness = (
+        next(part for part in parts if part.name == name) for name in ("line", "runs", "sharpness")
+    )
+    assert line.cells[1:] == [
+        [split, "+1 (+0.8 .. +1.2)", "-10.00 (-12.00 .. -8.00)", "0", "+0.25 (+0.2 .. +0.3) at 0.5"]
+        for split in ("train", "test")
+    ]
+    assert [row[0] for row in runs_.cells[1:]] == [
+        f"{split}, {name}" for name in ("as trained", "units matched") for split in ("train", "test")
+    ]
+    assert "32 hidden units" in runs_.text[-2]
+    assert "are 1 instead of 2 from" in runs_.text[-2]
+    assert sharpness.cells[1] == ["eigenvalue 1", "3 ± 1e-06", "3 ± 1e-06", ""]
+    assert sharpness.cells[2] == ["on other images", "2.5 (2 .. 3)", "2.5 (2 .. 3)", "-1 (-1.5 .. -0.5)"]
+    assert sharpness.cells[-1] == ["trace", "9 (8 .. 10)", "5 (4 .. 6)", "-4 (-5 .. -3)"]
+    assert "averaged weights minus averaged predictions: +1.00 (+0.00 .. +2.00) points of accuracy" in text
+    assert "oscillations of up to 8 steps, ema keeps 10 (8 .. 12) %" in text
+    assert "its kernel predicts 9 %" in text
+
+
+def test_the_pictures_of_a_diagnosis_show_its_numbers(tmp_path):
+    numbers = make_diagnosis()
+    parts = {part.name: part for part in diagnosis.sections(numbers)}
+    for width in pictures.WIDTHS.values():
+        loss, accuracy = parts["runs"].draw(width).axes
+        for panel, metric, unit in ((loss, "loss", 1), (accuracy, "accuracy", 100)):
+            curves = [curve for curve in panel.lines if curve.get_marker() != "None"]
+            for curve, shown in zip(numbers["runs"]["curves"], curves, strict=True):
+                np.testing.assert_allclose(shown.get_ydata(), np.array(curve[metric]) * unit, atol=1e-12)
+        assert len({(curve.get_color(), curve.get_linestyle()) for curve in loss.lines[:4]}) == 4
+        train, _ = parts["plane"].draw(width).axes
+        assert train.get_title("left") == "loss on train images"
+        # The valley is twice as steep upwards: a line of equal loss is wider than it is high.
+        innermost = next(path for path in train.collections[0].get_paths() if len(path))
+        extent = innermost.get_extents()
+        assert extent.width > 1.2 * extent.height
+        kept = parts["oscillations"].draw(width).axes[1].lines
+        np.testing.assert_allclose(kept[0].get_ydata(), [0.1, 0.01, 0.001], atol=1e-12)
+        np.testing.assert_allclose(kept[1].get_ydata(), [0.09, 0.01, 0.0009], atol=1e-12)  # amplitudes squared
+        np.testing.assert_allclose(kept[0].get_xdata(), [8, 4, 2], atol=1e-12)  # steps
+    diagnosis.write_pictures(tmp_path, numbers)
+    assert {path.stem for path in tmp_path.glob("*.png")} == {name for name, part in parts.items() if part.draw}
+    # A part that the next look leaves out leaves no old picture behind.
+    diagnosis.write_pictures(tmp_path, numbers | {"plane": {"skipped": "no reason"}})
+    assert not (tmp_path / "plane.png").exists()
+
+
+def test_a_diagnosis_says_what_was_left_out_and_why_and_what_is_not_finite(tmp_path):
+    """And a task without accuracy has a diagnosis too."""
+    numbers = make_diagnosis()
+    numbers["checkpoints"] = {"skipped": "the run has stored nothing but its latest weights"}
+    for curve in (*numbers["line"]["curves"], *numbers["runs"]["curves"]):
+        del curve["accuracy"]
+    for scores in (numbers["ensembles"][name] for name in ("single", "weights", "predictions")):
+        scores[:] = [{"loss": values["loss"]} for values in scores]
+    curve = numbers["line"]["curves"][1]
+    curve["loss"][0] = None
+    curve["difference"]["loss"] = curve["difference"]["loss_high"] = None
+    numbers["plane"]["losses"]["train"][0][0] = None
+    make_run(tmp_path / "run")
+    text = words(store_diagnosis(tmp_path / "run", numbers))
+    assert "The loss between two checkpoints Left out: the run has stored nothing but its latest weights." in text
+    assert "not finite (+0.8 .. not finite)" in text
+    assert "averaged weights minus averaged predictions: -0.1 (-0.2 .. +0) in loss" in text
 
 
 def test_the_report_can_be_made_again_from_the_workdir_byte_for_byte(tmp_path):
@@ -252,9 +432,20 @@ def test_a_folder_without_an_evaluation_is_refused_with_a_hint(tmp_path, argumen
     assert "Traceback" not in result.stderr
 
 
-@pytest.mark.parametrize("name", ["config.json", "environment.json", "averages.json", "metrics.jsonl", "timing.jsonl"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "config.json",
+        "environment.json",
+        "averages.json",
+        "metrics.jsonl",
+        "timing.jsonl",
+        "diagnosis/numbers.json",
+    ],
+)
 def test_a_damaged_file_is_named(tmp_path, name):
     make_run(tmp_path / "run")
+    (tmp_path / "run" / name).parent.mkdir(exist_ok=True)
     (tmp_path / "run" / name).write_text("[]\n")
     with pytest.raises(UserError, match=re.escape(f"{tmp_path / 'run' / name}")):
         Run.read(tmp_path / "run")
@@ -413,14 +604,18 @@ def test_the_page_goes_where_it_is_told_to(tmp_path):
         ("config.json", '{"duration": "10 epochs"}'),
         ("metrics.jsonl", '{"step": "10", "curve": "raw", "split": null}\n'),
         ("metrics.jsonl", b"\xff\xfe\n"),
+        ("diagnosis/numbers.json", '{"average": "ema", "line": {"shares": [0, 1]}}'),
+        ("diagnosis/numbers.json", '{"average": "ema", "num_images'),
     ],
 )
 def test_files_that_no_run_writes_end_with_a_message(tmp_path, name, content):
     make_run(tmp_path / "run")
+    (tmp_path / "run" / name).parent.mkdir(exist_ok=True)
     (tmp_path / "run" / name).write_bytes(content if isinstance(content, bytes) else content.encode())
     result = subprocess.run(
         [sys.executable, "-m", "tools.report", tmp_path / "run"], cwd=ROOT, capture_output=True, text=True
     )
     assert result.returncode == 1
-    assert "Traceback" not in result.stderr
+    assert result.stderr.startswith("error: ")
+    assert len(result.stderr.splitlines()) == 1, result.stderr
     assert str(tmp_path / "run") in result.stderr

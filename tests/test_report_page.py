@@ -5,7 +5,7 @@ import shutil
 
 import pytest
 from conftest import digits_config
-from test_report import make_run
+from test_report import make_diagnosis, make_run, store_diagnosis
 
 import train
 from tools import report, runs
@@ -53,10 +53,11 @@ def browser():
 
 @pytest.fixture(scope="module")
 def pages(tmp_path_factory) -> dict:
-    """Of a real run, of three seeds, and of three configs whose names are long."""
+    """Of a real run with a diagnosis, of three seeds, and of three configs whose names are long."""
     folder = tmp_path_factory.mktemp("runs")
     train.train_and_evaluate(digits_config(), folder / "real")
-    made = {"one": [runs.Run.read(folder / "real")]}
+    numbers = make_diagnosis("a_long_name_" * 5 + "1", "another_long_name_" * 4 + "2")
+    made = {"one": [store_diagnosis(folder / "real", numbers)]}
     made["seeds"] = [make_run(folder / f"seed{seed}", seed=seed) for seed in range(3)]
     made["configs"] = [
         make_run(folder / ("a_long_name_" * 5 + str(size)), config={"batch_size": size}) for size in (1, 2, 3)
@@ -82,7 +83,8 @@ def test_the_page_can_be_read(browser, pages, kind, scheme, width):
     assert page.evaluate(OVERFLOW) == []
 
     shown = page.evaluate(PICTURES)
-    assert len(shown) == {"one": 2, "seeds": 2, "configs": 4}[kind]  # curves of each config, and the kernels
+    # Curves of each config, and the kernels; of the diagnosis all parts but the table of curvature.
+    assert len(shown) == {"one": 2 + 7, "seeds": 2, "configs": 4}[kind]
     for picture in shown:
         assert picture["height"] > 100
         assert picture["curves"] > 10

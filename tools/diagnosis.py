@@ -147,7 +147,7 @@ def _draw_line(part: Found, width: float) -> Figure:
     metrics = [name for name in ("loss", "accuracy") if name in part["curves"][0]]
     labels = [_label(curve) for curve in part["curves"]]
     columns = 4 if width > 6 and len(labels) < 5 and max(map(len, labels)) < 20 else 2 if width > 6 else 1
-    above = 0.25 * -(-len(labels) // columns)
+    above, room = 0.25 * -(-len(labels) // columns), 30 if width > 6 else 13
     figure, axes = pictures.stack(width, [2.4] * len(metrics), above=above, lines=1)
     looks = pictures.styles(list(dict.fromkeys(curve["name"] for curve in part["curves"])))
     for axis, metric in zip(axes, metrics, strict=True):
@@ -167,14 +167,11 @@ def _draw_line(part: Found, width: float) -> Figure:
             values = np.array([curve["loss"] for curve in part["curves"]], float)
             if np.nanmin(values) > 0 and np.nanmax(values) > 20 * np.nanmin(values):
                 axis.set_yscale("log")
-    axes[-1].set_xlabel(f"0: {_end(part['ends'][0])}, 1: {_end(part['ends'][1])}")
+    start, end = (name if len(name) <= room else f"…{name[1 - room :]}" for name in part["ends"])
+    axes[-1].set_xlabel(f"0: {start}, 1: {end}")
     handles, _ = axes[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="upper left", ncols=columns, frameon=False)
     return figure
-
-
-def _end(name: str) -> str:
-    return name if len(name) < 20 else f"…{name[-18:]}"
 
 
 def _plane(part: Found, average: str) -> Section:
@@ -206,7 +203,7 @@ def _draw_plane(part: Found, average: str, width: float) -> Figure:
         spread = finite.max() - finite.min()
         levels = finite.min() + spread * np.geomspace(0.003, 1, 12)
         lines = axis.contour(part["x"], part["y"], losses, levels=levels[:-1], colors="#808080", linewidths=0.8)
-        axis.clabel(lines, fmt="%.3g", fontsize=7.5)
+        axis.clabel(lines, lines.levels[4::2], fmt="%.3g", fontsize=9)  # further in there is no room
         for where, dashes in (("paths", "-"), ("repeated", ":")):
             for name, path in part[where].items():
                 look = {**looks[name], "markersize": 3, "linewidth": 1, "linestyle": dashes}

@@ -5,14 +5,16 @@ from collections.abc import Callable, Sequence
 from typing import Any, Self
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.flatten_util import ravel_pytree
 
 
 @jax.jit
 def interpolate(start: Any, end: Any, share: float) -> Any:
-    """The point `start + share * (end - start)` of the line through two trees; 0 is the start, 1 the end."""
-    return jax.tree.map(lambda a, b: a + share * (b - a), start, end)
+    """The point `start + share * (end - start)` of the line through two trees; 0 is the start, 1 the end, exactly."""
+    # In float32 `a + (b - a)` is not `b`.
+    return jax.tree.map(lambda a, b: jnp.where(share == 1, b, a + share * (b - a)), start, end)
 
 
 def mean(trees: Sequence[Any]) -> Any:

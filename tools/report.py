@@ -95,7 +95,8 @@ def page(groups: Sequence[Group], remarks: Sequence[str], curves: Sequence[Mappi
                 if part.draw
                 else {}
             )
-            parts.append({"part": part, "pictures": inline(drawn, part.title, f"diagnosis-{number}-{part.name}")})
+            alt = f"{part.title}. The text below the picture says what it shows, in numbers."
+            parts.append({"part": part, "pictures": inline(drawn, alt, f"diagnosis-{number}-{part.name}")})
         diagnoses.append({"name": str(run.workdir), "found": run.diagnosis, "parts": parts})
     workdirs = [str(run.workdir) for group in groups for run in group.runs]
     source = (pathlib.Path(__file__).parent / "report.html").read_text("utf-8")
