@@ -34,6 +34,7 @@ from tqdm import tqdm
 
 import averaging
 import checkpointing
+import environment
 import evaluation
 import input_pipeline
 import intervals
@@ -582,6 +583,7 @@ def main() -> None:
         parser.error(f"--images must be at least {2 * NUM_BATCHES}, --steps at least {6 * NUM_ITERATES}")
     try:
         found = diagnose(args.workdir, args.other, average=args.average, num_images=args.images, num_steps=args.steps)
+        found["environment"] = environment.describe()
         found["command"] = shlex.join(["python", "-m", "tools.diagnose", *sys.argv[1:]])
         folder = args.workdir / "diagnosis"
         folder.mkdir(exist_ok=True)
