@@ -339,8 +339,7 @@ def test_an_average_that_copies_keeps_every_oscillation_whole():
     np.testing.assert_allclose(found, 1, atol=1e-15)
 
 
-def test_of_a_kernel_that_is_not_symmetric_the_newest_iterate_has_age_zero():
-    """No closed form, but the sum itself: which end is the newest shows in the folding only if ages are counted."""
+def test_the_transfer_function_of_any_kernel_is_its_fourier_sum():
     kernel = np.random.default_rng(0).dirichlet(np.ones(50))
     found = spectrum.transfer(kernel, 13)
     ages = np.arange(50)[::-1]
