@@ -76,10 +76,11 @@ def _processor() -> str:
 def _commit() -> str:
     """The commit of this code, with "+changes" where the working tree differs from it; empty outside a repository."""
     git = ["git", "-C", str(pathlib.Path(__file__).parent)]
+    results = (":!benchmarks/results", ":!examples/*/*.json")  # which change no run
     try:
         commit = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
         status = subprocess.run(
-            [*git, "status", "--porcelain", "-uno", "--", ".", ":!benchmarks/results"],  # results change no run
+            [*git, "status", "--porcelain", "-uno", "--", ".", *results],
             capture_output=True,
             text=True,
             check=True,

@@ -1,5 +1,7 @@
 import itertools
+import json
 import math
+import re
 import subprocess
 import sys
 
@@ -11,7 +13,9 @@ from matplotlib.text import Text
 from PIL import Image
 
 import averaging
+import intervals
 from examples import kernels, low_pass
+from examples.when_it_works import grid
 
 SCHEDULES = {
     "ema": averaging.ema(averaging.half_life_to_decay(50)),
@@ -56,9 +60,12 @@ def test_the_weights_in_the_picture_are_those_of_the_averages_and_sum_to_one():
         np.testing.assert_allclose(average, [drawn[i] for i in range(kernels.NUM_STEPS + 1)], rtol=1e-4, atol=tiny)
 
 
-@pytest.mark.parametrize("example", [kernels, low_pass])
-def test_a_picture_can_be_read_on_a_phone(example):
-    figure = example.draw()
+STORED = json.loads((grid.FOLDER / "grid.json").read_text())
+
+
+@pytest.mark.parametrize("draw", [kernels.draw, low_pass.draw, lambda: grid.draw(STORED["cells"])])
+def test_a_picture_can_be_read_on_a_phone(draw):
+    figure = draw()
     figure.draw_without_rendering()
     texts = [text for text in figure.findobj(Text) if text.get_text()]
     for text in texts:
@@ -84,3 +91,76 @@ def test_an_example_writes_its_picture(tmp_path, name):
     result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert result.returncode == 1
     assert f"python -m examples.{name}" in result.stderr
+
+
+def test_the_stored_grid_has_every_cell_with_every_seed():
+    assert [{axis: cell[axis] for axis in grid.AXES} for cell in STORED["cells"]] == grid.CELLS
+    for cell in STORED["cells"]:
+        assert len(cell["raw"]) == len(cell["ema"]) == grid.NUM_SEEDS
+        assert all(0 <= value <= 1 for value in cell["raw"] + cell["ema"] if value is not None)
+        assert [value is None for value in cell["raw"]] == [value is None for value in cell["ema"]]
+    assert re.fullmatch("[0-9a-f]{40}", STORED["environment"]["commit"])  # of a working tree without changes
+
+
+def test_what_the_text_says_of_the_grid_is_what_is_stored():
+    text = (grid.FOLDER / "README.md").read_text()
+    blocks = grid.table(STORED["cells"]), grid.findings(STORED["cells"])
+    assert blocks[0] in text
+    assert "\n".join(f"    {line}" for line in blocks[1].splitlines()) in text
+    # Whatever else it quotes stands in one of the two, or follows from the runs of ten times the length.
+    result = json.loads((ROOT / "benchmarks" / "results" / "when_it_works_long.json").read_text())
+    long = 100 * np.array(
+        [line["accuracy"] for seed in result["seeds"] for line in seed["metrics"] if line["curve"] == "ema-raw"]
+    )
+    short = {
+        cell["learning_rate"]: grid.gain(cell) for cell in STORED["cells"] if list(cell.values())[:3] == [0.4, 128, 32]
+    }
+    differences = [intervals.mean_interval(values) for values in (long, long - short[0.003], long - short[0.03])]
+    quoted = ["{:+.1f} points ({:+.1f} .. {:+.1f})", "{:+.1f} ({:+.1f} .. {:+.1f})", "{:+.1f} ({:+.1f} .. {:+.1f})"]
+    quoted = [form.format(*difference) for form, difference in zip(quoted, differences, strict=True)]
+    assert all(sentence in re.sub(r"\s+", " ", text) for sentence in quoted)
+    numbers = r"[+-]\d+\.\d|\d+\.\d %"
+    assert set(re.findall(numbers, text)) <= set(re.findall(numbers, "".join([*blocks, *quoted])))
+
+
+def test_the_picture_of_the_grid_shows_gains_and_levels_at_rate_over_batch_size():
+    figure = grid.draw(STORED["cells"])
+    drawn = {axes: [line.lines[0].get_xydata() for line in axes.containers] for axes in figure.axes}
+    left, right = (np.concatenate(list(itertools.chain(*list(drawn.values())[side::2]))) for side in (0, 1))
+    for cell, (x, gain), (same, level) in zip(STORED["cells"], left, right, strict=True):
+        assert x == same == cell["learning_rate"] / cell["batch_size"]
+        if grid.failed(cell):
+            assert math.isnan(gain)
+        else:
+            raw, averaged = np.array(cell["raw"]), np.array(cell["ema"])
+            assert level == pytest.approx(100 * raw.mean())
+            assert gain == pytest.approx(100 * intervals.mean_interval(averaged - raw)[0])
+
+
+@pytest.mark.slow
+def test_a_grid_trains_what_is_missing_and_draws(tmp_path, capsys):
+    cell = {"label_noise": 0.4, "width": 16, "batch_size": 32, "learning_rate": 0.1}
+    other = cell | {"batch_size": 64}
+    grid.run(tmp_path / "grid.json", [cell], 2, "20 steps")
+    first = json.loads((tmp_path / "grid.json").read_text())
+    assert capsys.readouterr().out.splitlines() == [f"2/2 runs, 0 min left: {cell}"]
+    assert cell.items() <= first["cells"][0].items()
+    assert first["cells"][0]["raw"] == [grid.train_once(cell, seed, "20 steps")[0] for seed in (0, 1)]
+    grid.run(tmp_path / "grid.json", [cell, other], 2, "20 steps")
+    assert capsys.readouterr().out.splitlines() == [f"2/2 runs, 0 min left: {other}"]
+    second = json.loads((tmp_path / "grid.json").read_text())
+    assert second["cells"][:1] == first["cells"]
+    assert len(second["cells"]) == 2
+    assert grid.table(second["cells"]).count("±") + grid.table(second["cells"]).count("failed") == 2
+    grid.draw(second["cells"]).savefig(tmp_path / "grid.png")
+    with Image.open(tmp_path / "grid.png") as picture:
+        assert len(set(picture.convert("L").get_flattened_data())) > 10  # not blank
+
+
+@pytest.mark.slow
+def test_every_number_of_a_cell_and_the_seed_matter_to_its_training():
+    cell = {"label_noise": 0.4, "width": 16, "batch_size": 32, "learning_rate": 0.1}
+    changes = [{}, {"label_noise": 0.2}, {"width": 8}, {"batch_size": 16}, {"learning_rate": 0.05}]
+    scores = [grid.train_once(cell | change, 0, "40 steps") for change in changes]
+    scores.append(grid.train_once(cell, 1, "40 steps"))
+    assert len(set(scores)) == len(scores) == 6

@@ -264,7 +264,7 @@ def test_of_a_large_hessian_each_value_is_as_near_to_an_eigenvalue_as_its_residu
 
 
 def test_along_the_same_directions_other_batches_curve_as_their_hessians_say():
-    hessians = np.stack([symmetric(12, seed) for seed in range(6)])
+    hessians = np.stack([symmetric(10, seed) for seed in range(6)])  # so small that Lanczos' method is exact
     found = measure(hessians)
     _, vectors = np.linalg.eigh(hessians[:3].mean(axis=0))
     expected = [[v @ hessian @ v for v in vectors.T[:-4:-1]] for hessian in hessians[3:]]

@@ -79,9 +79,8 @@ def measure(
 
     hessian = linalg.LinearOperator((size, size), matvec=mean_product, dtype=np.float64)
     # A hundredth of a value is finer than what other images would change.
-    values, vectors = linalg.eigsh(
-        hessian, number, which="LA", v0=rng.normal(size=size), tol=1e-2, ncv=min(size, 2 * number + 6)
-    )
+    start, num_vectors = rng.normal(size=size), min(size, 2 * number + 4)
+    values, vectors = linalg.eigsh(hessian, number, which="LA", v0=start, tol=1e-2, ncv=num_vectors)
     values, vectors = values[::-1], vectors.T[::-1]
     residuals = [
         np.linalg.norm(mean_product(vector) - value * vector) for value, vector in zip(values, vectors, strict=True)

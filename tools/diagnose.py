@@ -34,6 +34,7 @@ from tqdm import tqdm
 
 import averaging
 import checkpointing
+import environment
 import evaluation
 import input_pipeline
 import intervals
@@ -50,12 +51,13 @@ from tools.runs import Run
 
 Variables = dict[str, Any]  # parameters and batch statistics
 
-THROUGH = np.linspace(-1, 2, 25)  # places on the line through raw and average, which are at 0 and 1
+THROUGH = np.arange(-6, 13) / 6  # places on the line through raw and average, which are at 0 and 1
 BETWEEN = np.linspace(0, 1, 11)  # places between two other weights
-GRID = 11  # points of the plane in each direction
+GRID = 10  # points of the plane in each direction
+BATCH_SIZE = 125  # larger ones have temporary arrays that a CPU allocates anew at each batch, which takes longer
 NUM_BATCHES = 16  # of the training images, for the curvature
-NUM_EIGENVALUES = 3
-NUM_PROBES = 4  # for each batch
+NUM_EIGENVALUES = 2
+NUM_PROBES = 2  # for each batch
 NUM_TRACED = 256  # weights
 NUM_ITERATES = 8  # whose weights and predictions are averaged
 
@@ -110,7 +112,7 @@ class Subject:
         held_out = {"validation": splits.validation} if config.num_validation else {"test": splits.test}
         images = {
             name: EvalData.of(
-                sample(images, num_images), experiment.train_data.normalization, 500, experiment.mesh.size
+                sample(images, num_images), experiment.train_data.normalization, BATCH_SIZE, experiment.mesh.size
             )
             for name, images in {"train": splits.train, **held_out}.items()
         }
@@ -574,13 +576,14 @@ def main() -> None:
     parser.add_argument("workdir", type=pathlib.Path, metavar="WORKDIR", help="folder of the run")
     parser.add_argument("other", type=pathlib.Path, metavar="OTHER", nargs="?", help="folder of another run")
     parser.add_argument("--average", default="", help="name of the average; default: the one of config.best_curve")
-    parser.add_argument("--images", type=int, default=2000, help="of each split to score; default: %(default)s")
-    parser.add_argument("--steps", type=int, default=400, help="of training to repeat; default: %(default)s")
+    parser.add_argument("--images", type=int, default=1500, help="of each split to score; default: %(default)s")
+    parser.add_argument("--steps", type=int, default=300, help="of training to repeat; default: %(default)s")
     args = parser.parse_args()
     if args.images < 2 * NUM_BATCHES or args.steps < 6 * NUM_ITERATES:
         parser.error(f"--images must be at least {2 * NUM_BATCHES}, --steps at least {6 * NUM_ITERATES}")
     try:
         found = diagnose(args.workdir, args.other, average=args.average, num_images=args.images, num_steps=args.steps)
+        found["environment"] = environment.describe()
         found["command"] = shlex.join(["python", "-m", "tools.diagnose", *sys.argv[1:]])
         folder = args.workdir / "diagnosis"
         folder.mkdir(exist_ok=True)

@@ -246,8 +246,8 @@ def _sharpness(part: Found, average: str) -> Section:
     text = [
         "The curvature of the loss on training images: the largest eigenvalues of its Hessian, and their sum, the "
         f"trace. The eigenvalues are those on {part['num_images']} images (Lanczos method), with a bound of the "
-        f"numerical error. Below each, what {part['num_images']} other images give along the same direction: less, as "
-        "far as the direction was chosen to suit the first ones. The trace is Hutchinson's estimate on all of them.",
+        "numerical error. Below each, what as many other images give along the same direction: less on average, "
+        "because the direction was chosen to suit the first ones. The trace is Hutchinson's estimate on all of them.",
         "Brackets are 95 % intervals over images. The differences are paired: the same images and random vectors.",
     ]
     return Section("", "", text, cells=cells)
@@ -300,7 +300,8 @@ def _oscillations(part: Found, average: str) -> Section:
         f"were repeated from step {part['step']} on, raw and averaged; and what the transfer function of the "
         "average's kernel makes of the raw one. Below, the share of the power that is kept of each oscillation.",
         f"Of the power in oscillations of up to {longest:.0f} steps, {average} keeps {left} (95 % interval over "
-        f"weights); its kernel predicts {100 * part['predicted']:.2g} %. Slower ones cannot be seen in so few steps.",
+        f"weights); its kernel predicts {100 * part['predicted']:.2g} %. Slower ones cannot be seen in so few steps; "
+        "they leak into the longest periods that are shown, and raise what is measured there.",
     ]
     return Section("", "", text, lambda width: _draw_oscillations(part, average, width))
 
