@@ -307,14 +307,14 @@ class Trace:
 
     Attributes:
         step: of that checkpoint.
-        kernel: of the average by the end.
+        kernel: of the average by the end, if it is the same in all these steps.
         weights: [2, steps, weights], of a few weights raw and averaged after each step.
         iterates: raw weights, at equal distances.
         averaged: averaged weights at the same steps.
     """
 
     step: int
-    kernel: np.ndarray
+    kernel: np.ndarray | None
     weights: np.ndarray
     iterates: Sequence[Variables]
     averaged: Sequence[Variables]
@@ -348,7 +348,11 @@ def retrain(subject: Subject, num_steps: int) -> Trace:
             iterates.append(curves["raw"])
             averaged.append(curves[name])
     average = next(average for average in state.averages if average.name == name)
-    kernel = averaging.kernel(average.schedule, int(state.ema_count[name]))
+    count = int(state.ema_count[name])
+    step_sizes = average.schedule(np.arange(max(1, count - num_steps), count + 1))
+    # Where these change, as in a running mean, so does the kernel, and no single one says what becomes of oscillations.
+    steady = bool(np.ptp(step_sizes) <= 0.01 * np.max(step_sizes))
+    kernel = averaging.kernel(average.schedule, count) if steady else None
     return Trace(start.record.step, kernel, np.array(weights).swapaxes(0, 1), iterates, averaged)
 
 
@@ -358,21 +362,21 @@ def oscillations(trace: Trace) -> dict[str, Any]:
     if not np.any(np.ptp(raw, axis=0)):
         raise NotPossibleError(f"the learning rate is 0 from step {trace.step} on, and the weights stand still")
     (frequencies, before), (_, after) = map(spectrum.power, (raw, averaged))
-    kept = spectrum.transfer(trace.kernel, len(frequencies))
     # The trend that was taken out has no power at 0.
-    frequencies, before, after, kept = frequencies[1:], before[1:], after[1:], kept[1:]
-    return {
+    frequencies, before, after = frequencies[1:], before[1:], after[1:]
+    found = {
         "step": trace.step,
         "num_steps": len(raw),
         "num_weights": raw.shape[1],
         "frequencies": frequencies,
         "raw": before.mean(axis=1),
         "averaged": after.mean(axis=1),
-        "kept": kept,
-        # Of the variance around the trend: what is left of it, as measured and as the kernel predicts.
         "left": spectrum.ratio_interval(after.sum(axis=0), before.sum(axis=0)),
-        "predicted": float(kept**2 @ before.sum(axis=1) / before.sum()),
     }
+    if trace.kernel is not None:
+        kept = spectrum.transfer(trace.kernel, len(frequencies) + 1)[1:]
+        found |= {"kept": kept, "predicted": float(kept**2 @ before.sum(axis=1) / before.sum())}
+    return found
 
 
 def plane(subject: Subject, trace: Trace) -> dict[str, Any]:

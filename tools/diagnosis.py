@@ -297,11 +297,14 @@ def _oscillations(part: Found, average: str) -> Section:
     longest = 1 / part["frequencies"][0]
     text = [
         f"The power spectra of {part['num_weights']} weights, chosen at random, over {part['num_steps']} steps that "
-        f"were repeated from step {part['step']} on, raw and averaged; and what the transfer function of the "
-        "average's kernel makes of the raw one. Below, the share of the power that is kept of each oscillation.",
+        f"were repeated from step {part['step']} on, raw and averaged. Below, the share of the power that is kept of "
+        "each oscillation.",
         f"Of the power in oscillations of up to {longest:.0f} steps, {average} keeps {left} (95 % interval over "
-        f"weights); its kernel predicts {100 * part['predicted']:.2g} %. Slower ones cannot be seen in so few steps; "
-        "they leak into the longest periods that are shown, and raise what is measured there.",
+        "weights). Slower ones cannot be seen in so few steps; they leak into the longest periods that are shown, and "
+        "raise what is measured there.",
+        f"The transfer function of its kernel predicts {100 * part['predicted']:.2g} %, and the dashed curves."
+        if "kept" in part
+        else f"What {average} does changes in these steps, so that no transfer function predicts it.",
     ]
     return Section("", "", text, lambda width: _draw_oscillations(part, average, width))
 
@@ -311,14 +314,16 @@ def _draw_oscillations(part: Found, average: str, width: float) -> Figure:
     figure, axes = pictures.stack(width, [2.4, 2.0], above=0.3 if width > 6 else 0.8, lines=1)
     looks = pictures.styles(["raw", average])
     periods = 1 / np.array(part["frequencies"])
-    raw, averaged, kept = (np.array(part[name]) for name in ("raw", "averaged", "kept"))
+    raw, averaged = (np.array(part[name]) for name in ("raw", "averaged"))
     looks = {name: {**look, "markersize": 3, "linewidth": 1} for name, look in looks.items()}
     axes[0].loglog(periods, raw, label="raw", **looks["raw"])
     axes[0].loglog(periods, averaged, label=f"{average}, measured", **looks[average])
     axes[1].loglog(periods, averaged / raw, **looks[average])
-    predicted = {"color": "#0072B2", "linestyle": "--", "linewidth": 1.3, "label": f"{average}, from its kernel"}
-    axes[0].loglog(periods, kept**2 * raw, **predicted)
-    axes[1].loglog(periods, kept**2, **predicted)
+    if "kept" in part:
+        kept = np.array(part["kept"]) ** 2
+        predicted = {"color": "#0072B2", "linestyle": "--", "linewidth": 1.3, "label": f"{average}, from its kernel"}
+        axes[0].loglog(periods, kept * raw, **predicted)
+        axes[1].loglog(periods, kept, **predicted)
     axes[0].set_title("power of a weight's oscillations, mean", loc="left", fontsize=10)
     axes[1].set_title("share of the power that is kept", loc="left", fontsize=10)
     axes[-1].set_xlabel("period of the oscillation, in steps")
