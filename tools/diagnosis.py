@@ -211,7 +211,7 @@ def _draw_plane(part: Found, average: str, width: float) -> Figure:
                 axis.plot(*np.array(path)[:, :2].T, label=label, **look)
         for name, (x, y) in part["corners"].items():
             axis.plot(x, y, marker="*", markersize=11, color=looks.get(name, looks["raw"])["color"], linestyle="")
-            axis.annotate(name, (x, y), xytext=(5, 5), textcoords="offset points", fontsize=9)
+            axis.annotate(name, (x, y), xytext=(-5, 4), textcoords="offset points", fontsize=9, ha="right")
         axis.set(xlim=(part["x"][0], part["x"][-1]), ylim=(part["y"][0], part["y"][-1]))
         axis.set_title(f"loss on {split} images", loc="left", fontsize=10)
         axis.set_xlabel("distance of the parameters from raw")
