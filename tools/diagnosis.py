@@ -320,10 +320,10 @@ def _draw_oscillations(part: Found, average: str, width: float) -> Figure:
     axes[0].loglog(periods, averaged, label=f"{average}, measured", **looks[average])
     axes[1].loglog(periods, averaged / raw, **looks[average])
     if "kept" in part:
-        kept = np.array(part["kept"]) ** 2
+        kept = np.array(part["kept"])
         predicted = {"color": "#0072B2", "linestyle": "--", "linewidth": 1.3, "label": f"{average}, from its kernel"}
-        axes[0].loglog(periods, kept * raw, **predicted)
-        axes[1].loglog(periods, kept, **predicted)
+        axes[0].loglog(periods, kept**2 * raw, **predicted)
+        axes[1].loglog(periods, kept**2, **predicted)
     axes[0].set_title("power of a weight's oscillations, mean", loc="left", fontsize=10)
     axes[1].set_title("share of the power that is kept", loc="left", fontsize=10)
     axes[-1].set_xlabel("period of the oscillation, in steps")
