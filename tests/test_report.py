@@ -374,8 +374,10 @@ def test_a_diagnosis_says_what_was_left_out_and_why_and_what_is_not_finite(tmp_p
     curve["loss"][0] = None
     curve["difference"]["loss"] = curve["difference"]["loss_high"] = None
     numbers["plane"]["losses"]["train"][0][0] = None
+    del numbers["oscillations"]["kept"], numbers["oscillations"]["predicted"]
     make_run(tmp_path / "run")
     text = words(store_diagnosis(tmp_path / "run", numbers))
+    assert "so that no transfer function predicts it" in text
     assert "The loss between two checkpoints Left out: the run has stored nothing but its latest weights." in text
     assert "not finite (+0.8 .. not finite)" in text
     assert "averaged weights minus averaged predictions: -0.1 (-0.2 .. +0) in loss" in text

@@ -351,7 +351,7 @@ def retrain(subject: Subject, num_steps: int) -> Trace:
     count = int(state.ema_count[name])
     step_sizes = average.schedule(np.arange(max(1, count - num_steps), count + 1))
     # Where these change, as in a running mean, so does the kernel, and no single one says what becomes of oscillations.
-    steady = bool(np.ptp(step_sizes) <= 0.01 * np.max(step_sizes))
+    steady = bool(np.ptp(step_sizes) <= 0.05 * np.max(step_sizes))
     kernel = averaging.kernel(average.schedule, count) if steady else None
     return Trace(start.record.step, kernel, np.array(weights).swapaxes(0, 1), iterates, averaged)
 
