@@ -189,11 +189,12 @@ def test_a_hessian_product_is_that_of_softmax_regression():
     np.testing.assert_allclose(found, hessian @ vectors[0], rtol=0, atol=20 * EPSILON * np.abs(found).max())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("options", "formulation"),
     [
-        pytest.param({"kernel_size": (3, 3)}, "winograd", marks=pytest.mark.slow),
-        pytest.param({"kernel_size": (5, 5)}, "xla", marks=pytest.mark.slow),
+        ({"kernel_size": (3, 3)}, "winograd"),
+        ({"kernel_size": (5, 5)}, "xla"),
         ({"kernel_size": (5, 5), "strides": 2, "padding": "VALID"}, "columns"),
     ],
     ids=["winograd", "xla", "columns"],

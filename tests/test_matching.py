@@ -70,7 +70,15 @@ def assert_same_outputs(model, images, first, second):
     assert first.std() > 0.1 * np.abs(first).mean()  # or there would be nothing to see
 
 
-@pytest.mark.parametrize("kind", MODELS)
+@pytest.mark.parametrize(
+    "kind",
+    [
+        "mlp",
+        "cnn with batch norm",
+        pytest.param("cnn", marks=pytest.mark.slow),
+        pytest.param("small_cnn", marks=pytest.mark.slow),
+    ],
+)
 def test_a_known_permutation_is_found_and_changes_the_weights_but_not_the_outputs(kind):
     model, images = create(*MODELS[kind][0]), images_of(MODELS[kind][1])
     variables = random_variables(model, images)
@@ -103,7 +111,7 @@ def test_every_variable_of_a_hidden_layer_is_permuted_with_its_units():
     }
 
 
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", [0, *(pytest.param(seed, marks=pytest.mark.slow) for seed in (1, 2))])
 def test_matching_unrelated_networks_brings_them_nearer_and_every_seed_of_it_is_reproducible(seed):
     model, images = create(*MODELS["cnn with batch norm"][0]), images_of((8, 8, 1))
     reference, variables = (random_variables(model, images, number) for number in (2 * seed, 2 * seed + 1))
