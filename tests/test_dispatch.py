@@ -92,6 +92,7 @@ def test_training_compiles_once_whatever_the_chunks_and_nothing_after_the_first_
     assert max(compiled) == 0
 
 
+@pytest.mark.slow
 def test_a_continued_run_compiles_its_training_program_once_too(tmp_path, monkeypatch):
     programs = []
 

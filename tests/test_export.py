@@ -72,6 +72,7 @@ def test_the_best_checkpoint_can_be_exported(run, tmp_path):
     assert accuracies[about["step"]] == about["scores"]["raw"]["accuracy"] == max(accuracies.values())
 
 
+@pytest.mark.slow
 def test_an_average_that_the_run_dropped_later_is_exported_as_what_it_was(tmp_path):
     config = digits_config(eval_every="10 steps", checkpoint_every="10 steps")
     config.averages.old = default.average("soft_update", tau=0.5)

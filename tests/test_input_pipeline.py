@@ -202,6 +202,7 @@ def test_digits_are_split_into_stratified_halves():
     assert len(np.unique(images, axis=0)) == 1797
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("mnist")
 def test_a_tfds_set_brings_its_own_shape_classes_and_sizes():
     mnist = input_pipeline.find_source("mnist")

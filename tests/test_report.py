@@ -580,6 +580,7 @@ def test_times_are_those_at_the_end_and_rates_those_of_training(tmp_path):
     }  # fmt: skip
 
 
+@pytest.mark.slow
 def test_the_page_goes_where_it_is_told_to(tmp_path):
     for name in "ab":
         make_run(tmp_path / name, seed=ord(name))

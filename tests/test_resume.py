@@ -160,6 +160,7 @@ def test_a_run_may_go_on_with_other_averages_and_none_starts_at_random(tmp_path,
     assert "it is ema(debias=True, decay=0.99), after 20 updates of ema(debias=True, decay=0.9)" in said
 
 
+@pytest.mark.slow
 def test_an_average_switched_off_and_on_again_starts_from_the_restored_parameters(tmp_path):
     train.train_and_evaluate(digits_config(), tmp_path)
     off = train.train_and_evaluate(digits_config(duration="25 steps", averages__ema__kind="none"), tmp_path)
@@ -172,6 +173,7 @@ def test_an_average_switched_off_and_on_again_starts_from_the_restored_parameter
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), state.ema_params["ema"], expected)
 
 
+@pytest.mark.slow
 def test_an_average_that_was_changed_is_described_as_what_it_really_is(tmp_path, capsys):
     """20 updates of a soft update, then an EMA: its kernel has both, and its warning."""
 
@@ -198,6 +200,7 @@ def test_an_average_that_was_changed_is_described_as_what_it_really_is(tmp_path,
     assert run("27 steps", kind="ema", decay=0.9) == []  # a new one
 
 
+@pytest.mark.slow
 def test_snapshots_are_kept_and_those_after_the_checkpoint_taken_again(tmp_path):
     config = digits_config(snapshot_every="3 steps", keep_checkpoints=1, best_curve="raw")
     state = train.train_and_evaluate(config, tmp_path)
@@ -254,6 +257,7 @@ def test_a_long_kernel_is_stored_in_a_thousand_sums_at_most(tmp_path):
     np.testing.assert_allclose(stored["kernel"][-2:], [exact[2496:2499].sum(), exact[2499]], rtol=1e-5)  # 6 digits
 
 
+@pytest.mark.slow
 def test_an_accepted_change_of_the_optimizer_takes_effect(tmp_path):
     final = []
     for momentum in (0.9, 0.5):

@@ -95,6 +95,7 @@ def test_a_fit_that_is_not_good_enough_is_said_and_left_out(run, capsys):
     assert "running_mean:start=120 steps could not be made at the end, at step 160" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_averages_that_joined_or_changed_later_are_taken_for_what_they_were(tmp_path):
     first = config(duration="40 steps", checkpoint_every="40 steps")
     del first.averages.wide
