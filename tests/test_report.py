@@ -582,8 +582,9 @@ def test_times_are_those_at_the_end_and_rates_those_of_training(tmp_path):
 
 @pytest.mark.slow
 def test_the_page_goes_where_it_is_told_to(tmp_path):
+    (tmp_path / "runs").mkdir()
     for name in "ab":
-        make_run(tmp_path / name, seed=ord(name))
+        make_run(tmp_path / "runs" / name, seed=ord(name))
 
     def write(*arguments):
         result = subprocess.run(
@@ -593,9 +594,10 @@ def test_the_page_goes_where_it_is_told_to(tmp_path):
         assert result.returncode == 0, result.stderr
         return sorted(str(path.relative_to(tmp_path)) for path in tmp_path.glob("**/report.html"))
 
-    assert write("a", "a/../a") == ["a/report.html"]  # which is one
-    assert write("a", "b") == ["a/report.html", "report/report.html"]
-    assert write("a", "b", "--out=c") == ["a/report.html", "c/report.html", "report/report.html"]
+    assert write("runs/a", "runs/a/../a") == ["runs/a/report.html"]  # which is one
+    # Beside the runs, and not in the current folder, which is often the source tree.
+    assert write("runs/a", "runs/b") == ["runs/a/report.html", "runs/report/report.html"]
+    assert write("runs/a", "runs/b", "--out=c") == ["c/report.html", "runs/a/report.html", "runs/report/report.html"]
 
 
 @pytest.mark.parametrize(

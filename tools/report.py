@@ -195,7 +195,7 @@ def main() -> None:
     parser.add_argument(
         "--out",
         type=pathlib.Path,
-        help="folder of the page; default: the workdir, or of several, `report` in the current folder",
+        help="folder of the page; default: the workdir, or of several, `report` beside the first",
     )
     args = parser.parse_args()
     try:
@@ -208,7 +208,7 @@ def main() -> None:
         else:
             print("\n\n".join([tables.to_text(groups, args.format == "markdown"), *remarks]))
         if args.format == "html":
-            folder = args.out or (workdirs[0] if len(workdirs) == 1 else pathlib.Path("report"))
+            folder = args.out or (workdirs[0] if len(workdirs) == 1 else workdirs[0].parent / "report")
             print(write_to(folder, groups, remarks))
     except (UserError, OSError) as error:
         sys.exit(f"error: {error}")
