@@ -18,7 +18,7 @@ lint: .venv/dev
 
 # Seeds faults and sees that the tests catch each of them; takes about five minutes.
 mutants: .venv/dev
-	$(BIN)/python tests/mutants.py
+	$(BIN)/python tests/mutants/mutants.py
 
 # Kills a hundred runs at random moments and compares what becomes of them; takes about 25 minutes on two cores.
 chaos: .venv/dev

@@ -11,9 +11,9 @@ import optax
 from flax import linen as nn
 from flax import traverse_util
 
-import intervals
-from errors import UserError
 from input_pipeline import EvalData, TrainData
+from runtime import intervals
+from runtime.errors import UserError
 
 Scores = dict[str, Any]  # name -> one value per example
 ScoreFn = Callable[[Callable[..., Any], Any, Mapping[str, jax.Array]], Scores]

@@ -19,11 +19,11 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
-import environment
 from augmentation import Augmentation
-from caching import CachedArrays
-from errors import UserError
-from progress import under_way
+from runtime import environment
+from runtime.caching import CachedArrays
+from runtime.errors import UserError
+from runtime.progress import under_way
 from streams import step_key, stream_key
 
 Array = jax.Array | np.ndarray

@@ -18,9 +18,9 @@ import sys
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-import command_line
-import interruption
-from errors import UserError
+from runtime import interruption
+from runtime.errors import UserError
+from tools import command_line
 
 _CONFIG = config_flags.DEFINE_config_file("config", help_string="File with the config, such as configs/digits.py.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run: everything it writes goes there.", required=True)
@@ -46,7 +46,7 @@ def main(argv: list[str]) -> None:
     """Trains or scores, as the flags say."""
     if len(argv) > 1:
         sys.exit(f"error: unknown argument {argv[1]!r}; flags are written --name=value")
-    import startup
+    from runtime import startup
 
     startup.count_imports()
     if logging.get_verbosity() >= logging.DEBUG:
@@ -54,8 +54,8 @@ def main(argv: list[str]) -> None:
         logging.set_verbosity(logging.WARNING)  # for what libraries would say at that level
     import jax
 
-    import caching
     import train
+    from runtime import caching
 
     startup.mark("imports")
     workdir = os.path.expanduser(_WORKDIR.value)
@@ -84,7 +84,7 @@ def main(argv: list[str]) -> None:
 
 
 def _enable_cache(directory: str) -> None:
-    import caching
+    from runtime import caching
 
     try:
         print(caching.enable(directory), flush=True)

@@ -8,8 +8,8 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from convolution import conv_general_dilated
-from errors import UserError
+from runtime.convolution import conv_general_dilated
+from runtime.errors import UserError
 
 # What it computes is `nn.Conv`'s, and so are its parameters; on CPUs it takes half of the time.
 Conv = functools.partial(nn.Conv, conv_general_dilated=conv_general_dilated)

@@ -17,13 +17,13 @@ from typing import Any
 import ml_collections
 
 import averaging
-import durations
 import input_pipeline
 import models
 import optimizers
 from configs import default
-from errors import UserError
-from run_folder import replace_file
+from runtime import durations
+from runtime.errors import UserError
+from runtime.run_folder import replace_file
 from train_state import Average
 
 # The fields of an average that every kind has.

@@ -20,27 +20,21 @@ from clu import parameter_overview
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from jax.typing import ArrayLike
 
-import average_table
-import checkpointing
-import environment
 import evaluation
 import input_pipeline
-import interruption
 import models
-import nonfinite
 import optimizers
-import run_folder
 import settings
-import startup
 from augmentation import Augmentation
-from checkpointing import Checkpoints, Record
-from dispatch import Dispatcher, suits_chunks
-from errors import UserError
-from metric_writing import MetricWriter
-from profiling import Profiler
-from progress import first_time, say, under_way
+from reporting import page, runs, tables
+from runtime import average_table, checkpointing, environment, interruption, nonfinite, run_folder, startup
+from runtime.checkpointing import Checkpoints, Record
+from runtime.dispatch import Dispatcher, suits_chunks
+from runtime.errors import UserError
+from runtime.metric_writing import MetricWriter
+from runtime.profiling import Profiler
+from runtime.progress import first_time, say, under_way
 from streams import stream_key
-from tools import report, runs, tables
 from train_state import CustomTrainState
 
 Batch = Mapping[str, jax.Array]
@@ -499,7 +493,7 @@ def train_and_evaluate(
             if stop:
                 raise interruption.Interrupted(step)
 
-    say(f"{writer.times()}\n{report.write(workdir)}")
+    say(f"{writer.times()}\n{page.write(workdir)}")
     return state
 
 

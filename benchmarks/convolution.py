@@ -19,8 +19,8 @@ import jax.numpy as jnp
 import numpy as np
 from absl import app, flags, logging
 
-import convolution
 from benchmarks import measure
+from runtime import convolution
 
 _ROUNDS = flags.DEFINE_integer("rounds", 7, "How often the formulations take turns.", lower_bound=measure.MIN_ROUNDS)
 

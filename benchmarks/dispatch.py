@@ -21,7 +21,7 @@ from absl import app, flags, logging
 
 import train
 from benchmarks import measure
-from errors import UserError
+from runtime.errors import UserError
 
 _ROUNDS = flags.DEFINE_integer("rounds", 8, "How often the two take turns.", lower_bound=measure.MIN_ROUNDS)
 

@@ -21,9 +21,9 @@ import jax.numpy as jnp
 import numpy as np
 import scipy.stats
 
-import environment
 import train
-from dispatch import Dispatcher, suits_chunks
+from runtime import environment
+from runtime.dispatch import Dispatcher, suits_chunks
 from train_state import CustomTrainState
 
 # Packages that only the benchmarks use, to compare with.

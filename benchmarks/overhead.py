@@ -30,15 +30,14 @@ import jax.numpy as jnp
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-import command_line
 import input_pipeline
 import settings
 import train
 from benchmarks import measure
-from checkpointing import Checkpoints
-from errors import UserError
-from metric_writing import MetricWriter
-from tools import report
+from runtime.checkpointing import Checkpoints
+from runtime.errors import UserError
+from runtime.metric_writing import MetricWriter
+from tools import command_line, report
 
 _CONFIG = config_flags.DEFINE_config_file("config", "configs/mnist.py", "File with the config.")
 _ROUNDS = flags.DEFINE_integer("rounds", 6, "How often the two take turns.", lower_bound=measure.MIN_ROUNDS)

@@ -31,14 +31,14 @@ import numpy as np
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-import command_line
 import input_pipeline
 import settings
 import train
 from benchmarks import measure, peers_jax, peers_torch
 from benchmarks.peers_jax import Task, Variant, Weights, flatten
 from configs import default
-from errors import UserError
+from runtime.errors import UserError
+from tools import command_line
 
 _CONFIG = config_flags.DEFINE_config_file("config", "configs/mnist.py", "With the CNN, or with ResNet-20.")
 _NAME = flags.DEFINE_string("name", None, "Of the result.", required=True)

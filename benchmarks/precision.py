@@ -20,11 +20,11 @@ import ml_collections
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-import command_line
-import environment
 import train
-from errors import UserError
-from tools.runs import read_metrics
+from reporting.runs import read_metrics
+from runtime import environment
+from runtime.errors import UserError
+from tools import command_line
 
 _CONFIG = config_flags.DEFINE_config_file("config", help_string="File with the config.")
 _NAME = flags.DEFINE_string("name", None, "Of the result.", required=True)

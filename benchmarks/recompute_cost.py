@@ -11,13 +11,13 @@ import jax
 from absl import app, flags
 from ml_collections import config_flags
 
-import command_line
 import evaluation
 import input_pipeline
 import settings
 import train
 from benchmarks import measure
-from errors import UserError
+from runtime.errors import UserError
+from tools import command_line
 
 _CONFIG = config_flags.DEFINE_config_file(
     "config", "configs/cifar10_batch_stats.py", help_string="File with the config."

@@ -22,13 +22,11 @@ import numpy as np
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-import command_line
-import environment
-import intervals
 import train
-from errors import UserError
-from tools import posthoc
-from tools.runs import last_evaluation, read_metrics
+from reporting.runs import last_evaluation, read_metrics
+from runtime import environment, intervals
+from runtime.errors import UserError
+from tools import command_line, posthoc
 
 _CONFIG = config_flags.DEFINE_config_file("config", help_string="File with the config.")
 _SEEDS = flags.DEFINE_integer("seeds", 3, "Number of seeds: 0, 1, ...", lower_bound=2)

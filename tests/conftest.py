@@ -65,7 +65,7 @@ def zero_sums(experiment):
 def create_dispatcher(experiment, chunked: bool = True, max_steps: int = 0):
     """Advances the experiment; overwrites the state that it is given."""
     import train
-    from dispatch import Dispatcher
+    from runtime.dispatch import Dispatcher
 
     program = train.create_train_program(train.loss_fn, experiment.mesh, experiment.config.accumulate)
     return Dispatcher(program, chunked=chunked, max_steps=max_steps, sharding=train.replicated(experiment.mesh))
@@ -89,7 +89,7 @@ def run_main(*flags: str, config: str = "configs/digits.py", **environment: str)
 
 def store_images(folder, name: str, version: str, num_classes: int) -> None:
     """Prepares a TFDS data set of 160 and 40 random 32x32 colour images, as `tfds build` leaves one."""
-    import environment  # imports JAX
+    from runtime import environment  # imports JAX
 
     environment.import_tensorflow()
     import tensorflow as tf

@@ -5,7 +5,7 @@ import pytest
 
 import evaluation
 import input_pipeline
-import intervals
+from runtime import intervals
 
 
 def linear(variables, image, train):

@@ -11,7 +11,7 @@ from scipy import stats
 
 import input_pipeline
 from augmentation import Augmentation
-from errors import UserError
+from runtime.errors import UserError
 from streams import stream_key
 
 KEY = jax.random.key(0)

@@ -7,7 +7,7 @@ import pytest
 from flax import linen as nn
 
 import models
-from errors import UserError
+from runtime.errors import UserError
 
 # The smallest model of each name.
 FIELDS = {  # of the models that come with the project

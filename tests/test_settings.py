@@ -8,7 +8,7 @@ from conftest import digits_config
 import averaging
 import settings
 from configs import default
-from errors import UserError
+from runtime.errors import UserError
 
 
 def resolve(config, num_train=901, num_devices=1):

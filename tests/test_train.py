@@ -20,15 +20,15 @@ from conftest import ROOT, digits_config, read_metrics, run_main, zero_sums
 from ml_collections import config_flags
 
 import averaging
-import checkpointing
 import evaluation
 import input_pipeline
 import models
 import settings
 import train
 from configs import default
-from errors import UserError
-from metric_writing import CLOCKS
+from runtime import checkpointing
+from runtime.errors import UserError
+from runtime.metric_writing import CLOCKS
 
 CONFIGS = sorted(path.stem for path in (ROOT / "configs").glob("*.py") if path.stem != "default")
 

@@ -1,1 +1,1 @@
-"""What reads a finished run."""
+"""Commands on runs, each `python -m tools.NAME`."""

@@ -33,21 +33,19 @@ from scipy import special
 from tqdm import tqdm
 
 import averaging
-import checkpointing
-import environment
 import evaluation
 import input_pipeline
-import intervals
-import run_folder
 import settings
 import train
-from checkpointing import Stored
-from errors import UserError
 from evaluation import Scores
 from input_pipeline import EvalData, Images
-from progress import under_way
-from tools import curvature, diagnosis, landscape, matching, report, spectrum
-from tools.runs import Run
+from reporting import diagnosis, page
+from reporting.runs import Run
+from runtime import checkpointing, environment, intervals, run_folder
+from runtime.checkpointing import Stored
+from runtime.errors import UserError
+from runtime.progress import under_way
+from tools.diagnosis import curvature, landscape, matching, spectrum
 
 Variables = dict[str, Any]  # parameters and batch statistics
 
@@ -593,7 +591,7 @@ def main() -> None:
         folder.mkdir(exist_ok=True)
         run_folder.replace_file(folder / "numbers.json", json.dumps(found) + "\n")
         print(diagnosis.write_pictures(folder, found))
-        print(report.write(args.workdir))
+        print(page.write(args.workdir))
     except (UserError, OSError) as error:
         sys.exit(f"error: {error}")
 

@@ -18,12 +18,12 @@ from flax import serialization, traverse_util
 from safetensors import SafetensorError
 from safetensors.flax import save_file
 
-import checkpointing
 import input_pipeline
 import settings
 import train
-from errors import UserError
-from tools import runs, tables
+from reporting import runs, tables
+from runtime import checkpointing
+from runtime.errors import UserError
 
 
 def export(workdir: pathlib.Path, name: str, out: pathlib.Path, which: str) -> dict[str, dict[str, float]]:

@@ -28,14 +28,14 @@ import optax
 from flax import traverse_util
 
 import averaging
-import checkpointing
 import input_pipeline
 import settings
 import train
-from checkpointing import Stored
 from configs import default
-from errors import UserError
-from tools import report, runs
+from reporting import page, runs
+from runtime import checkpointing
+from runtime.checkpointing import Stored
+from runtime.errors import UserError
 
 RAW = averaging.soft_update(1.0)  # the raw weights, as an average
 
@@ -269,7 +269,7 @@ def main() -> None:
     try:
         lines = posthoc(args.workdir, args.average, args.basis, args.max_error)
         write(args.workdir, lines)
-        print(report.write(args.workdir) if lines else "Nothing was made")
+        print(page.write(args.workdir) if lines else "Nothing was made")
     except (UserError, OSError) as error:
         sys.exit(f"error: {error}")
     sys.exit(not lines)

@@ -11,173 +11,12 @@ reads the files of workdirs only, also of runs that are still running.
 """
 
 import argparse
-import json
 import pathlib
-import shlex
 import sys
-from collections.abc import Mapping, Sequence
-from typing import Any
 
-from errors import UserError
-from tools import runs, tables
-from tools.runs import Group, Run
-
-# What `Group.times` knows, and what it is.
-_TIMES = {
-    "startup_seconds": "start-up, s",
-    "compile_seconds": "compilation, s",
-    "train_seconds": "training, s",
-    "eval_seconds": "evaluation, s",
-    "checkpoint_seconds": "checkpoints, s",
-    "steps_per_second": "steps per second of training",
-    "images_per_second": "images per second of training",
-}
-
-
-def page(groups: Sequence[Group], remarks: Sequence[str], curves: Sequence[Mapping[str, str]]) -> str:
-    """The page, a whole HTML file.
-
-    Args:
-        groups: of runs.
-        remarks: what else there is to say of them.
-        curves: the picture of each group as SVG, "wide" and "narrow".
-    """
-    import jinja2
-
-    from tools import diagnosis, pictures
-
-    def inline(drawn: Mapping[str, str], alt: str, name: str) -> dict[str, str]:
-        return {kind: pictures.inline(svg, alt, f"{name}-{kind}") for kind, svg in drawn.items()}
-
-    sections = []
-    for number, (group, drawn) in enumerate(zip(groups, curves, strict=True)):
-        rows, says = group.rows(), tables.verdicts(group, len(groups) > 1)
-        alt = (
-            f"{', '.join(pictures.panels(group))} of {', '.join(group.names)} over {group.last_step} steps of "
-            f"training. At the end, {' '.join(says)}"
-        )
-        sections.append(
-            {
-                "name": group.name,
-                "title": tables.title(group),
-                "setup": group.setup,
-                "cells": tables.cells(rows, wide=True),
-                "verdicts": says,
-                "curves": inline(drawn, alt, f"curves-{number}"),
-            }
-        )
-    # Groups often have the same averages, which are then shown once.
-    averages: dict[str, list[Group]] = {}
-    for group in groups:
-        averages.setdefault(json.dumps(group.runs[0].averages), []).append(group)
-    kernels = []
-    for number, (text, having) in enumerate(averages.items()):
-        described = json.loads(text)
-        if described:
-            drawn = {
-                kind: pictures.to_svg(pictures.kernels(described, having[0].names, width))
-                for kind, width in pictures.WIDTHS.items()
-            }
-            alt = "The weight that each average gives to each iterate of training; the table below has it in numbers."
-            kernels.append(
-                {
-                    "names": [group.name for group in having],
-                    "cells": _describe(described),
-                    "pictures": inline(drawn, alt, f"kernels-{number}"),
-                }
-            )
-    diagnoses = []
-    for number, run in enumerate(run for group in groups for run in group.runs if run.diagnosis):
-        parts = []
-        for part in diagnosis.sections(run.diagnosis):
-            drawn = (
-                {kind: pictures.to_svg(part.draw(width)) for kind, width in pictures.WIDTHS.items()}
-                if part.draw
-                else {}
-            )
-            alt = f"{part.title}. The text below the picture says what it shows, in numbers."
-            parts.append({"part": part, "pictures": inline(drawn, alt, f"diagnosis-{number}-{part.name}")})
-        diagnoses.append({"name": str(run.workdir), "found": run.diagnosis, "parts": parts})
-    workdirs = [str(run.workdir) for group in groups for run in group.runs]
-    source = (pathlib.Path(__file__).parent / "report.html").read_text("utf-8")
-    template = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined).from_string(source)
-    return template.render(
-        names=[group.name for group in groups],
-        sections=sections,
-        together=[row[:5] for row in tables.cells(tables.to_rows(groups))] if len(groups) > 1 else [],
-        one_run=any(len(group.runs) == 1 and len(group.names) > 1 for group in groups) and runs.ONE_RUN,
-        remarks=remarks,
-        differences=runs.differences(groups),
-        kernels=kernels,
-        diagnoses=diagnoses,
-        times=[group.times() for group in groups],
-        clocks=_TIMES,
-        environment=_environment(groups),
-        configs=[group.runs[0].config for group in groups],
-        command=shlex.join(["python", "-m", "tools.report", *workdirs]),
-    )
-
-
-def _describe(averages: Mapping[str, Mapping[str, Any]]) -> list[list[str]]:
-    """The header and the rows of the table of averages."""
-    header = ["average", "kind", "mean age", "half-life", "effective number", "weight on start"]
-    rows = [
-        [name, average["kind"]]
-        + [f"{average[number]:.4g}" for number in ("mean_age", "half_life", "effective_number")]
-        + [f"{average['initial_weight']:.2%}"]
-        for name, average in averages.items()
-    ]
-    return [header, *rows]
-
-
-def _environment(groups: Sequence[Group]) -> dict[str, dict[str, list[str]]]:
-    """Where the runs ran: each value of each entry, with the groups that have it."""
-    found: dict[str, dict[str, list[str]]] = {}
-    for group in groups:
-        for run in group.runs:
-            known = dict(run.environment)
-            versions = known.pop("packages", {}) | {"Python": known.pop("python", "unknown")}
-            known["versions"] = ", ".join(f"{name} {version}" for name, version in versions.items())
-            for name in ("devices", "command"):
-                known[name] = " ".join(known.get(name, []))
-            for name, value in known.items():
-                having = found.setdefault(name.replace("_", " "), {}).setdefault(str(value), [])
-                if group.name not in having:
-                    having.append(group.name)
-    return found
-
-
-def write(workdir: pathlib.Path) -> str:
-    """Writes the page and the picture of one run into its workdir.
-
-    Returns:
-        The table of the last evaluation, with the page's path below it.
-    """
-    groups, remarks = runs.group([Run.read(workdir)])
-    return f"{tables.to_text(groups)}\n{write_to(workdir, groups, remarks)}"
-
-
-def write_to(folder: pathlib.Path, groups: Sequence[Group], remarks: Sequence[str]) -> str:
-    """Writes `report.html`, and `curves.png` and `curves.svg`, or of several groups `curves-1.png` and so on.
-
-    Returns:
-        A line that says where.
-    """
-    from tools import pictures
-
-    folder.mkdir(parents=True, exist_ok=True)
-    figures = {kind: [pictures.curves(group, width) for group in groups] for kind, width in pictures.WIDTHS.items()}
-    drawn = {}
-    for kind, same_size in figures.items():
-        pictures.align(same_size)
-        drawn[kind] = [pictures.to_svg(figure) for figure in same_size]
-    by_group = [dict(zip(drawn, of_group, strict=True)) for of_group in zip(*drawn.values(), strict=True)]
-    (folder / "report.html").write_text(page(groups, remarks, by_group), "utf-8")
-    for number, (figure, svg) in enumerate(zip(figures["wide"], drawn["wide"], strict=True), 1):
-        name = "curves" if len(groups) == 1 else f"curves-{number}"
-        (folder / f"{name}.png").write_bytes(pictures.to_png(figure))
-        (folder / f"{name}.svg").write_text(svg, "utf-8")
-    return f"Report: {folder / 'report.html'}, {folder / ('curves.png' if len(groups) == 1 else 'curves-*.png')}"
+from reporting import page, runs, tables
+from reporting.runs import Run
+from runtime.errors import UserError
 
 
 def main() -> None:
@@ -209,7 +48,7 @@ def main() -> None:
             print("\n\n".join([tables.to_text(groups, args.format == "markdown"), *remarks]))
         if args.format == "html":
             folder = args.out or (workdirs[0] if len(workdirs) == 1 else workdirs[0].parent / "report")
-            print(write_to(folder, groups, remarks))
+            print(page.write_to(folder, groups, remarks))
     except (UserError, OSError) as error:
         sys.exit(f"error: {error}")
     except (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError) as error:

@@ -18,10 +18,10 @@ from absl import app, flags, logging
 from matplotlib.figure import Figure
 from ml_collections import config_flags
 
-import command_line
 import train
 from augmentation import Augmentation
-from errors import UserError
+from runtime.errors import UserError
+from tools import command_line
 
 _CONFIG = config_flags.DEFINE_config_file("config", help_string="File with the config.")
 _OUT = flags.DEFINE_string("out", "batch.png", "The picture.")

@@ -23,13 +23,11 @@ from absl import logging
 from matplotlib.figure import Figure
 from scipy import stats
 
-import caching
-import environment
-import intervals
 import train
 from configs import digits
-from errors import UserError
-from tools.runs import last_evaluation, read_metrics
+from reporting.runs import last_evaluation, read_metrics
+from runtime import caching, environment, intervals
+from runtime.errors import UserError
 
 FOLDER = pathlib.Path(__file__).parent
 PANELS = ((0.4, 32), (0.4, 128), (0.4, 512), (0.0, 128))  # label noise, width of both hidden layers

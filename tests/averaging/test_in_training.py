@@ -17,7 +17,7 @@ import evaluation
 import optimizers
 import train
 from configs import default
-from errors import UserError
+from runtime.errors import UserError
 from train_state import Average, CustomTrainState
 
 

@@ -9,11 +9,12 @@ import pytest
 from conftest import ROOT, digits_config, read_metrics
 
 import averaging
-import checkpointing
 import train
 from configs import default
-from errors import UserError
-from tools import posthoc, runs
+from reporting import runs
+from runtime import checkpointing
+from runtime.errors import UserError
+from tools import posthoc
 
 BASIS = ["narrow", "wide"]
 

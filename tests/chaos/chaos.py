@@ -38,8 +38,7 @@ import orbax.checkpoint as ocp  # noqa: E402
 import victim  # noqa: E402
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator  # noqa: E402
 
-import environment  # noqa: E402
-import interruption  # noqa: E402
+from runtime import environment, interruption  # noqa: E402
 
 SMALL = (  # logging, evaluating and saving never coincide before the end
     "duration=500 steps",

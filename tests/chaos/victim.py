@@ -26,11 +26,9 @@ def main() -> None:
     with open(sys.argv.pop(1), "r+b") as file:
         notes = mmap.mmap(file.fileno(), SIZE)
 
-    import checkpointing
-    import metric_writing
-    import startup
     import train
-    from tools import report
+    from reporting import page
+    from runtime import checkpointing, metric_writing, startup
 
     def enter(phase: str) -> None:
         notes[0] = PHASES.index(phase)
@@ -77,7 +75,7 @@ def main() -> None:
     checkpointing.Checkpoints.save_snapshot = saving(checkpointing.Checkpoints.save_snapshot)
     train.evaluate = during("evaluate", train.evaluate)
     metric_writing.MetricWriter.write = during("log", metric_writing.MetricWriter.write)
-    report.write = during("report", report.write)
+    page.write = during("report", page.write)
 
     sys.argv[0] = str(root / "main.py")
     runpy.run_path(sys.argv[0], run_name="__main__")

@@ -1,0 +1,1 @@
+"""From the files of workdirs to words and pictures, without JAX."""

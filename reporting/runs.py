@@ -1,0 +1,366 @@
+"""Runs as the files of their workdirs tell of them, and what runs that differ only in their seed say together.
+
+Needs neither JAX nor TensorFlow.
+"""
+
+import collections
+import dataclasses
+import functools
+import json
+import pathlib
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from runtime import intervals
+from runtime.errors import UserError
+
+Line = dict[str, Any]
+
+
+def read_lines(path: pathlib.Path, *fields: str) -> list[Line]:
+    """The lines of a file of JSON objects, if there is one; one that is still being written is left out.
+
+    Args:
+        path: of the file.
+        *fields: what every line has.
+
+    Raises:
+        UserError: a line is damaged.
+    """
+    lines = []
+    for number, text in enumerate(path.read_text("utf-8").split("\n")[:-1] if path.exists() else (), 1):
+        try:
+            line: Line = json.loads(text)
+            int(line["step"]), *(line[field] for field in fields)
+        except (ValueError, TypeError, KeyError) as error:
+            raise UserError(f"{path}, line {number}, is damaged ({error}). Restore the file, or remove it.") from error
+        lines.append(line)
+    return lines
+
+
+def read_metrics(workdir: pathlib.Path) -> list[Line]:
+    """The lines of `metrics.jsonl`, and what `posthoc.jsonl` adds to them, if there is one, by their steps."""
+    lines: dict[tuple[int, str, str], Line] = {}
+    for name in ("metrics.jsonl", "posthoc.jsonl"):
+        for line in read_lines(workdir / name, "curve"):
+            lines.setdefault((line["step"], line["curve"], line.get("split", "")), line)
+    return sorted(lines.values(), key=lambda line: line["step"])
+
+
+def last_evaluation(lines: Sequence[Line]) -> list[Line]:
+    """The lines of the last evaluation: the test set's, where the curves come from a validation set."""
+    evaluations = [line for line in lines if "split" in line]
+    step, split = (evaluations[-1][key] for key in ("step", "split"))
+    return [line for line in evaluations if (line["step"], line["split"]) == (step, split)]
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """What a workdir's files say of its run.
+
+    Attributes:
+        workdir: as it was given.
+        lines: of `metrics.jsonl` and `posthoc.jsonl`.
+        timing: lines of `timing.jsonl`.
+        config: `config.json`, as `{"optimizer.name": "sgd"}`.
+        environment: `environment.json`.
+        averages: `averages.json`: of each average its numbers and its kernel.
+        diagnosis: `diagnosis/numbers.json`, as tools.diagnose wrote it, if it did.
+    """
+
+    workdir: pathlib.Path
+    lines: Sequence[Line]
+    timing: Sequence[Line]
+    config: Mapping[str, Any]
+    environment: Mapping[str, Any]
+    averages: Mapping[str, Any]
+    diagnosis: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+    @classmethod
+    def read(cls, workdir: pathlib.Path) -> "Run":
+        """Reads a run, at whatever step it is.
+
+        Raises:
+            UserError: a file is damaged, or the workdir holds no evaluation.
+        """
+        command = f"python main.py --config=... --workdir={workdir}"
+        if not (workdir / "metrics.jsonl").is_file():
+            raise UserError(f"{workdir} holds no metrics.jsonl; {command} makes one")
+        lines = read_metrics(workdir)
+        if not any("split" in line for line in lines):
+            raise UserError(f"{workdir} has no evaluation yet; {command} makes the first after config.eval_every")
+        names = ("config.json", "environment.json", "averages.json", "diagnosis/numbers.json")
+        files = [_read_object(workdir / name) for name in names]
+        return cls(workdir, lines, read_lines(workdir / "timing.jsonl"), _flatten(files[0]), *files[1:])
+
+    @functools.cached_property
+    def curves(self) -> dict[tuple[str, str], dict[int, Line]]:
+        """The lines by curve and split, "" for that of training, and then by step."""
+        curves: dict[tuple[str, str], dict[int, Line]] = collections.defaultdict(dict)
+        for line in self.lines:
+            curves[line["curve"], line.get("split", "")][line["step"]] = line
+        return dict(curves)
+
+
+def _read_object(path: pathlib.Path) -> dict[str, Any]:
+    """A JSON object; an empty one where there is no file, as in workdirs of other programs."""
+    try:
+        found = json.loads(path.read_text("utf-8")) if path.exists() else {}
+    except ValueError as error:
+        raise UserError(f"{path} is damaged ({error}). Restore the file, or remove it.") from error
+    if not isinstance(found, dict):
+        raise UserError(f"{path} is damaged: it holds no JSON object. Restore the file, or remove it.")
+    return found
+
+
+def _flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        flat |= _flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
+    return flat
+
+
+@dataclasses.dataclass(frozen=True)
+class Group:
+    """Runs that differ in nothing but their seed, one of each."""
+
+    runs: tuple[Run, ...]
+
+    @property
+    def name(self) -> str:
+        """The first run's workdir, and of how many seeds it is one."""
+        seeds = f" ({len(self.runs)} seeds)" if len(self.runs) > 1 else ""
+        return f"{self.runs[0].workdir}{seeds}"
+
+    @property
+    def setup(self) -> str:
+        """What was trained, in a line; empty where the config does not say."""
+        config = self.runs[0].config
+        fields = (
+            "dataset",
+            "model.name",
+            "optimizer.name",
+            "optimizer.schedule",
+            "optimizer.learning_rate",
+            "duration",
+        )
+        if not all(field in config for field in (*fields, "batch_size")):
+            return ""
+        dataset, model, optimizer, schedule, rate, duration = (config[field] for field in fields)
+        noise = f" with {config['label_noise']:.0%} wrong labels" if config.get("label_noise") else ""
+        return (
+            f"{model} on {dataset}{noise}, {optimizer}, learning rate {rate:g}, {schedule}, {duration} steps of "
+            f"{config['batch_size']} images"
+        )
+
+    @property
+    def curve_split(self) -> str:
+        """Which images the curves come from, "test" or "validation"."""
+        return str(next(line["split"] for line in self.runs[0].lines if "split" in line))
+
+    @property
+    def last_split(self) -> str:
+        """Which images the last evaluation scored: the test set, where all runs have come to that."""
+        last = [max(run.curves["raw", self.curve_split], default=0) for run in self.runs]
+        tested = [run.curves.get(("raw", "test"), {}) for run in self.runs]
+        return "test" if all(step in lines for step, lines in zip(last, tested, strict=True)) else self.curve_split
+
+    @functools.cached_property
+    def names(self) -> list[str]:
+        """The curves that all runs have: raw, then the averages, then those that were made after training."""
+        found = [{curve for curve, split in run.curves if split == self.curve_split} for run in self.runs]
+        names = [name for name in set.intersection(*found) if not name.endswith("-raw")]
+        return sorted(names, key=_order)
+
+    def series(self, curve: str, metric: str, split: str) -> tuple[np.ndarray, np.ndarray]:
+        """A metric over training.
+
+        Args:
+            curve: as in `metrics.jsonl`.
+            metric: as there.
+            split: "test", "validation", or "" for the curve of training.
+
+        Returns:
+            The steps [k] at which every run has it, and its values [runs, k], NaN where they were not finite.
+        """
+        runs = [run.curves.get((curve, split), {}) for run in self.runs]
+        steps = sorted(set.intersection(*({step for step, line in run.items() if metric in line} for run in runs)))
+        values = [[run[step][metric] for step in steps] for run in runs]
+        return np.array(steps, int), np.array(values, float).reshape(len(runs), len(steps))
+
+    @property
+    def last_step(self) -> int:
+        """Of the last evaluation that every run has, of every curve that is still evaluated.
+
+        Raises:
+            UserError: there is none.
+        """
+        curves = ["raw", *self.runs[0].averages]
+        lines = [run.curves.get((curve, self.last_split)) for run in self.runs for curve in curves]
+        steps = set.intersection(*(set(found) for found in lines if found))
+        if not steps:
+            raise UserError(f"{self.name}: the runs have no evaluation at the same step; report them one by one")
+        return max(steps)
+
+    def times(self) -> dict[str, float]:
+        """Seconds of each clock of `timing.jsonl`, and steps and images per second of training: means over the runs."""
+        last = [run.timing[-1] for run in self.runs if run.timing]
+        shared = set.intersection(*(set(line) for line in last)) if last else set()
+        found = {clock: sum(line[clock] for line in last) / len(last) for clock in shared if clock.endswith("_seconds")}
+        if found.get("train_seconds"):
+            found["steps_per_second"] = sum(line["step"] for line in last) / sum(line["train_seconds"] for line in last)
+            found["images_per_second"] = found["steps_per_second"] * self.runs[0].config.get("batch_size", 0)
+        return found
+
+    def rows(self) -> list[dict[str, Any]]:
+        """A row for each curve at the last evaluation, as `summarize` makes them, with the best of its curve.
+
+        Of pooled runs, `best` is that of the mean over the seeds. It is the best of many looks at the same images, and
+        flatters. `best_split` says which images.
+        """
+        split, step = self.last_split, self.last_step
+        found = [
+            {curve for (curve, of), lines in run.curves.items() if of == split and step in lines} for run in self.runs
+        ]
+        curves = sorted(set.intersection(*found), key=_order)
+        metrics = [{curve: run.curves[curve, split][step] for curve in curves} for run in self.runs]
+        return [{"split": split} | row | self._best(row["curve"]) for row in summarize(metrics)]
+
+    def _best(self, curve: str) -> dict[str, Any]:
+        for metric, sign in (("accuracy", 1), ("loss", -1)):
+            steps, values = self.series(curve, metric, self.curve_split)
+            means = values.mean(axis=0)
+            if np.isfinite(means).any():
+                best = int(np.nanargmax(sign * means))
+                return {"best": float(means[best]), "best_step": int(steps[best]), "best_split": self.curve_split}
+        return {}
+
+
+def _order(curve: str) -> tuple[bool, bool, str]:
+    """Raw, then what was tracked, then what tools.posthoc made, such as `ema:half_life=3%`."""
+    return curve != "raw", ":" in curve, curve
+
+
+def group(runs: Iterable[Run]) -> tuple[list[Group], list[str]]:
+    """Pools runs that differ only in their seed.
+
+    Returns:
+        The groups, in the order of their first runs, and remarks on runs that were left out or that should not be
+        compared without a thought.
+    """
+    by_config: dict[str, dict[Any, Run]] = {}
+    remarks = []
+    for run in runs:
+        config = {field: value for field, value in run.config.items() if field != "seed"}
+        # Without a config nothing is known to be the same.
+        key = json.dumps(config, sort_keys=True) if config else str(run.workdir)
+        seeds, seed = by_config.setdefault(key, {}), run.config.get("seed")
+        if seed in seeds:
+            remarks.append(
+                f"{run.workdir} has the config and the seed of {seeds[seed].workdir}, which it repeats: it is left out."
+            )
+        seeds.setdefault(seed, run)
+    groups = [Group(tuple(seeds.values())) for seeds in by_config.values()]
+    for pooled in groups:
+        if 1 < len(pooled.runs) < FEW_SEEDS:
+            remarks.append(
+                f"{pooled.name} are few: the interval is wide, and right only if differences are normally distributed. "
+                f"Take {FEW_SEEDS} or more to decide by."
+            )
+        for field in ("commit", "packages", "devices", "averages"):
+            found = [run.averages if field == "averages" else run.environment.get(field) for run in pooled.runs]
+            if len({json.dumps(value, sort_keys=True) for value in found}) > 1:
+                remarks.append(f"The runs of {pooled.name} differ in more than the seed: in their {field}.")
+        for run in pooled.runs:
+            step, duration = max(step for _, curve in run.curves.items() for step in curve), run.config.get("duration")
+            if duration and step < duration:
+                remarks.append(f"{run.workdir} is not finished: it is at step {step} of {duration}.")
+    return groups, remarks
+
+
+def differences(groups: Sequence[Group]) -> dict[str, list[Any]]:
+    """The fields of the configs that are not the same in all groups, with the value of each; None where it has none."""
+    configs = [pooled.runs[0].config for pooled in groups]
+    fields = sorted(set().union(*configs) - {"seed"})
+    values = {field: [config.get(field) for config in configs] for field in fields}
+    return {field: found for field, found in values.items() if len(set(map(json.dumps, found))) > 1}
+
+
+def summarize(metrics: Sequence[Mapping[str, Mapping[str, Any]]]) -> list[dict[str, Any]]:
+    """One evaluation of one run, or of several that differ only in the seed, as a row for each curve.
+
+    Args:
+        metrics: of each run, by curve and paired difference `NAME-raw`, as `evaluation.evaluate` returns them.
+
+    Returns:
+        For each curve `curve` and `runs`, how many there are; the means over them of what was scored (`accuracy`,
+        `loss`, `calibration_error`, `agreement`); with several, standard deviations `accuracy_sd` and `loss_sd`. And
+        the difference to the raw weights: `difference` of the metric `of`, accuracy or else the loss, with the 95 %
+        interval `low` .. `high` over `over`: "images", for a single run, or "seeds", paired by Student's t; the same of
+        the loss as `loss_difference`, `loss_low` and `loss_high`. None is what was not finite.
+    """
+    rows = []
+    for curve in metrics[0]:
+        if curve.endswith("-raw"):
+            continue
+        row: dict[str, Any] = {"curve": curve, "runs": len(metrics)}
+        scores = [{**run[curve], "agreement": run.get(f"{curve}-raw", {}).get("agreement")} for run in metrics]
+        for name in ("accuracy", "loss", "calibration_error", "agreement"):
+            if any(name in run for run in metrics[0].values()):
+                values = [run[name] for run in scores if run.get(name) is not None]
+                finite = len(values) == len(scores)
+                row[name] = float(np.mean(values)) if finite else None
+                if name in ("accuracy", "loss") and finite and len(values) > 1:
+                    row[f"{name}_sd"] = float(np.std(values, ddof=1))
+        pairs = [run.get(f"{curve}-raw", {}) for run in metrics]
+        if pairs[0]:
+            of = "accuracy" if "accuracy" in pairs[0] else "loss"
+            row |= {"of": of, "over": "seeds" if len(pairs) > 1 else "images"}
+            row |= zip(("difference", "low", "high"), _interval(pairs, of), strict=True)
+            names = ("loss_difference", "loss_low", "loss_high")
+            row |= zip(names, _interval(pairs, "loss"), strict=True)
+        rows.append(row)
+    return rows
+
+
+FEW_SEEDS = 5  # below it, Student's interval leans on the normal distribution, and is wide
+# What the interval of a single run cannot say.
+ONE_RUN = "One run. Whether averaging helps takes several seeds: --config.seed=1 and so on, and one report of all."
+
+
+def _interval(pairs: Sequence[Mapping[str, Any]], metric: str) -> tuple[float | None, float | None, float | None]:
+    """A difference and its bounds, None where it is not finite: over the images of one run, or over several runs."""
+    if len(pairs) == 1:
+        return pairs[0].get(metric), pairs[0].get(f"{metric}_low"), pairs[0].get(f"{metric}_high")
+    values = [pair[metric] for pair in pairs if pair.get(metric) is not None]
+    if len(values) < len(pairs):
+        return None, None, None
+    mean, low, high = intervals.mean_interval(np.array(values))
+    return float(mean), float(low), float(high)
+
+
+def verdict(row: Mapping[str, Any]) -> str:
+    """What the interval of a row's difference says, in a sentence; a claim that averaging helps only of seeds."""
+    accuracy, curve = row["of"] == "accuracy", row["curve"]
+    if None in (row["difference"], row["low"], row["high"], row.get("loss", 0.0)):
+        return f"{curve}: not all of its scores are finite, so they say nothing."
+    size = format_difference(row) + (" points of accuracy" if accuracy else " in loss (less is better)")
+    sign = 1 if accuracy else -1
+    if row["over"] == "images":
+        return f"{curve} minus raw: {size}, 95 % interval over images like these."
+    if min(sign * row["low"], sign * row["high"]) > 0:
+        outcome = "scores better than raw"
+    elif max(sign * row["low"], sign * row["high"]) < 0:
+        outcome = "scores worse than raw"
+    else:
+        outcome = "cannot be told from raw"
+    return f"{curve} {outcome}: {size}, 95 % interval over {row['runs']} seeds, paired."
+
+
+def format_difference(row: Mapping[str, Any]) -> str:
+    """A difference with its interval: `+9.38 (+6.32 .. +12.39)`, in points of accuracy or in loss."""
+    accuracy = row["of"] == "accuracy"
+    values = (row[name] * (100 if accuracy else 1) for name in ("difference", "low", "high"))
+    return ("{:+.2f} ({:+.2f} .. {:+.2f})" if accuracy else "{:+.3g} ({:+.3g} .. {:+.3g})").format(*values)

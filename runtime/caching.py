@@ -1,0 +1,136 @@
+"""What a run leaves for the next one: compiled programs, and data sets decoded to arrays.
+
+Compiled programs are code. So the folder is the user's alone, and one that belongs to somebody else, or that others can
+write to, is refused. Arrays are stored as safetensors, which hold no code, under the hash of their content.
+"""
+
+import hashlib
+import json
+import os
+import pathlib
+import re
+import stat
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+import safetensors.numpy
+
+from runtime.errors import UserError
+
+_directory: pathlib.Path | None = None
+
+
+def enable(directory: str | pathlib.Path) -> str:
+    """Keeps compiled programs and decoded data sets in this folder, in this process from now on.
+
+    A compilation cache that was chosen by JAX's own means, such as JAX_COMPILATION_CACHE_DIR, stays.
+
+    Args:
+        directory: created if it does not exist, for the user alone.
+
+    Returns:
+        Where what is kept, in words.
+
+    Raises:
+        UserError: it cannot be used, or others could change what is in it.
+    """
+    global _directory
+    try:
+        directory = pathlib.Path(directory).expanduser().absolute()
+        for folder in (directory, directory / "compiled", directory / "data"):
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            _check_private(folder)
+    except (OSError, RuntimeError) as error:  # the latter where there is no home
+        raise UserError(f"--cache_dir={directory} cannot be used: {error}. --cache_dir= does without") from error
+    _directory = directory
+    programs: str = jax.config.jax_compilation_cache_dir  # type: ignore[attr-defined]  # made at run time
+    if not programs:
+        programs = str(directory / "compiled")
+        jax.config.update("jax_compilation_cache_dir", programs)
+        # Small programs count, too: there are many of them before the first step.
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+    return f"Compiled programs are kept in {programs}, decoded data sets in {directory / 'data'}"
+
+
+def check_chosen() -> None:
+    """Checks the compilation cache that was chosen by JAX's own means, if there is one.
+
+    Raises:
+        UserError: others could change what is in it.
+    """
+    programs: str = jax.config.jax_compilation_cache_dir  # type: ignore[attr-defined]  # made at run time
+    if programs and os.path.isdir(programs):
+        _check_private(pathlib.Path(programs), "jax_compilation_cache_dir")
+
+
+def _check_private(folder: pathlib.Path, name: str = "--cache_dir") -> None:
+    found = folder.stat()
+    if found.st_uid != os.getuid() or found.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+        raise UserError(
+            f"{name}: {folder} belongs to user {found.st_uid} and has mode {stat.S_IMODE(found.st_mode):o}; it "
+            f"must be yours, {os.getuid()}, and writable by nobody else, for it holds compiled code. Remove it "
+            f"(rm -r {folder}), or name another one"
+        )
+
+
+class CachedArrays:
+    """Arrays that were made from files, and that are good as long as these files are what they were."""
+
+    def __init__(self, name: str, origins: Sequence[pathlib.Path]) -> None:
+        """Looks at the files.
+
+        Args:
+            name: of what the arrays are.
+            origins: the files that they are made from, and folders of such; told apart by name, size and time of
+                change. Where one is missing, nothing is stored.
+        """
+        self._name = name
+        self._prefix = ""
+        if _directory is None or not re.fullmatch(r"\w+([:/].*)?", name):
+            return
+        try:
+            files = [file for origin in origins for file in ([origin] if origin.is_file() else origin.rglob("*"))]
+            seen = [(str(file.absolute()), file.stat().st_size, file.stat().st_mtime_ns) for file in sorted(files)]
+        except OSError:  # somebody else is changing them
+            return
+        if all(origin.exists() for origin in origins):
+            key = hashlib.sha256(json.dumps([name, seen]).encode()).hexdigest()
+            self._prefix = f"{re.sub(r'[^a-z0-9_]', '_', name)}-{key[:16]}-"
+
+    def read(self) -> tuple[dict[str, np.ndarray], dict[str, Any]] | None:
+        """The arrays and the values stored with them; none if there are none, or none that are whole."""
+        for path in self._stored():
+            try:
+                content = path.read_bytes()
+                if hashlib.sha256(content).hexdigest() == path.stem.removeprefix(self._prefix):
+                    header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
+                    return safetensors.numpy.load(content), json.loads(header["__metadata__"]["values"])
+                reason = "damaged"
+            except OSError as error:
+                reason = f"not readable ({error})"
+            print(f"Note: {path} is {reason} and will be made again", flush=True)
+        return None
+
+    def write(self, arrays: Mapping[str, np.ndarray], values: Mapping[str, Any]) -> None:
+        """Stores arrays and JSON values for the next run, in the place of what is there."""
+        if _directory is None or not self._prefix:
+            return
+        content = safetensors.numpy.save(dict(arrays), metadata={"values": json.dumps(dict(values))})
+        name = self._prefix + hashlib.sha256(content).hexdigest()
+        path, partial = (_directory / "data" / f"{name}.{suffix}" for suffix in ("safetensors", os.getpid()))
+        try:
+            partial.write_bytes(content)
+            partial.replace(path)
+            for old in path.parent.glob(f"{self._prefix}*"):  # what a process that was killed has left, too
+                if old != path:
+                    old.unlink(missing_ok=True)
+        except OSError as error:
+            print(f"Note: {self._name} is not kept for later runs: {error}", flush=True)
+            partial.unlink(missing_ok=True)
+
+    def _stored(self) -> list[pathlib.Path]:
+        if _directory is None or not self._prefix:
+            return []
+        return sorted((_directory / "data").glob(f"{self._prefix}*.safetensors"))

@@ -1,0 +1,224 @@
+"""Metrics of a run: `metrics.jsonl`, `timing.jsonl`, TensorBoard, and lines on the console."""
+
+import contextlib
+import json
+import math
+import os
+import pathlib
+import re
+import time
+from collections.abc import Iterator, Mapping
+from types import TracebackType
+from typing import Any, Self
+
+from tensorboard.compat.proto.event_pb2 import Event
+from tensorboard.compat.proto.summary_pb2 import Summary
+from tensorboard.summary.writer.record_writer import RecordWriter
+
+from runtime import compilation
+from runtime.errors import UserError
+from runtime.progress import Progress, format_seconds
+
+# The parts of a run's time, none of which counts what another does.
+CLOCKS = ("train_seconds", "eval_seconds", "checkpoint_seconds", "compile_seconds", "startup_seconds")
+
+
+class _JsonLines:
+    """A file of JSON objects, one a line, that is cut back to a length it once had."""
+
+    def __init__(self, path: pathlib.Path, length: int) -> None:
+        self._path = path
+        self._file = path.open("ab")
+        kept = path.read_bytes()[:length]
+        self._file.truncate(kept.rfind(b"\n") + 1)  # of a file that has lost its end since, whole lines are kept
+
+    def write(self, values: Mapping[str, Any]) -> None:
+        # A file that was removed or moved away would take what nobody is to read.
+        if not os.path.samestat(os.stat(self._path), os.fstat(self._file.fileno())):
+            raise UserError(f"{self._path} has been replaced by another file while the run was writing to it")
+        self._file.write(json.dumps(values, allow_nan=False).encode() + b"\n")
+        self._file.flush()
+
+    def length(self) -> int:
+        """How much has been written, all of which is on the disk after this."""
+        os.fsync(self._file.fileno())
+        return os.fstat(self._file.fileno()).st_size
+
+    def close(self) -> None:
+        self._file.close()
+
+
+def _read_metrics(path: pathlib.Path, length: int) -> list[tuple[int, str, str | None, dict[str, float | None]]]:
+    """Step, curve, split and metrics of each line in the first bytes of the file, as many as `length`."""
+    found = []
+    for number, line in enumerate(path.read_bytes()[:length].splitlines() if length else (), 1):
+        try:
+            metrics = json.loads(line)
+            step, curve, split = metrics.pop("step"), metrics.pop("curve"), metrics.pop("split", None)
+            if not re.fullmatch(r"[\w-]+", curve):  # which names a folder
+                raise ValueError(f"{curve!r} is no name of a curve")
+            found.append((int(step), curve, split, {name: v if v is None else float(v) for name, v in metrics.items()}))
+        except (ValueError, TypeError, KeyError, AttributeError, OverflowError) as error:
+            raise UserError(
+                f"{path}, line {number}, is damaged ({error}). Restore the file, or use another --workdir."
+            ) from error
+    return found
+
+
+class _Board:
+    """An event file for TensorBoard.
+
+    With TensorBoard's own writer of records: `clu.metric_writers` would import TensorFlow, which takes longer than all
+    else before the first step.
+    """
+
+    def __init__(self, folder: pathlib.Path) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        # TensorBoard wants "tfevents" in the name, and while it watches goes on only to names that come later.
+        self._file = (folder / f"events.out.tfevents.{time.time_ns()}").open("wb")
+        self._records = RecordWriter(self._file)
+        self._write(file_version="brain.Event:2")
+
+    def _write(self, **fields: Any) -> None:
+        self._records.write(Event(wall_time=time.time(), **fields).SerializeToString())
+        self._records.flush()
+
+    def write(self, step: int, scalars: Mapping[str, float]) -> None:
+        values = [Summary.Value(tag=name, simple_value=value) for name, value in scalars.items()]
+        self._write(step=step, summary=Summary(value=values))
+
+    def close(self) -> None:
+        self._records.close()
+
+
+class MetricWriter:
+    """Writes the metrics of a run. A context manager: leaving it flushes and closes everything.
+
+    `metrics.jsonl` holds one line per step and curve, and only what a repeated run would reproduce; `timing.jsonl` the
+    clocks. TensorBoard shows each curve as a run of its own with the same tags, so that one chart shows all of them.
+    """
+
+    FILES = ("metrics.jsonl", "timing.jsonl")
+
+    def __init__(self, workdir: str | pathlib.Path, num_steps: int, record: Mapping[str, Any]) -> None:
+        """Opens the files.
+
+        Args:
+            workdir: of the run.
+            num_steps: of the whole training.
+            record: what `record()` returned when the checkpoint was made that the run continues from; empty for a
+                new run. The files are cut back to what they were then.
+
+        Raises:
+            UserError: `metrics.jsonl` is damaged.
+        """
+        self._workdir = pathlib.Path(workdir)
+        self._num_steps = num_steps
+        lengths = record.get("lengths", {})
+        written = _read_metrics(self._workdir / "metrics.jsonl", lengths.get("metrics.jsonl", 0))
+        self._files = {name: _JsonLines(self._workdir / name, lengths.get(name, 0)) for name in self.FILES}
+        self._seconds = {clock: record.get(clock, 0.0) for clock in CLOCKS}
+        self._previous = record.get("step", 0), self._seconds["train_seconds"]  # at the last line of progress
+        self._curve_split: str | None = None
+        self._latest: dict[str, Mapping[str, Any]] = {}
+        self._evaluated = False  # since the last line of progress
+        self._boards: dict[str, _Board] = {}
+        # TensorBoard's files cannot be cut, and would show the steps after the checkpoint twice. They are made anew.
+        for events in self._workdir.glob("tensorboard/*/events.out.tfevents.*"):
+            events.unlink()
+        for line in written:
+            self._show(*line)
+        self.progress = Progress(num_steps)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        self.progress.close()
+        for board in self._boards.values():
+            board.close()
+        for file in self._files.values():
+            file.close()
+
+    def record(self) -> dict[str, Any]:
+        """What a checkpoint has to remember for another writer to go on from here."""
+        lengths = {name: file.length() for name, file in self._files.items()}
+        step, _ = self._previous
+        return {"step": step, "lengths": lengths, **self._seconds}
+
+    @contextlib.contextmanager
+    def clock(self, name: str) -> Iterator[None]:
+        """Adds the time within to one of `CLOCKS`, which go on over all starts of a run."""
+        started = time.monotonic()
+        yield
+        self.add_time(name, started)
+
+    def add_time(self, name: str, since: float) -> None:
+        """Adds the time since then to one of `CLOCKS`, and what JAX compiled in it to "compile_seconds" instead.
+
+        Args:
+            name: of the clock.
+            since: a time of `time.monotonic`.
+        """
+        compiling = compilation.seconds(since)
+        self._seconds["compile_seconds"] += compiling
+        self._seconds[name] += max(0.0, time.monotonic() - since - compiling)
+
+    def write(self, step: int, curve: str, metrics: Mapping[str, float], split: str | None = None) -> None:
+        """Writes the metrics of one curve at one step; what is not finite is written as null.
+
+        Args:
+            step: steps done.
+            curve: "train", "raw", an average's name, or "NAME-raw" for a paired difference.
+            metrics: values by name.
+            split: which images were scored, "validation" or "test"; none on the curve of training. Where both occur,
+                the curves come from the first, and the other stands in TensorBoard under a prefix.
+        """
+        finite = {name: value if math.isfinite(value) else None for name, value in metrics.items()}
+        label = {"split": split} if split else {}
+        self._files["metrics.jsonl"].write({"step": step, "curve": curve, **label, **finite})
+        self._show(step, curve, split, finite)
+
+    def _show(self, step: int, curve: str, split: str | None, metrics: Mapping[str, float | None]) -> None:
+        """Passes metrics on to TensorBoard and to the line of progress."""
+        self._curve_split = self._curve_split or split
+        prefix = f"{split}/"
+        if split in (None, self._curve_split):
+            self._latest[curve] = metrics
+            self._evaluated |= split is not None
+            prefix = ""
+        if curve not in self._boards:
+            self._boards[curve] = _Board(self._workdir / "tensorboard" / curve)
+        scalars = {prefix + name: value for name, value in metrics.items() if value is not None}
+        self._boards[curve].write(step, scalars)
+
+    def write_progress(self, step: int) -> None:
+        """Writes a line to `timing.jsonl`, and shows the latest loss and the accuracy of every curve."""
+        previous_step, previous_seconds = self._previous
+        self._previous = step, self._seconds["train_seconds"]
+        steps_per_second = (step - previous_step) / max(1e-9, self._seconds["train_seconds"] - previous_seconds)
+        self._files["timing.jsonl"].write({"step": step, "steps_per_second": steps_per_second, **self._seconds})
+        self.progress.show(step, self._in_words(), news=self._evaluated or step == self._num_steps)
+        self._evaluated = False
+
+    def _in_words(self) -> str:
+        """`train loss 1.4046  raw 74.00%  ema 83.37% (+9.38)`."""
+        train_loss = self._latest.get("train", {}).get("loss")
+        parts = [] if train_loss is None else [f"train loss {train_loss:.4g}"]
+        for name in ("raw", *(name for name in self._latest if f"{name}-raw" in self._latest)):
+            scores, difference = self._latest.get(name, {}), self._latest.get(f"{name}-raw", {})
+            if scores.get("accuracy") is not None:
+                parts.append(f"{name} {scores['accuracy']:.2%}")
+                if difference.get("accuracy") is not None:
+                    parts[-1] += f" ({100 * difference['accuracy']:+.2f})"
+            elif scores.get("loss") is not None:
+                parts.append(f"{name} loss {scores['loss']:.4g}")
+        return "  ".join(parts)
+
+    def times(self) -> str:
+        """How long each part of the run took so far, in words."""
+        train, evaluation, checkpoints, compiling, start = (format_seconds(self._seconds[clock]) for clock in CLOCKS)
+        return (
+            f"Training took {train}, evaluation {evaluation}, checkpoints {checkpoints}, compilation {compiling}, "
+            f"the start {start}"
+        )

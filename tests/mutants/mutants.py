@@ -1,0 +1,84 @@
+"""Seeds the faults of the pages beside this file, one after another, and sees whether the tests catch each of them.
+
+python tests/mutants/mutants.py             # all of them
+python tests/mutants/mutants.py interval    # those with the word in their title
+"""
+
+import dataclasses
+import os
+import pathlib
+import re
+import subprocess
+import sys
+import tempfile
+from concurrent.futures import ThreadPoolExecutor
+
+PAGES = pathlib.Path(__file__).resolve().parent
+ROOT = PAGES.parent.parent
+
+
+@dataclasses.dataclass(frozen=True)
+class Mutant:
+    """A fault: one place in one file that is changed, and the tests that are to fail for it."""
+
+    title: str
+    file: str
+    tests: tuple[str, ...]
+    old: str
+    new: str
+
+    def apply(self, root: pathlib.Path) -> None:
+        """Changes the file in a copy of the working tree."""
+        path = root / self.file
+        source = path.read_text()
+        if source.count(self.old) != 1:
+            raise ValueError(f"{self.title}: {self.file} has its lines {source.count(self.old)} times; must be once")
+        path.write_text(source.replace(self.old, self.new))
+
+
+def read() -> list[Mutant]:
+    """The mutants of all pages, each a section with its title, its file, the tests that catch it, and a diff."""
+    mutants = []
+    text = "".join(page.read_text() for page in sorted(PAGES.glob("*.md")))
+    for section in re.split(r"^### ", text, flags=re.MULTILINE)[1:]:
+        about, diff = section.split("```diff\n")
+        file, *tests = re.findall(r"`(.+?)`", about)
+        lines = diff.partition("```")[0].splitlines(keepends=True)
+        old, new = ("".join(line[1:] for line in lines if line[0] == sign) for sign in "-+")
+        mutants.append(Mutant(about.splitlines()[0], file, tuple(tests), old, new))
+    return mutants
+
+
+def catch(mutant: Mutant) -> str:
+    """Runs a mutant's tests against it: "caught by" the first test that fails, or else what happened."""
+    with tempfile.TemporaryDirectory() as folder:
+        root = pathlib.Path(folder)
+        files = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+        for name in files.splitlines():
+            if (ROOT / name).is_file():
+                (root / name).parent.mkdir(parents=True, exist_ok=True)
+                (root / name).write_bytes((ROOT / name).read_bytes())
+        mutant.apply(root)
+        command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", "-m", "slow or not slow"]
+        result = subprocess.run([*command, *mutant.tests], cwd=root, env=os.environ, capture_output=True, text=True)
+    failed = re.search(r"^(FAILED|ERROR) \S*?::(\S+)", result.stdout, re.MULTILINE)
+    if result.returncode == 1 and failed:
+        return f"caught by {failed[2]}"
+    return "SURVIVED" if result.returncode == 0 else f"BROKEN: {result.stdout[-500:]}{result.stderr[-500:]}"
+
+
+def main() -> None:
+    """Prints a line for each mutant; exits with 1 if one was not caught."""
+    chosen = [mutant for mutant in read() if all(word.lower() in mutant.title.lower() for word in sys.argv[1:])]
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        outcomes = []
+        for mutant, outcome in zip(chosen, pool.map(catch, chosen), strict=True):
+            print(f"{mutant.title}: {outcome}", flush=True)
+            outcomes.append(outcome)
+    caught = sum(outcome.startswith("caught") for outcome in outcomes)
+    print(f"{caught} of {len(chosen)} caught")
+    sys.exit(caught < len(chosen))
+
+
+if __name__ == "__main__":
+    main()

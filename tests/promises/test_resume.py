@@ -1,0 +1,350 @@
+import json
+import shutil
+import signal
+import subprocess
+from concurrent.futures import ThreadPoolExecutor
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from conftest import ROOT, command, create_dispatcher, digits_config, read_metrics, run_main, zero_sums
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+import averaging
+import evaluation
+import train
+from configs import default
+from runtime import average_table, checkpointing
+from runtime.checkpointing import Checkpoints, Record, Stored
+from runtime.errors import UserError
+
+FLAGS = (
+    "--config.duration=60 steps",
+    "--config.log_every=7 steps",  # logging, evaluating and saving never coincide before the end
+    "--config.eval_every=11 steps",
+    "--config.checkpoint_every=13 steps",
+    "--config.model.name=cnn",
+    "--config.model.batch_norm=True",
+    "--config.model.dropout=0.25",
+    "--config.augment.flip=True",
+    "--config.augment.mixup=1.0",
+    "--config.optimizer.name=adamw",
+    "--config.optimizer.learning_rate=0.01",
+    "--config.optimizer.gradient_noise=0.01",
+    "--config.snapshot_every=5 steps",
+)
+
+
+def assert_same_leaves(a, b):
+    for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
+        if jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key):
+            x, y = jax.random.key_data(x), jax.random.key_data(y)
+        np.testing.assert_array_equal(x, y)
+        assert x.dtype == y.dtype
+
+
+def saved_state(workdir, config):
+    """The state in the latest checkpoint."""
+    state = train.set_up(config, workdir, "accept").state
+    return checkpointing.find_checkpoint(workdir, "latest").restore_state(state)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("steps_per_dispatch", [1, 5])
+def test_a_run_killed_again_and_again_ends_with_the_same_bits(tmp_path, steps_per_dispatch):
+    """Real processes, each killed right after it printed a line, while training and saving go on in the background."""
+    interrupted, uninterrupted = tmp_path / "interrupted", tmp_path / "uninterrupted"
+    same_flags = (*FLAGS, f"--config.steps_per_dispatch={steps_per_dispatch}")
+    flags = (f"--workdir={interrupted}", *same_flags)
+    for seen in ("Compiling the training step: done", "step 22/60", "step 44/60"):
+        with subprocess.Popen(command(*flags), cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
+            for line in process.stdout:
+                if line.startswith(seen):
+                    process.kill()
+                    break
+            else:
+                pytest.fail(f"the run ended before it printed {seen!r}")
+        assert process.returncode == -signal.SIGKILL
+    with ThreadPoolExecutor() as pool:  # side by side, to save time
+        runs = pool.map(lambda workdir: run_main(f"--workdir={workdir}", *same_flags), (interrupted, uninterrupted))
+    for result in runs:
+        assert result.returncode == 0, result.stderr
+    assert (interrupted / "metrics.jsonl").read_bytes() == (uninterrupted / "metrics.jsonl").read_bytes()
+    assert best(interrupted) == best(uninterrupted)
+    snapshots = [checkpointing.list_stored(workdir) for workdir in (interrupted, uninterrupted)]
+    assert len(snapshots[0]) >= 12
+    optimizer = {"optimizer__name": "adamw", "optimizer__gradient_noise": 0.01}
+    config = digits_config(model__name="cnn", model__hidden_sizes=(256, 256), model__batch_norm=True, **optimizer)
+    state = saved_state(uninterrupted, config)
+    assert_same_leaves(saved_state(interrupted, config), state)
+    for ours, theirs in zip(*snapshots, strict=True):
+        assert ours.folder.relative_to(interrupted) == theirs.folder.relative_to(uninterrupted)
+        assert_same_leaves(*(stored.read_weights("ema", state) for stored in (ours, theirs)))
+
+
+def best(workdir):
+    return checkpointing.find_checkpoint(workdir, "latest").record.best
+
+
+def test_a_checkpoint_is_what_the_state_was_though_its_buffers_were_donated_since(tmp_path):
+    """Saving goes on in the background while the next steps overwrite the state."""
+    config = digits_config(checkpoint_every="1 steps", keep_checkpoints=50, eval_every="100%", log_every="100%")
+    final = train.train_and_evaluate(config, tmp_path)
+    assert_same_leaves(saved_state(tmp_path, config), final)
+    experiment = train.set_up(config, tmp_path, "refuse")
+    advance = create_dispatcher(experiment)
+    state, sums = experiment.state, zero_sums(experiment)
+    for step in range(1, 21):
+        state, sums, _ = advance(*jax.tree.map(jnp.copy, (state, sums)), experiment.train_data, step - 1, step)
+        stored = Stored.read(tmp_path / "checkpoints" / str(step))
+        assert stored.record.step == step
+        assert_same_leaves(stored.restore_state(experiment.state), state)
+        if step < 20:
+            assert_same_leaves(stored.restore_sums(sums), sums)
+
+
+def test_starting_a_finished_run_again_changes_nothing(tmp_path):
+    train.train_and_evaluate(digits_config(), tmp_path)
+    before = {name: (tmp_path / name).read_bytes() for name in ("metrics.jsonl", "timing.jsonl", "config.json")}
+    train.train_and_evaluate(digits_config(), tmp_path)
+    assert before == {name: (tmp_path / name).read_bytes() for name in before}
+
+
+def test_a_longer_run_is_the_continued_shorter_one(tmp_path):
+    config = digits_config(log_every="5 steps", eval_every="10 steps", checkpoint_every="10 steps")
+    train.train_and_evaluate(config, tmp_path / "a")
+    config.duration = "40 steps"
+    assert_same_leaves(
+        train.train_and_evaluate(config, tmp_path / "a"), train.train_and_evaluate(config, tmp_path / "b")
+    )
+    assert (tmp_path / "a/metrics.jsonl").read_bytes() == (tmp_path / "b/metrics.jsonl").read_bytes()
+
+
+def test_tensorboard_shows_every_step_once_after_a_restart(tmp_path):
+    train.train_and_evaluate(digits_config(), tmp_path)
+    # Back to the checkpoint at step 10, as if the run had been killed before it saved the last one.
+    shutil.rmtree(tmp_path / "checkpoints" / "20")
+    train.train_and_evaluate(digits_config(), tmp_path)
+    for curve in ("train", "raw", "ema", "ema-raw"):
+        events = EventAccumulator(str(tmp_path / "tensorboard" / curve)).Reload()
+        lines = read_metrics(tmp_path, curve)
+        assert [line["step"] for line in lines] == ([5, 10, 15, 20] if curve == "train" else [10, 20])
+        for tag in ("accuracy", "loss"):
+            found = [(event.step, event.value) for event in events.Scalars(tag)]
+            assert found == [(line["step"], pytest.approx(line[tag])) for line in lines]
+
+
+@pytest.mark.slow
+def test_a_run_may_go_on_with_other_averages_and_none_starts_at_random(tmp_path, capsys):
+    config = digits_config()
+    config.averages.dropped = default.average("ema", decay=0.5)
+    before = train.train_and_evaluate(config, tmp_path)
+    after = digits_config(duration="21 steps", averages__ema__decay=0.99)
+    after.averages.new = default.average("ema", decay=0.5)
+    state = train.train_and_evaluate(after, tmp_path)
+    assert {name: int(count) for name, count in state.ema_count.items()} == {"ema": 21, "new": 1}
+    # Its first step size is 1, so after one update the new average is the present parameters.
+    assert_same_leaves(state.ema_params["new"], state.params)
+    s = 0.01 / (1 - 0.99**21)
+    expected = jax.tree.map(lambda a, p: a + s * (p - a), before.ema_params["ema"], state.params)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7), state.ema_params["ema"], expected)
+    said = capsys.readouterr().out
+    assert "averages.ema.decay: 0.9 before, 0.99 now" in said
+    assert "averages.new.decay: absent before, 0.5 now" in said
+    assert "averages.dropped.decay: 0.5 before, absent now" in said
+    assert "The average 'new' starts from the restored parameters" in said
+    assert "The average 'dropped' is dropped" in said
+    assert "The average 'ema' keeps its weights and its 20 updates" in said
+    assert "it is ema(debias=True, decay=0.99), after 20 updates of ema(debias=True, decay=0.9)" in said
+
+
+@pytest.mark.slow
+def test_an_average_switched_off_and_on_again_starts_from_the_restored_parameters(tmp_path):
+    train.train_and_evaluate(digits_config(), tmp_path)
+    off = train.train_and_evaluate(digits_config(duration="25 steps", averages__ema__kind="none"), tmp_path)
+    assert off.ema_params == {}
+    on = digits_config(duration="26 steps", averages__ema__kind="soft_update", averages__ema__tau=0.25)
+    on.averages.ema.decay = 0.999  # its default
+    state = train.train_and_evaluate(on, tmp_path)
+    assert state.ema_count["ema"] == 1
+    expected = jax.tree.map(lambda a, p: a + 0.25 * (p - a), off.params, state.params)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), state.ema_params["ema"], expected)
+
+
+@pytest.mark.slow
+def test_an_average_that_was_changed_is_described_as_what_it_really_is(tmp_path, capsys):
+    """20 updates of a soft update, then an EMA: its kernel has both, and its warning."""
+
+    def run(duration, **fields):
+        config = digits_config(duration=duration)
+        config.averages.ema = default.average(**fields)
+        train.train_and_evaluate(config, tmp_path)
+        record = checkpointing.find_checkpoint(tmp_path, "latest").record
+        return [(count, average.kind) for average in record.averages for count, average in average.earlier]
+
+    assert run("20 steps", kind="soft_update") == []
+    assert run("21 steps", kind="ema", decay=0.9) == [(20, "soft_update")]
+    assert (
+        "now on it is ema(debias=True, decay=0.9), after 20 updates of soft_update(tau=0.005)"
+        in capsys.readouterr().out
+    )
+    assert run("25 steps", kind="ema", decay=0.9) == [(20, "soft_update")]  # and not forgotten by the next start
+    stored = json.loads((tmp_path / "averages.json").read_text())["ema"]
+    s = averaging.ema(0.9)(np.arange(21, 26))
+    left = 0.995**20 * np.prod(1 - s)
+    assert stored["initial_weight"] == pytest.approx(left)
+    assert f"Warning: {left:.1%} of the final weight of the average 'ema'" in capsys.readouterr().out
+    assert run("26 steps", kind="none") == []
+    assert run("27 steps", kind="ema", decay=0.9) == []  # a new one
+
+
+@pytest.mark.slow
+def test_snapshots_are_kept_and_those_after_the_checkpoint_taken_again(tmp_path):
+    config = digits_config(snapshot_every="3 steps", keep_checkpoints=1, best_curve="raw")
+    state = train.train_and_evaluate(config, tmp_path)
+    stored = checkpointing.list_stored(tmp_path)
+    assert [place.record.step for place in stored if place.is_snapshot] == [3, 6, 9, 12, 15, 18, 20]
+    last = stored[-1].read_weights("ema", state)
+    assert_same_leaves(last, state.curves()["ema"])
+    # As if the run had been killed with the checkpoint of step 10 as its last: it goes on with another average.
+    train.train_and_evaluate(digits_config(duration="10 steps", snapshot_every="3 steps"), tmp_path / "b")
+    shutil.copytree(tmp_path / "snapshots" / "15", tmp_path / "b" / "snapshots" / "15")
+    other = digits_config(duration="20 steps", snapshot_every="3 steps", averages__ema__decay=0.5)
+    other = train.train_and_evaluate(other, tmp_path / "b")
+    stored = {place.record.step: place for place in checkpointing.list_stored(tmp_path / "b") if place.is_snapshot}
+    assert list(stored) == [3, 6, 9, 10, 12, 15, 18, 20]
+    assert [average.earlier[0][0] for average in stored[15].record.averages] == [10]
+    assert [average.earlier for average in stored[9].record.averages] == [()]
+    assert stored[15].record.counts == {"ema": 15}
+
+
+@pytest.mark.slow
+def test_a_table_says_what_each_average_will_be_and_warns_of_random_weights(tmp_path, capsys):
+    config = digits_config(averages__ema__half_life="10%")
+    config.averages.soft = default.average("soft_update")
+    config.averages.late = default.average("running_mean", start="75%", every="2 steps")
+    config.averages.never = default.average("ema", start="150%")
+    config.averages.target = default.average("hard_update", period="5 steps")
+    train.train_and_evaluate(config, tmp_path)
+    said = capsys.readouterr().out
+    assert "ema(debias=True, decay=0.707107)" in said
+    assert "running_mean(), start=15, every=2" in said
+    assert "Warning: 90.5% of the final weight of the average 'soft'" in said  # 0.995**20
+    assert "Warning: the average 'never' would be a single iterate" in said
+    assert said.count("Warning") == 2
+    stored = json.loads((tmp_path / "averages.json").read_text())
+    np.testing.assert_allclose(stored["late"]["kernel"], [0] * 16 + [0.5, 0, 0.5, 0])
+    assert stored["late"]["effective_number"] == pytest.approx(2)
+    # One that joins a trained run has no random weights to keep.
+    config.duration = "40 steps"
+    config.averages.joined = default.average("soft_update")
+    train.train_and_evaluate(config, tmp_path)
+    assert "average 'joined' would" not in capsys.readouterr().out
+    stored = json.loads((tmp_path / "averages.json").read_text())
+    assert (stored["joined"]["num_updates"], stored["soft"]["num_updates"]) == (20, 40)
+    assert stored["joined"]["initial_weight"] == pytest.approx(0.995**20)
+
+
+@pytest.mark.slow
+def test_a_long_kernel_is_stored_in_a_thousand_sums_at_most(tmp_path):
+    state = train.set_up(digits_config(averages__ema__half_life="10%"), tmp_path, "refuse").state
+    average_table.write(tmp_path, state, 2500, random_start=True)
+    stored = json.loads((tmp_path / "averages.json").read_text())["ema"]
+    exact = averaging.kernel(state.averages[0].schedule, 2500)[1:]
+    assert (stored["iterates_per_bin"], len(stored["kernel"])) == (3, 834)
+    np.testing.assert_allclose(stored["kernel"][-2:], [exact[2496:2499].sum(), exact[2499]], rtol=1e-5)  # 6 digits
+
+
+@pytest.mark.slow
+def test_an_accepted_change_of_the_optimizer_takes_effect(tmp_path):
+    final = []
+    for momentum in (0.9, 0.5):
+        train.train_and_evaluate(digits_config(), tmp_path / str(momentum))
+        config = digits_config(duration="30 steps", optimizer__momentum=momentum)
+        final.append(train.train_and_evaluate(config, tmp_path / str(momentum), config_change="accept"))
+    assert (final[0].params["Dense_0"]["kernel"] != final[1].params["Dense_0"]["kernel"]).any()
+
+
+def test_a_checkpoint_of_another_model_is_refused_and_the_workdir_stays_as_it_was(tmp_path):
+    train.train_and_evaluate(digits_config(), tmp_path)
+    before = (tmp_path / "config.json").read_bytes()
+    with pytest.raises(UserError, match=r"checkpoints/20 does not fit the config's model"):
+        train.train_and_evaluate(digits_config(model__hidden_sizes=(16,)), tmp_path, config_change="accept")
+    assert (tmp_path / "config.json").read_bytes() == before
+    train.train_and_evaluate(digits_config(), tmp_path)
+
+
+def test_an_average_that_was_never_saved_is_not_scored(tmp_path):
+    train.train_and_evaluate(digits_config(), tmp_path)
+    config = digits_config()
+    config.averages.new = default.average("ema", decay=0.5)
+    assert set(train.evaluate_checkpoint(config, tmp_path)) == {"raw", "ema", "ema-raw"}
+
+
+def test_a_run_does_not_continue_with_a_loss_function_of_other_metrics(tmp_path, monkeypatch):
+    train.train_and_evaluate(digits_config(duration="10 steps"), tmp_path)
+
+    def with_one_more(params, state, batch, **kwargs):
+        objective, (metrics, batch_stats) = train.loss_fn(params, state, batch, **kwargs)
+        return objective, (metrics | {"one": (1.0, 1)}, batch_stats)
+
+    monkeypatch.setitem(train.TASKS, "classification", (with_one_more, evaluation.score_fn))
+    with pytest.raises(UserError, match=r"holds sums of other metrics than .*one.* it has changed since"):
+        train.train_and_evaluate(digits_config(duration="20 steps"), tmp_path)
+
+
+def test_the_latest_and_the_best_checkpoints_are_kept_by_separate_rules(tmp_path, task):
+    config = digits_config(
+        eval_every="2 steps", checkpoint_every="2 steps", keep_checkpoints=2, best_curve="raw", best_metric="loss",
+    )  # fmt: skip
+
+    def climbs_from_step_8(params, state, batch, **kwargs):
+        objective, aux = train.loss_fn(params, state, batch, **kwargs)
+        return jnp.where(state.step < 8, objective, -objective), aux
+
+    config.task = task(climbs_from_step_8)
+    train.train_and_evaluate(config, tmp_path)
+    losses = {line["step"]: line["loss"] for line in read_metrics(tmp_path, "raw")}
+    best_step = min(losses, key=losses.get)
+    assert best_step < 16, "the best checkpoint must be older than the latest ones for this test to say anything"
+    assert {int(path.name) for path in (tmp_path / "checkpoints").iterdir()} == {best_step, 18, 20}
+    assert best(tmp_path) == {"step": best_step, "curve": "raw", "metric": "loss", "value": losses[best_step]}
+    metrics = train.evaluate_checkpoint(config, tmp_path, which="best")
+    assert metrics["raw"]["loss"] == losses[best_step]
+
+
+def test_an_evaluation_better_than_all_before_is_saved_between_checkpoints(tmp_path):
+    train.train_and_evaluate(digits_config(eval_every="4 steps", checkpoint_every="100%"), tmp_path)
+    accuracies = {line["step"]: line["accuracy"] for line in read_metrics(tmp_path, "ema")}
+    assert best(tmp_path)["value"] == max(accuracies.values())
+
+
+def test_a_checkpoint_of_another_format_is_refused_by_name(tmp_path):
+    config = digits_config()
+    experiment = train.set_up(config, tmp_path, "refuse")
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(experiment.state, experiment.state.rejected, Record(step=3, format=0))
+    # It is said of that, too, which had no digests, and not how the config of that version differs.
+    (tmp_path / "checkpoints" / "3" / "sha256.json").unlink()
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(UserError, match=r"checkpoints/3 has format 0; this version reads \d"):
+        train.train_and_evaluate(config, tmp_path)
+
+
+def test_a_torn_last_line_of_the_metrics_is_written_again_by_going_on_from_before_it(tmp_path, capsys):
+    train.train_and_evaluate(digits_config(), tmp_path)
+    metrics = tmp_path / "metrics.jsonl"
+    whole = metrics.read_bytes()
+    metrics.write_bytes(whole[:-7])
+    train.train_and_evaluate(digits_config(), tmp_path)
+    assert metrics.read_bytes() == whole
+    assert f"goes on after {len(whole)} bytes of metrics.jsonl, which has {len(whole) - 7}" in capsys.readouterr().out
+    assert [path.name.partition("-")[0] for path in (tmp_path / "damaged").iterdir()] == ["20"]
+
+
+def test_metrics_that_no_checkpoint_remembers_are_not_made_up(tmp_path):
+    train.train_and_evaluate(digits_config(keep_checkpoints=1, best_curve="raw"), tmp_path)
+    (tmp_path / "metrics.jsonl").write_text("")
+    with pytest.raises(UserError, match=r"no checkpoint to go on from\n.*metrics.jsonl, which has 0\n"):
+        train.train_and_evaluate(digits_config(keep_checkpoints=1, best_curve="raw"), tmp_path)

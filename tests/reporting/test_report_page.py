@@ -1,0 +1,111 @@
+"""The page in a real browser: Debian's `chromium`, or whatever of its kind there is."""
+
+import re
+import shutil
+
+import pytest
+from conftest import digits_config
+from test_report import make_diagnosis, make_run, store_diagnosis
+
+import train
+from reporting import page, runs
+
+BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+
+pytestmark = pytest.mark.slow
+
+# What is wider than it may be without a way to scroll to it, in words.
+OVERFLOW = """
+() => [...document.querySelectorAll("body *")]
+    .filter(e => !e.closest(".scroll, pre, svg") && e.getBoundingClientRect().right > innerWidth + 0.5)
+    .map(e => e.tagName + " " + e.textContent.slice(0, 40))
+"""
+# Of each picture that is shown: its box, its alternative text, and the smallest text in it, in pixels.
+PICTURES = """
+() => [...document.querySelectorAll("svg")].filter(e => e.getBoundingClientRect().width > 0).map(e => ({
+    width: e.getBoundingClientRect().width,
+    height: e.getBoundingClientRect().height,
+    alt: e.getAttribute("aria-label"),
+    text: Math.min(...[...e.querySelectorAll("text")].map(t =>
+        parseFloat(getComputedStyle(t).fontSize) * e.getBoundingClientRect().width / e.viewBox.baseVal.width)),
+    ink: getComputedStyle(e.querySelector("text")).fill,
+    curves: e.querySelectorAll("path").length,
+    cut: [...e.querySelectorAll("text")].filter(t => {
+        const [text, box] = [t.getBoundingClientRect(), e.getBoundingClientRect()];
+        return text.left < box.left || text.right > box.right || text.top < box.top || text.bottom > box.bottom;
+    }).map(t => t.textContent),
+}))
+"""
+
+
+@pytest.fixture(scope="module")
+def browser():
+    from playwright.sync_api import sync_playwright
+
+    found = [path for name in BROWSERS if (path := shutil.which(name))]
+    if not found:
+        pytest.skip(f"no browser; one of {', '.join(BROWSERS)} is needed: apt-get install chromium")
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=found[0], args=["--no-sandbox"])
+        yield browser
+        browser.close()
+
+
+@pytest.fixture(scope="module")
+def pages(tmp_path_factory) -> dict:
+    """Of a real run with a diagnosis, of three seeds, and of three configs whose names are long."""
+    folder = tmp_path_factory.mktemp("runs")
+    train.train_and_evaluate(digits_config(), folder / "real")
+    numbers = make_diagnosis("a_long_name_" * 5 + "1", "another_long_name_" * 4 + "2")
+    made = {"one": [store_diagnosis(folder / "real", numbers)]}
+    made["seeds"] = [make_run(folder / f"seed{seed}", seed=seed) for seed in range(3)]
+    made["configs"] = [
+        make_run(folder / ("a_long_name_" * 5 + str(size)), config={"batch_size": size}) for size in (1, 2, 3)
+    ]
+    for name, group in made.items():
+        page.write_to(folder / name, *runs.group(group))
+    return {name: folder / name / "report.html" for name in made}
+
+
+@pytest.mark.parametrize("kind", ["one", "seeds", "configs"])
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [360, 1440])
+def test_the_page_can_be_read(browser, pages, kind, scheme, width):
+    page = browser.new_page(viewport={"width": width, "height": 900}, color_scheme=scheme)
+    said, asked = [], []
+    page.on("console", lambda message: said.append(message.text))
+    page.on("pageerror", lambda error: said.append(str(error)))
+    page.on("request", lambda request: asked.append(request.url))
+    page.goto(f"file://{pages[kind]}")
+    assert said == []
+    assert [url for url in asked if not url.startswith("data:")] == [f"file://{pages[kind]}"]  # nothing is loaded
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    assert page.evaluate(OVERFLOW) == []
+
+    shown = page.evaluate(PICTURES)
+    # Curves of each config, and the kernels; of the diagnosis all parts but the table of curvature.
+    assert len(shown) == {"one": 2 + 7, "seeds": 2, "configs": 4}[kind]
+    for picture in shown:
+        assert picture["height"] > 100
+        assert picture["curves"] > 10
+        assert len(picture["alt"]) > 50
+        assert picture["cut"] == []
+        assert picture["text"] >= 9  # pixels, as the smallest that browsers call readable
+        light, dark = "rgb(27, 27, 27)", "rgb(236, 236, 236)"  # the colours of the page's text
+        assert picture["ink"] == (dark if scheme == "dark" else light)
+    background = page.evaluate("getComputedStyle(document.body).backgroundColor")
+    assert background == ("rgb(22, 22, 22)" if scheme == "dark" else "rgb(255, 255, 255)")
+    ids = re.findall(r'\bid="([^"]+)"', pages[kind].read_text())
+    assert len(ids) == len(set(ids))
+    page.close()
+
+
+def test_what_is_printed_is_black_on_white_though_the_screen_is_dark(browser, pages, tmp_path):
+    page = browser.new_page(viewport={"width": 1440, "height": 900}, color_scheme="dark")
+    page.goto(f"file://{pages['one']}")
+    page.emulate_media(media="print")
+    assert page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"
+    assert {picture["ink"] for picture in page.evaluate(PICTURES)} == {"rgb(0, 0, 0)"}
+    page.pdf(path=tmp_path / "page.pdf")
+    assert (tmp_path / "page.pdf").read_bytes().startswith(b"%PDF")
+    page.close()

@@ -1,0 +1,170 @@
+import os
+import stat
+import subprocess
+
+import numpy as np
+import pytest
+from conftest import ROOT, command
+
+from runtime import caching
+from runtime.caching import CachedArrays
+from runtime.errors import UserError
+
+
+@pytest.fixture
+def cache(tmp_path, monkeypatch):
+    """What is stored of a set whose files are in `origin`, in a cache of its own."""
+    monkeypatch.setattr(caching, "_directory", None)
+    caching.enable(tmp_path / "cache")
+    (tmp_path / "origin" / "version").mkdir(parents=True)
+    (tmp_path / "origin" / "version" / "file").write_bytes(b"12345")
+    return CachedArrays("some/set:1.0.0", [tmp_path / "origin"])
+
+
+def stored(tmp_path):
+    [path] = (tmp_path / "cache" / "data").iterdir()
+    return path
+
+
+def test_arrays_and_values_come_back_as_they_were_stored(cache, tmp_path):
+    assert cache.read() is None
+    arrays = {"image": np.arange(24, dtype=np.uint8).reshape(2, 3, 4), "label": np.array([1, 2], np.int32)}
+    cache.write(arrays, {"name": "ä", "shape": [3, 4]})
+    found, values = cache.read()
+    assert values == {"name": "ä", "shape": [3, 4]}
+    assert found.keys() == arrays.keys()
+    for name, array in arrays.items():
+        assert found[name].dtype == array.dtype
+        np.testing.assert_array_equal(found[name], array)
+    cache.write(arrays, {})
+    assert cache.read()[1] == {}
+    stored(tmp_path)  # which is one file
+
+
+@pytest.mark.parametrize("position", [0, 20, -1])
+def test_a_cache_with_one_flipped_bit_or_a_missing_byte_is_not_used(cache, tmp_path, position, capsys):
+    cache.write({"label": np.arange(1000)}, {"num": 1})
+    content = bytearray(stored(tmp_path).read_bytes())
+    content[position] ^= 1
+    stored(tmp_path).write_bytes(content)
+    assert cache.read() is None
+    assert f"{stored(tmp_path)} is damaged" in capsys.readouterr().out
+    content[position] ^= 1
+    stored(tmp_path).write_bytes(content[:-1])
+    assert cache.read() is None
+    stored(tmp_path).write_bytes(content)
+    assert cache.read()[1] == {"num": 1}
+
+
+def test_other_files_are_another_data_set(cache, tmp_path):
+    def found(name="some/set:1.0.0"):
+        return CachedArrays(name, [tmp_path / "origin"]).read() is not None
+
+    cache.write({"label": np.arange(10)}, {})
+    assert found()
+    assert not found("other")
+    file = tmp_path / "origin" / "version" / "file"
+    before, parent = file.stat(), file.parent.stat()
+    for change in (
+        lambda: os.utime(file, ns=(0, 0)),
+        lambda: file.write_bytes(b"123456"),
+        lambda: file.rename(file.with_name("other")),
+    ):
+        change()
+        assert not found()
+        for path in file.parent.iterdir():
+            path.unlink()
+        file.write_bytes(b"12345")
+        os.utime(file, ns=(before.st_atime_ns, before.st_mtime_ns))
+        os.utime(file.parent, ns=(parent.st_atime_ns, parent.st_mtime_ns))
+        assert found()
+
+
+def test_what_cannot_be_read_is_made_again_and_what_cannot_be_written_is_said(cache, tmp_path, capsys):
+    cache.write({"label": np.arange(10)}, {})
+    path = stored(tmp_path)
+    path.unlink()
+    path.mkdir()
+    assert cache.read() is None
+    assert f"{path} is not readable" in capsys.readouterr().out
+    cache.write({"label": np.arange(10)}, {})
+    assert "some/set:1.0.0 is not kept for later runs" in capsys.readouterr().out
+    assert stored(tmp_path) == path  # and nothing half written beside it
+
+
+def test_of_files_that_are_not_there_nothing_is_kept(cache, tmp_path):
+    for name, origin in (("set", "nowhere"), ("", "origin"), ("../set", "origin")):
+        missing = CachedArrays(name, [tmp_path / origin])
+        missing.write({"label": np.arange(10)}, {})
+        assert missing.read() is None
+    assert not list((tmp_path / "cache" / "data").iterdir())
+
+
+def test_the_cache_is_the_users_alone_and_one_that_others_can_write_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(caching, "_directory", None)
+    caching.enable(tmp_path / "cache")
+    for folder in ("cache", "cache/compiled", "cache/data"):
+        assert stat.S_IMODE((tmp_path / folder).stat().st_mode) == 0o700
+    (tmp_path / "cache" / "compiled").chmod(0o770)
+    with pytest.raises(UserError, match=r"compiled belongs to user .* mode 770.*Remove it"):
+        caching.enable(tmp_path / "cache")
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match=r"--cache_dir=.*file cannot be used"):
+        caching.enable(tmp_path / "file")
+
+
+def test_nothing_is_cached_unless_it_is_asked_for(cache, tmp_path, monkeypatch):
+    monkeypatch.setattr(caching, "_directory", None)
+    cache.write({"label": np.arange(10)}, {})
+    assert cache.read() is None
+    assert CachedArrays("set", [tmp_path / "origin"]).read() is None
+    assert not list((tmp_path / "cache" / "data").iterdir())
+
+
+# Says at the end of a process what it has needed.
+WATCH = """
+import atexit, sys, jax
+events = []
+jax.monitoring.register_event_listener(lambda event, **_: events.append(event))
+def tell():
+    assert "/jax/compilation_cache/cache_hits" in events or "/jax/compilation_cache/cache_misses" in events
+    print("Compiled:", "/jax/compilation_cache/cache_misses" in events)
+    print("TensorFlow:", "tensorflow" in sys.modules)
+atexit.register(tell)
+"""
+
+
+@pytest.mark.slow
+def test_a_second_run_imports_no_tensorflow_compiles_nothing_and_computes_the_same(made_data, tmp_path):
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("JAX_")}
+    environment |= {"TFDS_DATA_DIR": str(made_data), "PYTHONPATH": str(tmp_path)}
+    (tmp_path / "sitecustomize.py").write_text(WATCH)
+    cache = tmp_path / "cache"
+
+    def run(name, *flags):
+        fields = "--config.dataset=hundred", "--config.duration=5 steps"
+        arguments = command(f"--workdir={tmp_path / name}", f"--cache_dir={cache}", *fields, *flags)
+        result = subprocess.run(arguments, cwd=ROOT, env=environment, capture_output=True, text=True)
+        assert result.returncode == 0, result.stderr
+        return result.stdout, (tmp_path / name / "metrics.jsonl").read_bytes()
+
+    first, metrics = run("first")
+    assert "TensorFlow: True" in first
+    assert f"are kept in {cache}" in first
+    assert "Compiled: True" in first
+    second, again = run("second", "--v=1")
+    assert "TensorFlow: False" in second
+    assert again == metrics
+    assert "Compiled: False" in second
+    phases = ["imports", "devices", "find data", "read data", "first state", "data to device", "workdir", "first step"]
+    lines = second[second.index("phase ") :].splitlines()[1:9]
+    assert [line[:14].strip() for line in lines] == phases
+    ends = [float(line[14:].split()[0]) for line in lines]
+    assert ends == sorted(ends)
+
+    [stored] = (cache / "data").iterdir()
+    stored.write_bytes(stored.read_bytes()[:-1])
+    third, again = run("third")
+    assert "is damaged and will be made again" in third
+    assert "TensorFlow: True" in third
+    assert again == metrics

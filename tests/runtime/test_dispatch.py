@@ -1,0 +1,193 @@
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from conftest import create_dispatcher, digits_config, read_metrics, zero_sums
+from flax import linen as nn
+
+import models
+import train
+from runtime import dispatch
+from train_state import Average
+
+CNN = {"model__name": "cnn", "model__hidden_sizes": (256, 256), "model__batch_norm": True, "model__dropout": 0.25}
+
+
+FIRST = 25  # step: of 901 images in batches of 32, step 28 takes the last of one epoch and the first of the next
+
+
+def run(experiment, cuts, chunked=True, max_steps=0):
+    """State and sums after advancing to each of the steps in turn, in chunks as long as `max_steps` allows."""
+    advance = create_dispatcher(experiment, chunked, max_steps)
+    advance._next = max_steps or 2**31 - 1  # whatever the clock says
+    state, sums, step = jax.tree.map(jnp.copy, experiment.state), zero_sums(experiment), FIRST
+    state = state.replace(step=state.step + FIRST)
+    for end in (FIRST + cut for cut in cuts):
+        state, sums, _ = advance(state, sums, experiment.train_data, step, end)
+        step = end
+    return state.replace(rng=jax.random.key_data(state.rng)), sums
+
+
+@pytest.fixture(scope="module")
+def experiment(tmp_path_factory):
+    config = digits_config(augment__crop_padding=1, **CNN)
+    config.averages.slow = {"kind": "ema", "decay": 0.9, "every": "4 steps", "batch_stats": "copy"}
+    return train.set_up(config, tmp_path_factory.mktemp("none"), "refuse")
+
+
+def test_a_chunk_computes_what_single_steps_do_but_for_rounding(experiment):
+    """Across the end of an epoch, and with a batch that has images of both."""
+    chunked, single = (run(experiment, [8], chunked=chunked) for chunked in (True, False))
+    # Eight steps amplify a float32 rounding that the compiler places otherwise by some ten each.
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4), chunked, single)
+    assert int(chunked[0].step) == int(single[0].step) == FIRST + 8
+    assert int(chunked[1]["loss"][1]) == 8 * 32
+
+
+@pytest.mark.parametrize("chunked", [True, False])
+def test_how_steps_are_cut_changes_no_bit(experiment, chunked):
+    whole, cut = run(experiment, [9], chunked=chunked), run(experiment, [1, 2, 6, 9], chunked=chunked, max_steps=3)
+    jax.tree.map(np.testing.assert_array_equal, whole, cut)
+
+
+def test_a_chunk_fetches_and_sends_nothing(experiment):
+    state, sums = run(experiment, [2])
+    state = state.replace(rng=jax.random.wrap_key_data(state.rng))
+    advance = create_dispatcher(experiment)
+    compiled = advance._program.lower(state, sums, experiment.train_data, np.int32(3)).compile()
+    text = compiled.as_text()
+    assert "while(" in text
+    for word in ("infeed", "outfeed", "send(", "recv(", "callback"):
+        assert word not in text
+    num_steps = jax.device_put(np.int32(3))
+    with jax.transfer_guard("disallow"):
+        state, _ = compiled(state, sums, experiment.train_data, num_steps)
+    assert int(state.step) == FIRST + 5
+
+
+def test_training_compiles_once_whatever_the_chunks_and_nothing_after_the_first_evaluation(tmp_path):
+    compiled = []  # how many curves had been evaluated by then
+
+    def listen(event, duration, **_):
+        if event == "/jax/core/compile/backend_compile_duration":
+            metrics = tmp_path / "metrics.jsonl"
+            compiled.append(metrics.read_text().count('"curve": "ema-raw"') if metrics.exists() else 0)
+
+    config = digits_config(
+        duration="3 epochs",
+        log_every="7 steps",
+        eval_every="1 epochs",
+        checkpoint_every="11 steps",
+        snapshot_every="30%",
+    )
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    try:
+        train.train_and_evaluate(config, tmp_path)
+    finally:
+        jax.monitoring.unregister_event_duration_listener(listen)
+    assert len(read_metrics(tmp_path, "ema")) == 3
+    assert compiled
+    assert max(compiled) == 0
+
+
+@pytest.mark.slow
+def test_a_continued_run_compiles_its_training_program_once_too(tmp_path, monkeypatch):
+    programs = []
+
+    class Remembering(dispatch.Dispatcher):
+        def __init__(self, *args, **kwargs):
+            super().__init__(*args, **kwargs)
+            programs.append(self._program)
+
+    monkeypatch.setattr(train, "Dispatcher", Remembering)
+    train.train_and_evaluate(digits_config(), tmp_path)
+    # It starts from a restored state, with an average that it did not have.
+    config = digits_config(duration="40 steps")
+    config.averages.slow = config.averages.ema
+    train.train_and_evaluate(config, tmp_path)
+    assert [program._cache_size() for program in programs] == [1, 1]
+
+
+@pytest.mark.parametrize(("seconds_per_step", "longest"), [(1.0, 5), (4.0, 1), (20.0, 1), (0.1, 50)])
+def test_a_dispatch_lasts_no_longer_than_one_is_willing_to_wait(monkeypatch, seconds_per_step, longest):
+    now, dispatched = [0.0], []
+
+    class Clock:
+        @staticmethod
+        def perf_counter():
+            return now[0]
+
+    advance = dispatch.Dispatcher(lambda state, sums, data: (state + 1, sums), chunked=True, max_steps=0, sharding=None)
+    program = advance._program
+
+    def timed(state, sums, data, num_steps):
+        dispatched.append(int(num_steps))
+        now[0] += seconds_per_step * num_steps
+        return program(state, sums, data, num_steps)
+
+    advance._program = timed
+    monkeypatch.setattr(dispatch, "time", Clock)
+    state, _, _ = advance(jnp.int32(0), jnp.int32(0), None, 0, 120)
+    assert state == sum(dispatched) == 120
+    assert dispatched[0] == 1  # how long it takes is not known before
+    assert max(dispatched) == longest
+
+
+def test_the_largest_number_of_steps_is_respected(experiment, monkeypatch):
+    lengths = []
+    advance = create_dispatcher(experiment, max_steps=3)
+    program = advance._program
+    advance._program = lambda *args: lengths.append(int(args[-1])) or program(*args)
+    advance(jax.tree.map(jnp.copy, experiment.state), zero_sums(experiment), experiment.train_data, 0, 9)
+    assert max(lengths) == 3
+
+
+def test_steps_go_in_chunks_but_where_a_cpu_has_to_take_xlas_gradient_of_a_kernel(tmp_path, monkeypatch):
+    def suits(**model):
+        experiment = train.set_up(digits_config(**model), tmp_path, "refuse")
+        program = train.create_train_program(train.loss_fn, experiment.mesh)
+        return dispatch.suits_chunks(program, experiment.state, zero_sums(experiment), experiment.train_data)
+
+    assert suits()
+    assert suits(**CNN)
+    monkeypatch.setattr(models, "Conv", nn.Conv)  # as forks may write it
+    assert suits(**CNN) == (jax.default_backend() != "cpu")
+
+
+def test_a_continued_run_is_dispatched_as_it_was(tmp_path, capsys):
+    def stored():
+        return train.settings.read(tmp_path).chunked
+
+    train.train_and_evaluate(digits_config(steps_per_dispatch=1), tmp_path)
+    assert stored() is False
+    train.train_and_evaluate(digits_config(duration="40 steps"), tmp_path)  # by the rule it would be chunks
+    assert stored() is False
+    with pytest.raises(train.UserError, match="chunked: False before, True now"):
+        train.train_and_evaluate(digits_config(duration="40 steps", steps_per_dispatch=7), tmp_path)
+
+
+@pytest.mark.parametrize(("every", "conditional"), [(1, False), (4, True)])
+def test_only_an_average_that_often_rests_sits_under_a_conditional(experiment, every, conditional):
+    state = experiment.state.with_averages((Average("a", "ema", (("decay", 0.9),), every=every),))
+    primitives = {eqn.primitive.name for eqn in jax.make_jaxpr(lambda s: s.apply_ema())(state).eqns}
+    assert ("cond" in primitives) == conditional
+
+
+@pytest.mark.parametrize("chunked", [True, False])
+def test_an_average_costs_one_float32_copy_of_the_parameters_and_no_temporary_memory(tmp_path, chunked):
+    experiment = train.set_up(digits_config(model__hidden_sizes=(256, 256)), tmp_path, "refuse")
+    every_step = Average("a", "ema", (("decay", 0.9),))
+    averages = (every_step, dataclasses.replace(every_step, name="b", every=4))
+
+    def memory(averages):
+        args = experiment.state.with_averages(averages), zero_sums(experiment), experiment.train_data, np.int32(1)
+        return create_dispatcher(experiment, chunked)._program.lower(*args).compile().memory_analysis()
+
+    none, two = memory(()), memory(averages)
+    size = 4 * sum(leaf.size for leaf in jax.tree.leaves(experiment.state.params))
+    for name in ("argument_size_in_bytes", "output_size_in_bytes", "alias_size_in_bytes"):
+        # Each leaf may be padded to 64 bytes, and each average has a count.
+        assert 0 <= getattr(two, name) - getattr(none, name) - 2 * size < 2 * 7 * 64, name
+    assert two.temp_size_in_bytes - none.temp_size_in_bytes < 0.01 * size  # a few scalars

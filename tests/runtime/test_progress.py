@@ -1,0 +1,125 @@
+import os
+import pty
+import re
+import subprocess
+import termios
+import time
+
+import jax
+import pytest
+from conftest import ROOT, command, read_metrics, run_main
+
+from runtime import progress
+from runtime.metric_writing import MetricWriter
+
+
+def on_a_terminal(command: list[str], columns: int) -> str:
+    """What a process writes to a terminal of this width."""
+    ours, its = pty.openpty()
+    termios.tcsetwinsize(its, (40, columns))
+    with subprocess.Popen(command, cwd=ROOT, stdout=its, stderr=its, close_fds=True) as process:
+        os.close(its)
+        written = b""
+        while True:
+            try:
+                part = os.read(ours, 65536)
+            except OSError:  # how Linux says that the other end is closed
+                break
+            written += part
+    os.close(ours)
+    assert process.returncode == 0, written.decode()
+    return written.decode()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("columns", [60, 150])
+def test_on_a_terminal_there_is_one_live_line(tmp_path, columns):
+    written = on_a_terminal(command(f"--workdir={tmp_path}"), columns)
+    lines = [line.rpartition("\r")[2] for line in written.replace("\r\n", "\n").split("\n")]  # as they remain
+    live = [line for line in lines if "steps/s" in line]
+    assert len(live) <= 3  # where the first evaluation speaks, and at the end
+    assert "100%|" in live[-1]
+    assert "282/282 [" in live[-1]
+    assert " left, " in live[-1]
+    states = re.findall(r"\r[^\r\n]*", written)
+    assert max(map(len, states)) <= columns + 1
+    if columns == 150:
+        assert re.search(r"train loss \d\.\d+  raw \d\d\.\d\d%  ema \d\d\.\d\d% \([+-]\d+\.\d\d\)", live[-1])
+        assert len(states) > 20
+
+
+def test_in_a_log_a_line_is_written_for_each_evaluation_and_what_takes_long_says_so(tmp_path):
+    result = run_main(f"--workdir={tmp_path}")
+    assert result.returncode == 0, result.stderr
+    assert "\r" not in result.stdout
+    lines = [line for line in result.stdout.splitlines() if line.startswith("step ")]
+    steps = [line["step"] for line in read_metrics(tmp_path, "raw")]
+    # On a machine so slow that evaluations are half a minute apart there are some in between.
+    assert [step for step in (int(re.match(r"step (\d+)/282", line)[1]) for line in lines) if step in steps] == steps
+    assert re.fullmatch(
+        r"step 282/282 \(100%\)  \S+ steps/s  0\.0 s left  train loss \d\.\d+  raw \S+%  ema \S+% \(\S+\)", lines[-1]
+    )
+    for what in ("Reading digits", "Compiling the initial state", "Compiling the training step", "Compiling the eval"):
+        assert len(re.findall(rf"^{what}.* \.\.\.\n{what}.*: done in \d+\.\d s$", result.stdout, re.MULTILINE)) == 1
+
+
+def test_a_long_silence_is_broken_and_a_short_one_is_not(capsys, monkeypatch):
+    shown = progress.Progress(100)
+    now = 1000.0
+    monkeypatch.setattr(progress.time, "monotonic", lambda: now)
+    shown.at(1)
+    for step in range(2, 81):
+        now += 1
+        shown.show(step, "", news=False)
+    lines = capsys.readouterr().out.splitlines()
+    assert [int(re.match(r"step (\d+)", line)[1]) for line in lines] == [32, 63]  # every 31st second
+    assert "1 steps/s  1:08 left" in lines[0]
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(4.06, "4.1 s"), (59.94, "59.9 s"), (59.96, "1:00"), (61.5, "1:02"), (3661, "1:01:01")]
+)
+def test_times_are_written_as_people_do(seconds, text):
+    assert progress.format_seconds(seconds) == text
+
+
+def test_what_is_compiled_counts_as_neither_training_nor_evaluation(tmp_path):
+    with MetricWriter(tmp_path, 10, {}) as writer:
+        started = time.monotonic()
+        with writer.clock("train_seconds"):
+            jax.jit(lambda x: x + 1)(1.0)
+        seconds, whole = writer.record(), time.monotonic() - started
+    assert seconds["compile_seconds"] > 0
+    assert seconds["train_seconds"] > 0
+    assert seconds["train_seconds"] + seconds["compile_seconds"] <= whole
+    assert seconds["eval_seconds"] == 0
+
+
+def test_the_clocks_of_a_run_go_on_when_it_is_continued(tmp_path):
+    with MetricWriter(tmp_path, 10, {}) as writer:
+        with writer.clock("eval_seconds"):
+            jax.random.key(0)
+        before = writer.record()
+    with MetricWriter(tmp_path, 10, before) as writer:
+        writer.add_time("checkpoint_seconds", time.monotonic())
+        after = writer.record()
+    assert after["eval_seconds"] == before["eval_seconds"] > 0
+    assert after["checkpoint_seconds"] > before["checkpoint_seconds"] == 0
+
+
+@pytest.mark.slow
+def test_a_reader_that_goes_away_is_no_failure(tmp_path):
+    run = " ".join(command(f"--workdir={tmp_path}", "--config.duration='60 steps'"))
+    result = subprocess.run(
+        ["bash", "-c", f"{run} | head -3; exit ${{PIPESTATUS[0]}}"], cwd=ROOT, capture_output=True, text=True
+    )
+    assert (result.returncode, result.stderr) == (0, "")
+    assert read_metrics(tmp_path, "raw")[-1]["step"] == 60
+
+
+@pytest.mark.slow
+def test_without_a_standard_output_a_run_is_as_good(tmp_path):
+    run = " ".join(command(f"--workdir={tmp_path}", "--config.duration='60 steps'"))
+    result = subprocess.run(["bash", "-c", f"{run} >&-"], cwd=ROOT, capture_output=True, text=True)
+    assert (result.returncode, result.stderr) == (0, "")
+    assert read_metrics(tmp_path, "raw")[-1]["step"] == 60

@@ -1,0 +1,101 @@
+"""Flags of programs that take a config."""
+
+import difflib
+import itertools
+import re
+import sys
+import traceback
+
+import ml_collections
+from absl import flags
+from ml_collections import config_flags
+
+from runtime.errors import UserError
+
+
+def parse(argv: list[str]) -> list[str]:
+    """Parses flags as absl does, and ends the process with one message on all that is wrong with those of the config.
+
+    Args:
+        argv: the command line, of a program that has defined a flag `config` for a config file.
+
+    Returns:
+        The program's name and the arguments that are no flags.
+    """
+    # absl would show INFO by default, and the libraries that log through it would drown what the run itself prints.
+    argv = [argv[0], "--verbosity=-1", *argv[1:]]
+    try:
+        positional: list[str] = flags.FLAGS(argv)
+        getattr(flags.FLAGS.config, "lock", None)  # reading any attribute reports a file that could not be read
+        if not isinstance(flags.FLAGS.config, ml_collections.ConfigDict):
+            sys.exit("error: the get_config() of the file that --config names must return an ml_collections.ConfigDict")
+        return positional
+    except OSError as error:
+        reason = str(error).strip().splitlines()[-1].strip()
+        sys.exit(f"error: the file that --config names cannot be read: {reason}")
+    except SyntaxError as error:
+        sys.exit(f"error: the file that --config names is no Python: {error}")
+    except (flags.Error, AttributeError, KeyError) as error:
+        if "has no attribute 'get_config'" in str(error):
+            sys.exit(
+                "error: the file that --config names has no get_config(); configs/digits.py shows what it looks like"
+            )
+        if "ml_collections" not in traceback.extract_tb(error.__traceback__)[-1].filename and not isinstance(
+            error, flags.Error
+        ):
+            raise  # a mistake in the config file's own code
+        if "must have a value other than None" in str(error):
+            given = {re.split("[=.]", arg.lstrip("-"))[0] for arg in argv}
+            missing = [name for name in ("config", "workdir", "name") if name in flags.FLAGS and name not in given]
+            sys.exit(f"error: --{' and --'.join(missing)} must be given; --help shows how the command is used")
+        problems = _wrong_overrides(argv) or [str(error).strip().splitlines()[-1]]
+        sys.exit("error: " + "\n".join(problems))
+
+
+def _wrong_overrides(argv: list[str]) -> list[str]:
+    """What is wrong with each override of the config, and with the config that the others make."""
+    import settings
+
+    command, overrides = argv[:1], []
+    for arg, following in itertools.zip_longest(argv[1:], argv[2:], fillvalue="--"):
+        flag = [arg] if "=" in arg or following.startswith("-") else [arg, following]
+        if re.match(r"--?config(=|$)", arg):
+            command += flag
+        elif re.match(r"--?(no)?config\.", arg):
+            overrides.append(flag)
+
+    def config_with(*overrides: list[str]) -> ml_collections.ConfigDict:
+        values, argv = flags.FlagValues(), [*command, *itertools.chain(*overrides)]
+        config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=argv)
+        values(argv)
+        config: ml_collections.ConfigDict = values["config"].value
+        return config
+
+    try:
+        known, right, problems = settings.flatten(config_with()), [], []
+    except (flags.Error, TypeError, AttributeError):  # then it is no override that is wrong
+        return []
+    for flag in overrides:
+        name, _, value = " ".join(flag).partition("config.")[2].replace(" ", "=", 1).partition("=")
+        if name in known:
+            try:
+                config_with(flag)
+                right.append(flag)
+            except flags.Error:
+                default = known[name]
+                problems.append(f"{name} = {value!r}: must be a {type(default).__name__} such as {default!r}")
+        else:
+            close = difflib.get_close_matches(name, known, n=1)
+            hint = f"; did you mean {close[0]}?" if close else ""
+            if name.startswith("averages.") and name.split(".")[1] not in config_with().averages:
+                hint = (
+                    f"; an average is added in a config file: config.{name.rpartition('.')[0]} = default.average(...)"
+                )
+            problems.append(f"{name} is unknown{hint}")
+    if problems:
+        try:
+            settings.check(config_with(*right))
+        except UserError as error:
+            problems += str(error).splitlines()[1:]
+        problems.insert(0, settings.WRONG)
+    return problems
