@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test lint mutants chaos bench clean
+.PHONY: demo test lint strict mutants chaos bench clean
 
 # Trains configs/digits.py and shows raw against averaged weights.
 demo: .venv/runtime
@@ -16,7 +16,12 @@ lint: .venv/dev
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
-# Seeds faults and sees that the tests catch each of them; takes about five minutes.
+# Asks also for docstrings and types everywhere, as in the project's own code.
+strict: lint
+	$(BIN)/ruff check --select D100,D101,D102,D103,ANN0,ANN1,ANN2 .
+	$(BIN)/mypy --disallow-untyped-defs
+
+# Seeds every fault and sees that the tests catch each of them.
 mutants: .venv/dev
 	$(BIN)/python tests/mutants/mutants.py
 
