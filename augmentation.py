@@ -1,6 +1,6 @@
 """Random changes to a training batch, as pure functions of a key, made on the device.
 
-Images are normalised, float32 [batch, height, width, channels]: what is filled in is 0, the mean colour.
+Images are normalised, float32 [batch, height, width, channels]. Blanks are filled with 0, the mean colour.
 """
 
 import dataclasses
@@ -16,8 +16,8 @@ from streams import stream_key
 class Augmentation:
     """Which changes to make; those that are 0 or false are left out. The fields of `config.augment`.
 
-    Plain values, compared by value, so that it can be a static part of what a jitted function takes. A change of a
-    fork's own is a function below, a field, and a line in `__call__`.
+    Plain values, compared by value, so that it can be a static argument of a jitted function. To add a change, write a
+    function below, and add a field and a line in `__call__`.
 
     Attributes:
         flip: whether to mirror images left to right, each with probability 1/2.
@@ -32,7 +32,7 @@ class Augmentation:
     mixup: float = 0.0
 
     def __call__(self, key: jax.Array, batch: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
-        """The changed batch. Each change has its own stream: turning one on leaves what the others do as it is.
+        """The changed batch. Each change has its own random stream: turning one on does not affect the others.
 
         Args:
             key: typed key of this step.
@@ -85,7 +85,7 @@ def mixup(key: jax.Array, image: jax.Array, target: jax.Array, alpha: float) -> 
     """Averages each image and target with those of the next example of the batch (Zhang et al. 2018).
 
     The weight is drawn from Beta(alpha, alpha) for each example; the larger share is the example's own, so that its
-    label stays the main one. With partners drawn at random, as those of a shuffled batch are, that changes nothing.
+    label remains the main one. For partners drawn at random, as in a shuffled batch, this has the same distribution.
     """
     weight = jax.random.beta(key, alpha, alpha, (len(image),))
     weight = jnp.maximum(weight, 1 - weight)

@@ -15,7 +15,8 @@ This `kernel` sums to 1 and tells before training starts what the average will b
 averages into other ones after training: see `synthesize`.
 
 A schedule takes `t >= 1` as an int or a NumPy array, giving float64, or as a JAX array, traced or not, giving JAX's
-default float. Where its formula says 1 it returns exactly 1. This module knows nothing of models or of training.
+default float. Where its formula says 1 it returns exactly 1. A function whose argument is out of its range raises a
+ValueError that names it. This module knows nothing of models or of training.
 """
 
 import dataclasses
@@ -45,9 +46,6 @@ def ema(decay: float, debias: bool = True) -> optax.Schedule:
         decay: `d` in [0, 1), per update. Typical: a half-life of 1 % to 10 % of training; 0.999 to 0.9999 in diffusion
             (Ho et al. 2020) and in image classification (Szegedy et al. 2016).
         debias: whether to forget the initial parameters.
-
-    Raises:
-        ValueError: `decay` is outside [0, 1).
     """
     _require("decay", decay, 0 <= decay < 1, "in [0, 1)")
     if not debias or decay == 0:
@@ -66,9 +64,6 @@ def warmup_ema(decay: float) -> optax.Schedule:
 
     Args:
         decay: `d` in [0, 1), per update, reached after about `9 / (1 - d)` updates. Typical: 0.999 to 0.9999.
-
-    Raises:
-        ValueError: `decay` is outside [0, 1).
     """
     _require("decay", decay, 0 <= decay < 1, "in [0, 1)")
     return lambda t: _numpy(t).maximum(1 - decay, 9 / (10 + t))
@@ -87,54 +82,32 @@ def polynomial_decay_mean(eta: float) -> optax.Schedule:
     """A mean that forgets the beginning polynomially: `s(t) = (eta + 1) / (t + eta)`.
 
     Shamir & Zhang 2013 ("Stochastic gradient descent for non-smooth optimization", section 4). The weight of iterate
-    `i` is about proportional to `i**eta`; 0 is the running mean. An average of all of training with no horizon to
-    choose.
-
-    Args:
-        eta: at least 0. Typical: 3.
-
-    Raises:
-        ValueError: `eta` is negative.
+    `i` is about proportional to `i**eta`, with `eta >= 0`, typically 3; 0 is the running mean. An average of all of
+    training with no horizon to choose.
     """
     _require("eta", eta, 0 <= eta < math.inf, "at least 0")
     return lambda t: _numpy(t).where(t == 1, 1.0, (eta + 1) / (t + eta))
 
 
-def power_ema_gamma(gamma: float) -> optax.Schedule:
-    """The power-function average by its exponent: `s(t) = 1 - (1 - 1/t)**(gamma + 1)`.
+def power_ema(width: float) -> optax.Schedule:
+    """The power-function average: `s(t) = 1 - (1 - 1/t)**(gamma + 1)` with the exponent of `width_to_gamma(width)`.
 
-    Karras et al. 2024 (EDM2, section 3.1). Iterate `i` has the weight `(i/t)**(gamma + 1) - ((i - 1)/t)**(gamma + 1)`,
-    so that the profile has the same shape at every `t`; 0 is the running mean.
+    Karras et al. 2024 (EDM2, section 3.1). Iterate `i` has the weight `(i/t)**(gamma + 1) - ((i - 1)/t)**(gamma + 1)`:
+    an average with one horizon for every length of training, the same share of what has been trained so far. Two of
+    them, snapshotted, are a good basis for `synthesize`.
 
     Args:
-        gamma: at least 0. Typical: 16.97 and 6.94, which are widths of 0.05 and 0.10.
-
-    Raises:
-        ValueError: `gamma` is negative.
+        width: standard deviation of the profile as a share of training, in (0, 1 / sqrt(12)], which is that of the
+            running mean. Typical: 0.05 to 0.15.
     """
-    _require("gamma", gamma, 0 <= gamma < math.inf, "at least 0")
+    exponent = width_to_gamma(width) + 1
 
     def schedule(t: ArrayLike) -> ArrayLike:
         xp = _numpy(t)
         # In float32 the power of a number near 1 would lose its digits.
-        return xp.where(t == 1, 1.0, -xp.expm1((gamma + 1) * xp.log1p(-1 / xp.maximum(t, 2))))
+        return xp.where(t == 1, 1.0, -xp.expm1(exponent * xp.log1p(-1 / xp.maximum(t, 2))))
 
     return schedule
-
-
-def power_ema(width: float) -> optax.Schedule:
-    """The power-function average by its width: `power_ema_gamma(width_to_gamma(width))`.
-
-    An average with one horizon for every length of training: it is the same share of what has been trained so far. Two
-    of them, snapshotted, are a good basis for `synthesize`.
-
-    Args:
-        width: standard deviation of the profile as a share of training. Typical: 0.05 to 0.15 (Karras et al. 2024).
-
-    Raises:
-        ValueError: `width` is outside (0, 1 / sqrt(12)].
-    """
-    return power_ema_gamma(width_to_gamma(width))
 
 
 def soft_update(tau: float) -> optax.Schedule:
@@ -145,9 +118,6 @@ def soft_update(tau: float) -> optax.Schedule:
 
     Args:
         tau: in (0, 1]. Typical: 0.001 to 0.005 in Q-learning, 0.004 and falling in BYOL.
-
-    Raises:
-        ValueError: `tau` is outside (0, 1].
     """
     _require("tau", tau, 0 < tau <= 1, "in (0, 1]")
     return lambda t: 0 * t + float(tau)
@@ -156,13 +126,8 @@ def soft_update(tau: float) -> optax.Schedule:
 def hard_update(period: int) -> optax.Schedule:
     """The target network of DQN: `s(t) = 1` if `t % period == 0`, else 0. The same as `optax.periodic_update`.
 
-    Mnih et al. 2015. A copy that stays as it is between updates: a delay, not an average.
-
-    Args:
-        period: updates from copy to copy, at least 1. Typical: 1,000 to 10,000.
-
-    Raises:
-        ValueError: `period` is below 1.
+    Mnih et al. 2015. A copy that stays as it is for `period >= 1` updates, typically 1,000 to 10,000: a delay, not an
+    average.
     """
     _require("period", period, period >= 1, "at least 1")
     return lambda t: _numpy(t).where(t % period == 0, 1.0, 0.0)
@@ -172,15 +137,7 @@ def hard_update(period: int) -> optax.Schedule:
 
 
 def starting_at(schedule: optax.Schedule, start: int) -> optax.Schedule:
-    """1 for `t <= start`, then `schedule(t - start)`: until then the average is the parameters themselves.
-
-    Args:
-        schedule: of the average.
-        start: number of updates, at least 0, which changes nothing.
-
-    Raises:
-        ValueError: `start` is negative.
-    """
+    """1 for `t <= start`, then `schedule(t - start)`: for `start >= 0` updates the average is the parameters."""
     _require("start", start, start >= 0, "at least 0")
     if start == 0:
         return schedule
@@ -188,14 +145,9 @@ def starting_at(schedule: optax.Schedule, start: int) -> optax.Schedule:
 
 
 def every(schedule: optax.Schedule, interval: int) -> optax.Schedule:
-    """`schedule(t // interval)` when `interval` divides `t`, else 0: an average that moves less often.
+    """`schedule(t // interval)` when `interval >= 1` divides `t`, else 0: an average that moves less often.
 
-    Args:
-        schedule: of the average; it counts firings, so a decay is one per firing: `half_life_to_decay`.
-        interval: updates from firing to firing, at least 1, which changes nothing.
-
-    Raises:
-        ValueError: `interval` is below 1.
+    The schedule counts firings, so its decay is one per firing: see `half_life_to_decay`.
     """
     _require("interval", interval, interval >= 1, "at least 1")
     if interval == 1:
@@ -206,14 +158,7 @@ def every(schedule: optax.Schedule, interval: int) -> optax.Schedule:
 def restart_every(schedule: optax.Schedule, period: int) -> optax.Schedule:
     """`schedule((t - 1) % period + 1)`, and 1 where that argument is 1 and `t > 1`: the average begins anew.
 
-    For learning rates that restart (Loshchilov & Hutter 2017): no average spans two cycles.
-
-    Args:
-        schedule: of the average.
-        period: updates from beginning to beginning, at least 1.
-
-    Raises:
-        ValueError: `period` is below 1.
+    For learning rates that restart every `period >= 1` updates (Loshchilov & Hutter 2017): no average spans two cycles.
     """
     _require("period", period, period >= 1, "at least 1")
 
@@ -224,22 +169,11 @@ def restart_every(schedule: optax.Schedule, period: int) -> optax.Schedule:
     return restarted
 
 
-def switch_at(first: optax.Schedule, update: int, then: optax.Schedule) -> optax.Schedule:
-    """`first(t)` for `t <= update`, then `then(t)`: what an average is whose schedule was changed while it was kept."""
-    return lambda t: _numpy(t).where(t <= update, first(t), then(t))
-
-
 def swa(start: int, interval: int) -> optax.Schedule:
     """Stochastic weight averaging: the mean of every `interval`-th iterate after `start`.
 
-    Izmailov et al. 2018. `starting_at(every(running_mean(), interval), start)`; with an interval of 1, the tail mean.
-
-    Args:
-        start: updates before averaging begins. Typical: 75 % of training.
-        interval: updates from firing to firing. Typical: an epoch.
-
-    Raises:
-        ValueError: `start` is negative or `interval` below 1.
+    Izmailov et al. 2018, with a start at 75 % of training and an interval of one epoch. With an interval of 1, the tail
+    mean.
     """
     return starting_at(every(running_mean(), interval), start)
 
@@ -251,7 +185,6 @@ SCHEDULES: Mapping[str, Callable[..., optax.Schedule]] = {
     "running_mean": running_mean,
     "polynomial_decay_mean": polynomial_decay_mean,
     "power_ema": power_ema,
-    "power_ema_gamma": power_ema_gamma,
     "soft_update": soft_update,
     "hard_update": hard_update,
 }
@@ -305,17 +238,10 @@ def update(average: Any, params: Any, step_size: ArrayLike) -> Any:
 
 
 def kernel(schedule: optax.Schedule, num_updates: int) -> np.ndarray:
-    """The weight that the average after `num_updates` updates gives to each iterate.
-
-    Args:
-        schedule: of the average.
-        num_updates: `T`, at least 0.
+    """The weight that an average gives to each iterate after `num_updates >= 0` updates.
 
     Returns:
-        float64 [T + 1], the weight on the initial parameters first; the sum is 1.
-
-    Raises:
-        ValueError: `num_updates` is negative.
+        float64 [num_updates + 1], the weight on the initial parameters first; the sum is 1.
     """
     _require("num_updates", num_updates, num_updates >= 0, "at least 0")
     t = np.arange(1, num_updates + 1)
@@ -348,15 +274,7 @@ class Description:
 
 
 def describe(schedule: optax.Schedule | np.ndarray, num_updates: int) -> Description:
-    """What the average is.
-
-    Args:
-        schedule: of the average, or its kernel, float64 [num_updates + 1].
-        num_updates: when, in updates, at least 1.
-
-    Raises:
-        ValueError: `num_updates` is below 1.
-    """
+    """Describes an average, given by its schedule or its kernel, float64 [num_updates + 1], after >= 1 updates."""
     _require("num_updates", num_updates, num_updates >= 1, "at least 1")
     weights = kernel(schedule, num_updates) if callable(schedule) else schedule
     age = np.arange(num_updates, -1, -1)
@@ -389,9 +307,6 @@ def synthesize(
     Returns:
         A coefficient for each snapshot, which sum to 1, fitted by least squares; and the error of the fit, the norm of
         the difference of the kernels over the norm of the target's.
-
-    Raises:
-        ValueError: there is no snapshot, or one of after `num_updates`.
     """
     _require("snapshots", snapshots, len(snapshots) > 0, "at least one")
     wanted = kernel(target, num_updates) if callable(target) else np.asarray(target, np.float64)
@@ -427,83 +342,47 @@ def tau_to_decay(tau: float) -> float:
 
 
 def half_life_to_decay(half_life: float, interval: int = 1) -> float:
-    """The decay per firing at which a weight halves within `half_life` updates: `2 ** (-interval / half_life)`.
-
-    Args:
-        half_life: in updates, above 0.
-        interval: updates from firing to firing.
-
-    Raises:
-        ValueError: `half_life` is not positive, or `interval` below 1.
-    """
+    """The decay per firing, every `interval` updates, at which weights halve in `half_life` updates: `2**(-i / h)`."""
     _require("half_life", half_life, half_life > 0, "above 0")
     _require("interval", interval, interval >= 1, "at least 1")
     return 2 ** (-interval / half_life)
 
 
 def decay_to_half_life(decay: float, interval: int = 1) -> float:
-    """The number of updates within which a weight halves: `-interval / log2(d)`, the inverse of `half_life_to_decay`.
-
-    Raises:
-        ValueError: `decay` is outside (0, 1), or `interval` below 1.
-    """
+    """The inverse of `half_life_to_decay`: `-interval / log2(d)` updates."""
     _require("decay", decay, 0 < decay < 1, "in (0, 1)")
     _require("interval", interval, interval >= 1, "at least 1")
     return -interval / math.log2(decay)
 
 
 def effective_window(*, decay: float | None = None, tau: float | None = None) -> float:
-    """The time constant of an EMA in updates: `1 / (1 - d) = 1 / tau`, after which a weight has fallen to about 1/e.
-
-    Raises:
-        ValueError: not exactly one of `decay` and `tau` is given, or it is out of its range.
-    """
-    if decay is not None and tau is None:
-        return 1 / decay_to_tau(decay)
-    if tau is not None and decay is None:
-        _require("tau", tau, 0 < tau <= 1, "in (0, 1]")
-        return 1 / tau
-    raise ValueError(f"decay = {decay}, tau = {tau}: give exactly one of them")
+    """The time constant of an EMA in updates: `1 / (1 - d) = 1 / tau`, after which a weight has fallen to about 1/e."""
+    step_size = tau if decay is None else decay_to_tau(decay)
+    if step_size is None or None not in (decay, tau):
+        raise ValueError(f"decay = {decay}, tau = {tau}: give exactly one of them")
+    _require("tau", step_size, 0 < step_size <= 1, "in (0, 1]")
+    return 1 / step_size
 
 
 def scale_decay(decay: float, batch_ratio: float) -> float:
-    """The decay that remembers as many examples at a batch `batch_ratio` times as large: `d ** batch_ratio`.
-
-    The EMA scaling rule of Busbridge et al. 2023 ("How to scale your EMA").
-
-    Raises:
-        ValueError: `decay` is outside [0, 1), or `batch_ratio` not positive.
-    """
+    """The decay for a batch `batch_ratio` times as large: `d ** batch_ratio` (Busbridge et al. 2023)."""
     _require("decay", decay, 0 <= decay < 1, "in [0, 1)")
     _require("batch_ratio", batch_ratio, batch_ratio > 0, "above 0")
     return decay**batch_ratio
 
 
 def gamma_to_width(gamma: float) -> float:
-    """Width of the power-function average: `sqrt((gamma + 1) / ((gamma + 2)**2 * (gamma + 3)))`.
-
-    Karras et al. 2024, equation 126: the standard deviation of its continuous profile as a share of training.
-
-    Raises:
-        ValueError: `gamma` is negative.
-    """
+    """Width of the power-function average, `sqrt((g + 1) / ((g + 2)**2 * (g + 3)))` (Karras et al. 2024, eq. 126)."""
     _require("gamma", gamma, 0 <= gamma < math.inf, "at least 0")
     return math.sqrt((gamma + 1) / ((gamma + 2) ** 2 * (gamma + 3)))
 
 
 def width_to_gamma(width: float) -> float:
-    """The exponent at which the power-function average has this width: the inverse of `gamma_to_width`.
-
-    Raises:
-        ValueError: `width` is outside (0, 1 / sqrt(12)], which is that of the running mean.
-    """
+    """The exponent at which the power-function average has this width: the inverse of `gamma_to_width`."""
     _require("width", width, 0 < width <= 12**-0.5, "above 0 and at most 1 / sqrt(12) = 0.2887")
     # (gamma + 2)**2 * (gamma + 3) = (gamma + 1) / width**2, of which the largest root is the decreasing branch.
     ratio = width**-2
     return max(0.0, float(np.roots([1, 7, 16 - ratio, 12 - ratio]).real.max()))
-
-
-# ---- Helpers --------------------------------------------------------------------------------------------------------
 
 
 def _is_inexact(leaf: jax.Array) -> bool:

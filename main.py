@@ -5,21 +5,22 @@
     python main.py --config=configs/digits.py --workdir=runs/digits --mode=eval --checkpoint=best
 
 The first command continues a run that was interrupted, too. Any field of the config can be overridden as in the second;
-configs/default.py documents them all. TFDS_DATA_DIR names the folder of prepared data sets. With --v=1 it says where
-the time up to the first step goes.
+configs/default.py documents them all. TFDS_DATA_DIR names the folder of prepared data sets.
 
-It ends with status 0 when the run is over, 1 after an error, which it says in one message, and 75 when it was told to
-stop and has saved: the same command goes on from there.
+It ends with status 0 when the run is over, 1 after an error, which it explains in one message, and 75 when it was told
+to stop and has saved: the same command continues from there.
 """
 
 import os
+import pathlib
 import sys
 
-from absl import app, flags, logging
+from absl import app, flags
 from ml_collections import config_flags
 
 from runtime import interruption
 from runtime.errors import UserError
+from runtime.progress import say
 from tools import command_line
 
 _CONFIG = config_flags.DEFINE_config_file("config", help_string="File with the config, such as configs/digits.py.")
@@ -46,31 +47,28 @@ def main(argv: list[str]) -> None:
     """Trains or scores, as the flags say."""
     if len(argv) > 1:
         sys.exit(f"error: unknown argument {argv[1]!r}; flags are written --name=value")
-    from runtime import startup
-
-    startup.count_imports()
-    if logging.get_verbosity() >= logging.DEBUG:
-        startup.show()
-        logging.set_verbosity(logging.WARNING)  # for what libraries would say at that level
+    # Here, so that a wrong flag is reported without waiting for JAX, and signals are heard while it is imported.
     import jax
 
     import train
-    from runtime import caching
+    from reporting import page
+    from runtime import caching, clocks
+    from tools import finished
 
-    startup.mark("imports")
-    workdir = os.path.expanduser(_WORKDIR.value)
+    clocks.count_imports()
+    workdir = pathlib.Path(_WORKDIR.value).expanduser()
     if _DEBUG_NANS.value:
         jax.config.update("jax_debug_nans", True)
     print(f"{jax.device_count()} x {jax.devices()[0].device_kind}", flush=True)
-    startup.mark("devices")
     try:
         caching.check_chosen()
         if _CACHE_DIR.value:
             _enable_cache(_CACHE_DIR.value)
         if _MODE.value == "train":
             train.train_and_evaluate(_CONFIG.value, workdir, config_change=_CONFIG_CHANGE.value)
+            say(page.write(workdir))
         else:
-            train.evaluate_checkpoint(
+            finished.evaluate_checkpoint(
                 _CONFIG.value, workdir, which=_CHECKPOINT.value, config_change=_CONFIG_CHANGE.value
             )
     except UserError as error:

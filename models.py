@@ -1,4 +1,8 @@
-"""Linen models, chosen by `config.model.name`. A model maps `(images, train)` to logits."""
+"""Linen models, chosen by `config.model.name`.
+
+A model is called as `model(images, train)`. With `train`, dropout acts and batch norm uses the statistics of the batch.
+It maps float images [batch, height, width, channels] to float32 logits [batch, num_classes].
+"""
 
 import functools
 from collections.abc import Callable, Mapping
@@ -8,11 +12,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from runtime.convolution import conv_general_dilated
 from runtime.errors import UserError
-
-# What it computes is `nn.Conv`'s, and so are its parameters; on CPUs it takes half of the time.
-Conv = functools.partial(nn.Conv, conv_general_dilated=conv_general_dilated)
 
 
 class MLP(nn.Module):
@@ -30,7 +30,6 @@ class MLP(nn.Module):
 
     @nn.compact
     def __call__(self, images: jax.Array, train: bool) -> jax.Array:
-        """Maps float images [batch, height, width, channels] to float32 logits [batch, num_classes]."""
         x = images.astype(self.dtype).reshape(len(images), -1)
         for size in self.hidden_sizes:
             x = nn.relu(nn.Dense(size, dtype=self.dtype)(x))
@@ -57,12 +56,11 @@ class CNN(nn.Module):
 
     @nn.compact
     def __call__(self, images: jax.Array, train: bool) -> jax.Array:
-        """Maps float images [batch, height, width, channels] to float32 logits [batch, num_classes]."""
         x = images.astype(self.dtype)
         for features in (32, 64):
-            x = Conv(features, kernel_size=(3, 3), dtype=self.dtype)(x)
+            x = nn.Conv(features, kernel_size=(3, 3), dtype=self.dtype)(x)
             if self.batch_norm:
-                x = _batch_norm(train, self.dtype)()(x)
+                x = nn.BatchNorm(use_running_average=not train, momentum=0.9, dtype=self.dtype)(x)
             x = average_pool(nn.relu(x))
         x = x.reshape(len(x), -1)
         x = nn.Dropout(self.dropout, deterministic=not train)(x)
@@ -88,12 +86,11 @@ class SmallCNN(nn.Module):
 
     @nn.compact
     def __call__(self, images: jax.Array, train: bool) -> jax.Array:
-        """Maps float images [batch, height, width, channels] to float32 logits [batch, num_classes]."""
         if min(images.shape[1:3]) < 12:
             raise UserError(f"small_cnn needs images of 12 x 12 pixels or more; these have {images.shape[1:3]}")
         x = images.astype(self.dtype)
         for features, size in ((8, 6), (48, 4)):
-            x = nn.relu(Conv(features, (size, size), strides=2, padding="VALID", dtype=self.dtype)(x))
+            x = nn.relu(nn.Conv(features, (size, size), strides=2, padding="VALID", dtype=self.dtype)(x))
         x = nn.relu(nn.Dense(256, dtype=self.dtype)(x.reshape(len(x), -1)))
         return nn.Dense(self.num_classes, dtype=self.dtype)(x).astype(jnp.float32)
 
@@ -132,13 +129,13 @@ class ResNet(nn.Module):
 
     def __post_init__(self) -> None:
         if self.depth not in self.STAGES:
-            raise ValueError(f"depth = {self.depth}: must be one of {', '.join(map(str, self.STAGES))}")
+            raise UserError(f"model.depth = {self.depth}: must be one of {', '.join(map(str, self.STAGES))}")
         super().__post_init__()
 
     @nn.compact
     def __call__(self, images: jax.Array, train: bool) -> jax.Array:
-        """Maps float images [batch, height, width, channels] to float32 logits [batch, num_classes]."""
-        conv, norm = _conv(self.dtype), _batch_norm(train, self.dtype)
+        conv = _conv(self.dtype)
+        norm = functools.partial(nn.BatchNorm, use_running_average=not train, momentum=0.9, dtype=self.dtype)
         last_scale = nn.initializers.zeros if self.zero_init_residual else nn.initializers.ones
         stages = self.STAGES[self.depth]
         projection = len(stages) == 4
@@ -179,13 +176,13 @@ class WideResNet(nn.Module):
 
     def __post_init__(self) -> None:
         if self.depth < 10 or self.depth % 6 != 4:
-            raise ValueError(f"depth = {self.depth}: must be 6 n + 4, such as 16, 28 or 40")
+            raise UserError(f"model.depth = {self.depth}: must be 6 n + 4, such as 16, 28 or 40")
         super().__post_init__()
 
     @nn.compact
     def __call__(self, images: jax.Array, train: bool) -> jax.Array:
-        """Maps float images [batch, height, width, channels] to float32 logits [batch, num_classes]."""
-        conv, norm = _conv(self.dtype), _batch_norm(train, self.dtype)
+        conv = _conv(self.dtype)
+        norm = functools.partial(nn.BatchNorm, use_running_average=not train, momentum=0.9, dtype=self.dtype)
         x = conv(16, (3, 3))(images.astype(self.dtype))
         for stage in range(3):
             for block in range((self.depth - 4) // 6):
@@ -202,7 +199,7 @@ class WideResNet(nn.Module):
 
 
 class ViT(nn.Module):
-    """A vision transformer (Dosovitskiy et al. 2021) that reads the class off a token of its own.
+    """A vision transformer (Dosovitskiy et al. 2021) with a class token.
 
     At depth 12 the widths 1, 2 and 4 are the sizes Ti, S and B of Touvron et al. 2021, of 5.7, 22 and 87 million
     parameters at a patch of 16 on ImageNet.
@@ -210,7 +207,7 @@ class ViT(nn.Module):
     Attributes:
         num_classes: number of logits.
         depth: number of transformer blocks.
-        width: number of times 192 features in 3 attention heads.
+        width: factor on 192 features and 3 attention heads.
         patch: side of the square patches that become tokens, in pixels.
         dropout: share of the features dropped after the embedding, the attention and the multi-layer perceptron.
         dtype: of the computation; parameters are float32 always.
@@ -225,7 +222,6 @@ class ViT(nn.Module):
 
     @nn.compact
     def __call__(self, images: jax.Array, train: bool) -> jax.Array:
-        """Maps float images [batch, height, width, channels] to float32 logits [batch, num_classes]."""
         batch, height, width, _ = images.shape
         if height % self.patch or width % self.patch:
             raise UserError(f"model.patch = {self.patch}: must divide the {height} x {width} pixels of the images")
@@ -235,7 +231,7 @@ class ViT(nn.Module):
         dense = functools.partial(nn.Dense, dtype=self.dtype)
 
         patch = (self.patch, self.patch)
-        x = Conv(features, patch, patch, padding=0, dtype=self.dtype)(images.astype(self.dtype))
+        x = nn.Conv(features, patch, patch, padding=0, dtype=self.dtype)(images.astype(self.dtype))
         x = x.reshape(batch, -1, features)
         token = self.param("class_token", nn.initializers.zeros, (1, 1, features))
         x = jnp.concatenate([jnp.broadcast_to(token, (batch, 1, features)).astype(self.dtype), x], axis=1)
@@ -251,15 +247,11 @@ class ViT(nn.Module):
 
 
 def _conv(dtype: Any) -> Callable[..., nn.Conv]:
-    """Convolutions as residual networks have them, before batch norm.
+    """The convolutions of residual networks, before batch norm.
 
     Padded by 1 on each side, so that a strided one is centred on the pixels that `x[:, ::2, ::2]` keeps; "SAME" is not.
     """
-    return functools.partial(Conv, padding=1, use_bias=False, kernel_init=nn.initializers.he_normal(), dtype=dtype)
-
-
-def _batch_norm(train: bool, dtype: Any) -> Callable[..., nn.BatchNorm]:
-    return functools.partial(nn.BatchNorm, use_running_average=not train, momentum=0.9, dtype=dtype)
+    return functools.partial(nn.Conv, padding=1, use_bias=False, kernel_init=nn.initializers.he_normal(), dtype=dtype)
 
 
 def average_pool(x: jax.Array) -> jax.Array:
@@ -289,14 +281,15 @@ def create_model(name: str, *, num_classes: int, dtype: str, **fields: Any) -> n
         name: a key of `MODELS`.
         num_classes: number of logits.
         dtype: "float32" or "bfloat16", of the computation.
-        **fields: the other fields of `config.model`; the model takes those that it has.
+        **fields: the other fields of `config.model`; the model takes the ones that it has.
 
     Raises:
-        ValueError: naming a field whose value the model cannot have.
+        UserError: there is no such model, or the model does not allow the value of a field.
     """
-    module = MODELS[name]
+    if name not in MODELS:
+        raise UserError(f"model.name = {name!r}: must be one of {', '.join(map(repr, MODELS))}")
     taken = {key: value for key, value in fields.items() if key in model_fields(name)}
-    return module(num_classes=num_classes, dtype=jnp.dtype(dtype), **taken)
+    return MODELS[name](num_classes=num_classes, dtype=jnp.dtype(dtype), **taken)
 
 
 @functools.cache

@@ -12,7 +12,7 @@ from optax import contrib
 
 
 def constant(peak: float, *, warmup: int, stable: int, decay: int) -> optax.Schedule:
-    """`peak` after a linear warm-up, for good."""
+    """A linear warm-up to `peak`, then `peak`."""
     del stable, decay
     return _warm_up(peak, warmup, optax.constant_schedule(peak))
 
@@ -26,7 +26,7 @@ def cosine(peak: float, *, warmup: int, stable: int, decay: int) -> optax.Schedu
 def one_cycle(peak: float, *, warmup: int, stable: int, decay: int) -> optax.Schedule:
     """From `peak / 25` to `peak` and on to `peak / 250,000`, along half a cosine each (Smith & Topin 2018)."""
     del stable
-    # What optax.cosine_onecycle_schedule does, which takes the end of the rise as a share and rounds it down.
+    # As optax.cosine_onecycle_schedule, which however takes the end of the rise as a share and rounds it down.
     return optax.piecewise_interpolate_schedule("cosine", peak / 25, {warmup: 25, warmup + decay: 1 / 250_000})
 
 
@@ -37,14 +37,14 @@ def warmup_stable_decay(peak: float, *, warmup: int, stable: int, decay: int) ->
 
 
 def _warm_up(peak: float, steps: int, after: optax.Schedule) -> optax.Schedule:
-    """A linear warm-up whose first step has the rate `peak / steps`, not 0: none is wasted."""
+    """A linear warm-up whose first step has the rate `peak / steps`: a step at rate 0 would be wasted."""
     if steps == 0:
         return after
     return optax.join_schedules([optax.linear_schedule(peak / steps, peak, max(1, steps - 1)), after], [steps])
 
 
 # A new schedule is a function of the peak learning rate and the numbers of updates of its three phases, and its name
-# here. Which phases there are is decided in settings.py.
+# here. settings.py decides the phases.
 SCHEDULES: Mapping[str, Callable[..., optax.Schedule]] = {
     "constant": constant,
     "cosine": cosine,
@@ -54,12 +54,18 @@ SCHEDULES: Mapping[str, Callable[..., optax.Schedule]] = {
 
 
 def is_kernel(params: Any) -> Any:
-    """Which parameters weight decay and the L2 penalty apply to: not biases, normalisation, tokens and positions.
+    """Whether each parameter has weight decay and L2 penalty: not biases, normalisation, tokens and positions.
 
     Returns:
         A tree of bools like `params`: whether the parameter has the name that linen gives to kernels.
     """
     return jax.tree_util.tree_map_with_path(lambda path, _: path[-1].key == "kernel", params)
+
+
+def kernels(params: Any) -> list[jax.Array]:
+    """The parameters with weight decay and L2 penalty, as a list; see `is_kernel`."""
+    leaves = zip(jax.tree.leaves(params), jax.tree.leaves(is_kernel(params)), strict=True)
+    return [param for param, kernel in leaves if kernel]
 
 
 def sgd(
@@ -125,8 +131,8 @@ def muon(
     )
 
 
-# A new optimizer is a function of the learning rate and of fields of `config.optimizer`, and its name here. What it
-# adds as weight decay is multiplied by the learning rate, and by nothing else: it is decoupled from the gradient.
+# A new optimizer is a function of the learning rate and of fields of `config.optimizer`, and its name here. Its weight
+# decay is multiplied by the learning rate only: it is decoupled from the gradient.
 OPTIMIZERS: dict[str, Callable[..., optax.GradientTransformation]] = {
     "sgd": sgd,
     "adamw": adamw,
@@ -142,24 +148,38 @@ def optimizer_fields(name: str) -> frozenset[str]:
 
 
 def create_optimizer(
-    name: str, *, learning_rate: optax.Schedule, clip_norm: float, gradient_noise: float, **fields: Any
+    name: str,
+    *,
+    schedule: str,
+    learning_rate: float,
+    warmup: int,
+    stable: int,
+    decay: int,
+    clip_norm: float,
+    gradient_noise: float,
+    **fields: Any,
 ) -> optax.GradientTransformationExtraArgs:
-    """The optimizer that `config.optimizer` describes.
+    """The optimizer of a resolved `config.optimizer`.
 
     Args:
         name: a key of `OPTIMIZERS`.
-        learning_rate: schedule over updates; its present value stands in the optimizer state, where it is logged from.
+        schedule: a key of `SCHEDULES`.
+        learning_rate: at its peak. The optimizer state holds the current one, which is logged.
+        warmup: steps of the schedule's first phase.
+        stable: steps of its second phase.
+        decay: steps of its third phase.
         clip_norm: largest global norm of the gradient, 0 for no limit.
-        gradient_noise: see `add_gradient_noise`; added after clipping, which so leaves it whole.
-        **fields: the other fields of `config.optimizer`; the optimizer takes those that it has.
+        gradient_noise: see `add_gradient_noise`; added after clipping, and therefore not clipped.
+        **fields: the other fields of `config.optimizer`; the optimizer takes the ones that it has.
     """
+    rate = SCHEDULES[schedule](learning_rate, warmup=warmup, stable=stable, decay=decay)
     taken = {key: value for key, value in fields.items() if key in optimizer_fields(name)}
-    # Everything but the rate stays out of the state: a restored value would win over the config's.
+    # Everything but the rate stays out of the state: a restored value would override the config's.
     create = optax.inject_hyperparams(OPTIMIZERS[name], static_args=taken)
     return optax.chain(
         optax.clip_by_global_norm(clip_norm) if clip_norm else optax.identity(),
         add_gradient_noise(gradient_noise) if gradient_noise else optax.identity(),
-        create(learning_rate=learning_rate, **taken),
+        create(learning_rate=rate, **taken),
     )
 
 
@@ -167,7 +187,7 @@ def add_gradient_noise(eta: float, gamma: float = 0.55) -> optax.GradientTransfo
     """Adds Gaussian noise of variance `eta / (1 + t) ** gamma` to the gradient at update `t = 0, 1, ...`.
 
     Neelakantan et al. 2015, who use `eta` of 0.01, 0.3 or 1. Unlike `optax.add_noise` it carries no key: `update`
-    takes the key of the step, which `CustomTrainState.apply_gradients` passes, as `key`.
+    takes the key of the step as `key`, which `CustomTrainState.apply_gradients` passes.
     """
 
     def init(params: Any) -> optax.ScaleByScheduleState:
@@ -187,9 +207,9 @@ def add_gradient_noise(eta: float, gamma: float = 0.55) -> optax.GradientTransfo
 
 
 def learning_rate(opt_state: Any) -> jax.Array:
-    """The rate of the latest update, from the state of an optimizer that `create_optimizer` made."""
+    """The learning rate of the latest update, a scalar, from the state of an optimizer of `create_optimizer`."""
 
-    # It stands beside the state of a schedule, which has the same name.
+    # The state of a schedule has the same name.
     def is_array(path: Any, value: Any) -> bool:
         del path
         return isinstance(value, jax.Array)

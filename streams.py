@@ -6,7 +6,7 @@ import jax
 
 
 def stream_key(rng: jax.Array, stream: str) -> jax.Array:
-    """The key of a named stream of randomness: no stream disturbs another, and adding one changes none."""
+    """The key of a named stream of randomness. Streams are independent, and adding one does not change the others."""
     return jax.random.fold_in(rng, zlib.crc32(stream.encode()))
 
 

@@ -1,6 +1,7 @@
 """The state of a training run: everything that one step reads and changes."""
 
 import dataclasses
+import types
 from collections.abc import Mapping
 from typing import Any, Self
 
@@ -9,6 +10,7 @@ import jax.numpy as jnp
 import optax
 from flax import struct
 from flax.training import train_state
+from jax.typing import ArrayLike
 
 import averaging
 import streams
@@ -23,13 +25,11 @@ class Average:
         kind: a key of `averaging.SCHEDULES`.
         arguments: what that schedule takes, as (name, value); horizons in updates, decays per firing.
         start: updates before averaging begins, during which the average is the raw weights.
-        every: updates from firing to firing.
+        every: updates from firing to firing, which are those at which it moves.
         restart_every: updates after which the average begins anew; 0 for never.
         batch_stats: where its batch statistics come from: "average", as its weights do; "copy", the raw ones;
             "recompute", from training batches at evaluation, see `evaluation.recompute_batch_stats` (until then they
             are averaged).
-        earlier: what it was before, if a run was continued with another average of this name: (updates until then,
-            average), the oldest first.
     """
 
     name: str
@@ -39,41 +39,28 @@ class Average:
     every: int = 1
     restart_every: int = 0
     batch_stats: str = "average"
-    earlier: tuple[tuple[int, "Average"], ...] = ()
 
     @property
     def schedule(self) -> optax.Schedule:
-        """Its step size at update `t >= 1`, over the whole time that it was kept."""
+        """Its step size at update `t >= 1`."""
         schedule = averaging.every(averaging.SCHEDULES[self.kind](**dict(self.arguments)), self.every)
         if self.restart_every:
             schedule = averaging.restart_every(schedule, self.restart_every)
-        schedule = averaging.starting_at(schedule, self.start)
-        for count, average in reversed(self.earlier):
-            schedule = averaging.switch_at(average.schedule, count, schedule)
-        return schedule
+        return averaging.starting_at(schedule, self.start)
 
     @property
     def has_interval(self) -> bool:
         """Whether there are updates at which it stays where it is."""
-        intervals = self.every, dict(self.arguments).get("period", 1)
-        return max(intervals) > 1 or any(average.has_interval for _, average in self.earlier)
-
-    def continuing(self, old: "Average", count: int) -> "Average":
-        """This average from here on, and `old`, of the same name, for the `count` updates until now."""
-        if self == dataclasses.replace(old, earlier=()):
-            return old
-        return dataclasses.replace(self, earlier=(*old.earlier, (count, dataclasses.replace(old, earlier=()))))
+        return max(self.every, dict(self.arguments).get("period", 1)) > 1
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON."""
-        earlier = [[count, average.to_dict()] for count, average in self.earlier]
-        return {**vars(self), "arguments": dict(self.arguments), "earlier": earlier}
+        return {**vars(self), "arguments": dict(self.arguments)}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Self:
         """The inverse of `to_dict`."""
-        earlier = tuple((count, cls.from_dict(average)) for count, average in values["earlier"])
-        return cls(**{**values, "arguments": tuple(values["arguments"].items()), "earlier": earlier})
+        return cls(**{**values, "arguments": tuple(values["arguments"].items())})
 
 
 class CustomTrainState(train_state.TrainState):
@@ -87,7 +74,6 @@ class CustomTrainState(train_state.TrainState):
         ema_params: for each average its parameters, in at least float32.
         ema_batch_stats: for each average its batch statistics.
         ema_count: for each average an int32 scalar, the updates since it was created: the `t` of its schedule.
-        microbatch: int32 scalar, which part of an accumulated batch a loss function is called with; none elsewhere.
         averages: which averages there are.
     """
 
@@ -99,7 +85,6 @@ class CustomTrainState(train_state.TrainState):
     ema_batch_stats: dict[str, Any]
     ema_count: dict[str, jax.Array]
     averages: tuple[Average, ...] = struct.field(pytree_node=False)
-    microbatch: jax.Array | None = None
 
     @classmethod
     def create(  # type: ignore[override]  # what a state needs, it asks for
@@ -108,8 +93,8 @@ class CustomTrainState(train_state.TrainState):
         apply_fn: Any,
         params: Any,
         tx: optax.GradientTransformation,
-        batch_stats: Any,
         rng: jax.Array,
+        batch_stats: Any = types.MappingProxyType({}),
         averages: tuple[Average, ...] = (),
         **kwargs: Any,
     ) -> Self:
@@ -119,25 +104,26 @@ class CustomTrainState(train_state.TrainState):
             apply_fn: the model's `apply`.
             params: the model's initial parameters.
             tx: the optimizer.
-            batch_stats: the model's initial batch statistics, `{}` if it has none.
             rng: typed root key.
-            averages: the averages to keep; none is fine and costs nothing.
+            batch_stats: the model's initial batch statistics, if it has any.
+            averages: the averages to keep; an empty tuple costs nothing.
             **kwargs: fields that a fork adds.
         """
-        state = super().create(
+        return cls(
+            step=jnp.zeros((), jnp.int32),
             apply_fn=apply_fn,
             params=params,
             tx=tx,
-            batch_stats=batch_stats,
+            opt_state=tx.init(params),
+            batch_stats=dict(batch_stats),
             rng=rng,
             rejected={name: jnp.zeros((), jnp.int32) for name in ("total", "streak", "longest")},
-            ema_params={},
-            ema_batch_stats={},
-            ema_count={},
-            averages=(),
+            ema_params={average.name: averaging.init(params) for average in averages},
+            ema_batch_stats={average.name: averaging.init(dict(batch_stats)) for average in averages},
+            ema_count={average.name: jnp.zeros((), jnp.int32) for average in averages},
+            averages=averages,
             **kwargs,
         )
-        return state.replace(step=jnp.zeros((), jnp.int32)).with_averages(averages)
 
     def with_averages(self, averages: tuple[Average, ...]) -> Self:
         """This state with exactly these averages.
@@ -145,23 +131,19 @@ class CustomTrainState(train_state.TrainState):
         One that the state has already keeps its weights and count; a new one starts from the present parameters with
         its count at 0; one that is not asked for is dropped.
         """
-        names = [average.name for average in averages]
-        new = [name for name in names if name not in self.ema_params]
-        started = {
-            "ema_params": {name: averaging.init(self.params) for name in new},
-            "ema_batch_stats": {name: averaging.init(self.batch_stats) for name in new},
-            "ema_count": {name: jnp.zeros_like(self.step) for name in new},
-        }
-        fields = {
-            field: {name: (values if name in new else getattr(self, field))[name] for name in names}
-            for field, values in started.items()
-        }
-        return self.replace(averages=averages, **fields)
+        ema_params, ema_batch_stats, ema_count = {}, {}, {}
+        for name in (average.name for average in averages):
+            has = name in self.ema_params
+            ema_params[name] = self.ema_params[name] if has else averaging.init(self.params)
+            ema_batch_stats[name] = self.ema_batch_stats[name] if has else averaging.init(self.batch_stats)
+            ema_count[name] = self.ema_count[name] if has else jnp.zeros_like(self.step)
+        return self.replace(
+            averages=averages, ema_params=ema_params, ema_batch_stats=ema_batch_stats, ema_count=ema_count
+        )
 
     def step_key(self, stream: str) -> jax.Array:
-        """The key of a stream of randomness at the present step, and microbatch if the step has several."""
-        key = streams.step_key(self.rng, stream, self.step)
-        return key if self.microbatch is None else jax.random.fold_in(key, self.microbatch)
+        """The key of a stream of randomness at the present step."""
+        return streams.step_key(self.rng, stream, self.step)
 
     def with_weights(self, params: Any, batch_stats: Any) -> Self:
         """This state with other parameters and batch statistics, from which all its averages start anew."""
@@ -180,34 +162,38 @@ class CustomTrainState(train_state.TrainState):
         params = optax.apply_updates(self.params, updates)
         return self.replace(step=self.step + 1, params=params, opt_state=opt_state, **kwargs)
 
-    def apply_ema(self) -> Self:
-        """Moves every average, and its batch statistics, towards the present ones. Call after `apply_gradients`.
+    def apply_ema(self, moved: ArrayLike = True) -> Self:
+        """Moves every average toward the present parameters and batch statistics. Call after `apply_gradients`.
 
-        After a rejected step, as `accept_if` has noted it, they stay where they are, and so do their counts. Leaves
-        that are no floats are copied when an average moves.
+        Args:
+            moved: bool scalar, whether the parameters have moved. If not, averages and counts stay as they are.
         """
-        accepted = self.rejected["streak"] == 0
         present = self.params, self.batch_stats
         ema_params, ema_batch_stats, ema_count = {}, {}, {}
         for average in self.averages:
             name = average.name
-            ema_count[name] = self.ema_count[name] + accepted
-            step_size = jnp.where(accepted, average.schedule(ema_count[name]), 0.0)
-            moved = self.ema_params[name], self.ema_batch_stats[name]
+            ema_count[name] = self.ema_count[name] + moved
+            step_size = jnp.where(moved, average.schedule(ema_count[name]), 0.0)
+            old = self.ema_params[name], self.ema_batch_stats[name]
             if average.has_interval:  # then most steps need not touch its memory
-                moved = jax.lax.cond(step_size != 0, averaging.update, lambda old, *_: old, moved, present, step_size)
+                new = jax.lax.cond(step_size != 0, averaging.update, lambda old, *_: old, old, present, step_size)
             else:
-                moved = averaging.update(moved, present, step_size)
-            ema_params[name], ema_batch_stats[name] = moved
+                new = averaging.update(old, present, step_size)
+            ema_params[name], ema_batch_stats[name] = new
             if average.batch_stats == "copy":
-                ema_batch_stats[name] = averaging.update(moved[1], self.batch_stats, 1.0)
+                ema_batch_stats[name] = averaging.update(new[1], self.batch_stats, 1.0)
         return self.replace(ema_params=ema_params, ema_batch_stats=ema_batch_stats, ema_count=ema_count)
 
     def accept_if(self, ok: jax.Array, candidate: Self) -> Self:
-        """`candidate`, the state after one more step, or, where `ok` is false, this state with that step rejected.
+        """`candidate`, the state after one more step, or this state with that step rejected.
 
-        Of a rejected step only `step` goes on, so that the next one has another batch and other keys. Call before
-        `apply_ema`.
+        After a rejected step only `step` and the counters in `rejected` differ, so that the next step has another batch
+        and other keys. Call before `apply_ema(moved=ok)`: until then candidate and state share their averages, among
+        which the compiler need not select. A selection among moved averages would cost as much as moving them.
+
+        Args:
+            ok: bool scalar, whether to take the candidate.
+            candidate: of the same structure.
         """
         chosen = jax.tree.map(lambda new, old: jnp.where(ok, new, old), candidate, self)
         streak = jnp.where(ok, 0, self.rejected["streak"] + 1)
@@ -218,9 +204,9 @@ class CustomTrainState(train_state.TrainState):
         }
         return chosen.replace(step=candidate.step, rejected=rejected)
 
-    def curves(self) -> dict[str, dict[str, Any]]:
-        """The variables to evaluate: those of the raw weights, named `raw`, then those of each average."""
-        curves = {"raw": {"params": self.params, "batch_stats": self.batch_stats}}
+    def weights(self) -> dict[str, dict[str, Any]]:
+        """The model's variables with raw weights, named `raw`, and with each average's, by its name."""
+        weights = {"raw": {"params": self.params, "batch_stats": self.batch_stats}}
         for name in (average.name for average in self.averages):
-            curves[name] = {"params": self.ema_params[name], "batch_stats": self.ema_batch_stats[name]}
-        return curves
+            weights[name] = {"params": self.ema_params[name], "batch_stats": self.ema_batch_stats[name]}
+        return weights

@@ -58,15 +58,14 @@ def create_state(params: Any, num_averages: int, interval: int) -> CustomTrainSt
         Average(f"average{i}", "ema", (("decay", 0.99 + 1e-4 * i),), every=interval) for i in range(num_averages)
     )
     tx = optax.sgd(0.1, momentum=0.9)
-    return CustomTrainState.create(
-        apply_fn=None, params=params, tx=tx, batch_stats={}, rng=jax.random.key(0), averages=averages
-    )
+    return CustomTrainState.create(apply_fn=None, params=params, tx=tx, rng=jax.random.key(0), averages=averages)
 
 
 def step(state: CustomTrainState, factor: jax.Array) -> CustomTrainState:
     """A step of training whose gradient is `factor` times the parameters."""
     grads = jax.tree.map(lambda p: factor * p, state.params)
-    return state.accept_if(jnp.isfinite(factor), state.apply_gradients(grads=grads, batch_stats={})).apply_ema()
+    ok = jnp.isfinite(factor)
+    return state.accept_if(ok, state.apply_gradients(grads=grads)).apply_ema(moved=ok)
 
 
 def chunk(state: CustomTrainState, factor: jax.Array, count: int) -> CustomTrainState:

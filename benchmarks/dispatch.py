@@ -21,7 +21,9 @@ from absl import app, flags, logging
 
 import train
 from benchmarks import measure
+from runtime.dispatch import Dispatcher, suits_chunks
 from runtime.errors import UserError
+from tools import finished
 
 _ROUNDS = flags.DEFINE_integer("rounds", 8, "How often the two take turns.", lower_bound=measure.MIN_ROUNDS)
 
@@ -30,8 +32,8 @@ SECONDS = 0.5  # of a turn, about
 
 def create_call(experiment: train.Experiment, *, chunked: bool) -> Callable[[], float]:
     """A function that measures the seconds of a training step, as the mean over as many as fit into a turn."""
-    advance, zero_sums = measure.create_dispatcher(experiment, chunked=chunked)
-    state, sums, done = jax.tree.map(jnp.copy, experiment.state), zero_sums(), 0
+    advance = Dispatcher(experiment.train_program, chunked)
+    (state, sums), done = jax.tree.map(jnp.copy, (experiment.state, experiment.sums)), 0
 
     def call(num_steps: int) -> float:
         nonlocal state, sums, done
@@ -48,8 +50,8 @@ def create_call(experiment: train.Experiment, *, chunked: bool) -> Callable[[], 
 def measure_config(name: str) -> tuple[dict[str, Any], dict[str, list[float]]]:
     """A row of the table, and all that was timed for it."""
     config = importlib.import_module(f"configs.{name}").get_config()
-    experiment = train.set_up(config, pathlib.Path("none"), "refuse")
-    chunked = measure.create_dispatcher(experiment)[0].chunked
+    experiment = finished.create_experiment(config)
+    chunked = suits_chunks(experiment.train_program, experiment.state, experiment.train_data)
     calls = {way: create_call(experiment, chunked=way == "chunk") for way in ("step", "chunk")}
     seconds = measure.interleaved(calls, _ROUNDS.value)
     row = {"config": name, "model": config.model.name, "batch": config.batch_size}

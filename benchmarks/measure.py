@@ -6,7 +6,6 @@ compared, round by round; seconds of two different runs are not.
 
 import contextlib
 import datetime
-import functools
 import json
 import os
 import pathlib
@@ -23,7 +22,7 @@ import scipy.stats
 
 import train
 from runtime import environment
-from runtime.dispatch import Dispatcher, suits_chunks
+from runtime.dispatch import Dispatcher
 from train_state import CustomTrainState
 
 # Packages that only the benchmarks use, to compare with.
@@ -107,29 +106,18 @@ def create_training(experiment: train.Experiment) -> Callable[[int], tuple[Custo
     Returns:
         A function that takes a number of further steps, waits for them, and returns the state and their mean loss.
     """
-    advance, zero_sums = create_dispatcher(experiment)
+    advance = Dispatcher(experiment.train_program, experiment.config.chunked)
     state, done = experiment.state, 0
 
     def take(num_steps: int) -> tuple[CustomTrainState, float]:
         nonlocal state, done
-        state, sums, _ = advance(state, zero_sums(), experiment.train_data, done, done + num_steps)
+        sums = jax.tree.map(jnp.zeros_like, experiment.sums)
+        state, sums, _ = advance(state, sums, experiment.train_data, done, done + num_steps)
         done += num_steps
-        return state, train.mean_metrics(sums)["loss"]
+        loss, count = jax.device_get(sums["loss"])
+        return state, float(loss / count)
 
     return take
-
-
-def create_dispatcher(
-    experiment: train.Experiment, *, chunked: bool | None = None
-) -> tuple[Dispatcher, Callable[[], train.Metrics]]:
-    """What advances an experiment, in chunks or not, by default as the rule says; and what makes its metric sums."""
-    config, mesh = experiment.config, experiment.mesh
-    loss_fn = functools.partial(train.loss_fn, **config.loss)
-    program = train.create_train_program(loss_fn, mesh, config.accumulate)
-    zero_sums = train.create_zero_sums(loss_fn, experiment.state, experiment.train_data, mesh, config.accumulate)
-    if chunked is None:
-        chunked = suits_chunks(program, experiment.state, zero_sums(), experiment.train_data)
-    return Dispatcher(program, chunked=chunked, max_steps=0, sharding=train.replicated(mesh)), zero_sums
 
 
 def create_triad(num_floats: int, num_arrays: int = 1) -> Callable[[], float]:

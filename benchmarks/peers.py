@@ -31,14 +31,13 @@ import numpy as np
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-import input_pipeline
-import settings
 import train
 from benchmarks import measure, peers_jax, peers_torch
 from benchmarks.peers_jax import Task, Variant, Weights, flatten
 from configs import default
+from runtime import run_config
 from runtime.errors import UserError
-from tools import command_line
+from tools import command_line, finished
 
 _CONFIG = config_flags.DEFINE_config_file("config", "configs/mnist.py", "With the CNN, or with ResNet-20.")
 _NAME = flags.DEFINE_string("name", None, "Of the result.", required=True)
@@ -63,10 +62,7 @@ def load() -> train.Experiment:
     config.optimizer.learning_rate = LEARNING_RATE
     # Without bias correction, as the others have it.
     config.averages = ml_collections.ConfigDict({"ema": default.average("ema", decay=0.99, debias=False)})
-    settings.check(config)
-    source = input_pipeline.find_source(config.dataset)
-    resolved = settings.resolve(config, num_train=source.num_train, num_devices=jax.device_count())
-    return train.load(resolved, train.read(resolved, source))
+    return finished.create_experiment(config)
 
 
 def create_variants(experiment: train.Experiment) -> tuple[dict[str, Variant], dict[str, Weights]]:
@@ -161,7 +157,7 @@ def main(argv: list[str]) -> None:
             {"variant": name, "steps/s": rates.pop("median"), **rates, "time ratio": ratio.pop("ratio"), **ratio}
             | {"XLA (s)": checked["compile seconds"]}
         )
-    config = json.loads(settings.to_json(experiment.config))
+    config = json.loads(run_config.to_json(experiment.config))
     measure.write(_NAME.value, rows, steps=_STEPS.value, seconds=seconds, errors=errors, config=config)
 
 

@@ -34,7 +34,7 @@ def run(config: ml_collections.ConfigDict) -> dict[str, Any]:
     """Trains once; returns the resolved config, all metrics, the dtypes of the state's floats, and the seconds."""
     with tempfile.TemporaryDirectory() as folder:
         workdir = pathlib.Path(folder)
-        state = train.train_and_evaluate(config, workdir)
+        state, _ = train.train_and_evaluate(config, workdir)
         fields = ("params", "batch_stats", "opt_state", "ema_params", "ema_batch_stats")
         return {
             "config": json.loads((workdir / "config.json").read_text()),

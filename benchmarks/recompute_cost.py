@@ -12,12 +12,10 @@ from absl import app, flags
 from ml_collections import config_flags
 
 import evaluation
-import input_pipeline
-import settings
-import train
 from benchmarks import measure
+from runtime import batch_statistics, run_config, sharding
 from runtime.errors import UserError
-from tools import command_line
+from tools import command_line, finished
 
 _CONFIG = config_flags.DEFINE_config_file(
     "config", "configs/cifar10_batch_stats.py", help_string="File with the config."
@@ -31,21 +29,21 @@ def main(argv: list[str]) -> None:
     """Times both and writes the result."""
     del argv
     try:
-        settings.check(_CONFIG.value)
-        source = input_pipeline.find_source(_CONFIG.value.dataset)
-        config = settings.resolve(_CONFIG.value, num_train=source.num_train, num_devices=jax.device_count())
-        experiment = train.load(config, train.read(config, source))
+        experiment = finished.create_experiment(_CONFIG.value)
     except UserError as error:
         sys.exit(f"error: {error}")
-    raw = experiment.state.curves()["raw"]
-    score = functools.partial(
-        evaluation.score,
-        {"raw": raw},
-        experiment.eval_data["test"],
-        apply_fn=experiment.state.apply_fn,
-        sharding=train.split_batch(experiment.mesh),
+    state = experiment.state
+    raw = state.weights()["raw"]
+    score = functools.partial(evaluation.score, {"raw": raw}, experiment.eval_data["test"], experiment.eval_step)
+    recompute = functools.partial(
+        batch_statistics.recompute,
+        raw,
+        experiment.train_data,
+        state.rng,
+        batches=range(experiment.config.recompute_batches),
+        apply_fn=state.apply_fn,
+        sharding=sharding.split_batch(experiment.mesh),
     )
-    recompute = functools.partial(train.with_recomputed_batch_stats, experiment, raw, experiment.state.rng)
 
     def wait(function: functools.partial) -> None:
         jax.block_until_ready(function())
@@ -57,7 +55,7 @@ def main(argv: list[str]) -> None:
     for name, values in seconds.items():
         row, ratio = measure.summary(values), measure.paired_ratio(values, seconds["score"])
         rows.append({"what": name, "seconds": row.pop("median"), **row, **ratio})
-    measure.write("recompute_cost", rows, seconds=seconds, config=json.loads(settings.to_json(config)))
+    measure.write("recompute_cost", rows, seconds=seconds, config=json.loads(run_config.to_json(experiment.config)))
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@
 
 SGD with Nesterov momentum, batches of 128, flips and padded crops, weight decay, a learning rate that falls along a
 cosine after a warm-up. Where the rate falls to zero, averaging may add little at the end (see configs/digits.py);
-`--config.optimizer.schedule=constant` shows what it does instead of annealing.
+`--config.optimizer.schedule=constant` shows averaging in place of annealing.
 
 Results: not measured; it needs an accelerator (78,125 steps of about 0.4 TFLOP).
 """

@@ -1,4 +1,4 @@
-"""CIFAR-10 with ResNet-20 for one epoch: where should an average's batch statistics come from?
+"""CIFAR-10 with ResNet-20 for one epoch, to compare three sources of an average's batch statistics.
 
     python main.py --config=configs/cifar10_batch_stats.py --workdir=runs/batch_stats
 
@@ -17,8 +17,8 @@ Test accuracy over 3 seeds, mean and 95 % interval over the seeds (benchmarks/re
     recompute - copy     +0.15 (+0.01 .. +0.29)     +19.2  (+1.0 .. +37.4)
 
 Copied statistics are those of weights that a long average has left behind; averaged ones mix the activations of many
-weights, none of which is the average. Recomputed ones are the average's own, at the price of 50 batches at each
-evaluation. Training takes 270 to 360 s on two cores of an AMD EPYC.
+weights, none of which is the average. Recomputed ones belong to the average, and cost 50 batches at each evaluation.
+Training takes 270 to 360 s on two cores of an AMD EPYC.
 """
 
 import ml_collections

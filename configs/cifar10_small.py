@@ -1,4 +1,4 @@
-"""CIFAR-10 with ResNet-20, for two CPU cores: what averaging buys at a constant learning rate.
+"""CIFAR-10 with ResNet-20, for two CPU cores: the gain from averaging at a constant learning rate.
 
     python main.py --config=configs/cifar10_small.py --workdir=runs/cifar10_small
 
@@ -8,14 +8,14 @@ Test accuracy over 3 seeds, mean and 95 % interval over the seeds (benchmarks/re
     averaged     78.5 %  (76.8 .. 80.2)
     difference   +7.1    (+6.2 .. +8.0); the interval over the test images lies above 0 in 3 of 3 seeds
 
-With the learning rate annealed to zero, `--config.optimizer.schedule=cosine`, both do the same
+With the learning rate annealed to zero, `--config.optimizer.schedule=cosine`, averaging gains nothing
 (benchmarks/results/cifar10_small_cosine.json):
 
     raw          75.0 %  (73.0 .. 76.9)
     averaged     74.9 %  (72.8 .. 76.9)
     difference   -0.1    (-0.6 .. +0.3); above 0 in 0 of 3 seeds
 
-Training takes 15 to 17 minutes on two cores of an AMD EPYC that did other work beside it.
+Training takes 15 to 17 minutes on two cores of an AMD EPYC that other programs used as well.
 """
 
 import ml_collections

@@ -1,7 +1,7 @@
-"""Every field of a config, with its default and what it means.
+"""Every field of a config, with its default and its meaning.
 
-An experiment is a file beside this one that starts from `default.get_config()` and sets what differs. From the command
-line any field can be overridden: `--config.optimizer.learning_rate=0.01`.
+An experiment is a file in this folder that starts from `default.get_config()` and sets the fields that differ. The
+command line can override any field: `--config.optimizer.learning_rate=0.01`.
 
 A duration is a string: "500 steps", "10 epochs", "60000 examples" or "2%" (of training). It is turned into steps once,
 after all overrides, with the exact fractions kept; the resolved numbers are printed and stored in `config.json`.
@@ -16,8 +16,8 @@ import ml_collections
 def get_config() -> ml_collections.ConfigDict:
     config = ml_collections.ConfigDict()
 
-    # Everything random follows from it: initial parameters, order and augmentation of images, dropout, noise, and which
-    # images are set aside.
+    # Determines everything random: initial parameters, order and augmentation of images, dropout, noise, and the choice
+    # of validation images.
     config.seed = 0
 
     # "digits" (8x8, part of scikit-learn, no download) or the name of a TFDS image-classification set such as "mnist".
@@ -25,56 +25,56 @@ def get_config() -> ml_collections.ConfigDict:
     # Training images set aside. If there are any, curves and the best checkpoint come from them, and the test set is
     # scored once, at the end.
     config.num_validation = 0
-    # What is minimised and what is scored: a key of `train.TASKS`.
+    # The loss to minimise and the scores to report: a key of `train.TASKS`.
     config.task = "classification"
 
     # Share of the training labels replaced by a uniformly drawn other class; 0.4 is a setting from the literature in
     # which averaging shows clearly.
     config.label_noise = 0.0
 
-    # Another run to start from instead of random parameters: its workdir, and which of its weights, "raw" or the name
-    # of an average. They come from its latest checkpoint or snapshot; optimizer and averages start anew from them.
+    # A run to start from instead of random parameters: its workdir, and the weights to take, "raw" or the name of an
+    # average. They come from its latest checkpoint or snapshot; optimizer and averages start anew from them.
     config.init_from = ""
     config.init_weights = "raw"
 
     # Images per step, over all devices together.
     config.batch_size = 128
-    # The same for evaluation, at most; nothing but the last bits of a loss depends on it.
+    # At most so many images per step of evaluation; it affects only the last bits of a loss.
     config.eval_batch_size = 1000
-    # Into how many equal parts to split a step's images, which are then computed one after another to save memory;
-    # optimizer and averages still move once a step. Batch norm sees each part on its own.
+    # Number of equal parts into which a step's images are split, to be computed one after another and save memory.
+    # Optimizer and averages still move once a step. Batch norm sees each part separately.
     config.accumulate = 1
-    # How long to train, and how often to log training metrics, to evaluate and to save. All of it happens at the end,
-    # too.
+    # The length of training, and how often to log training metrics, to evaluate and to save; all three also happen at
+    # the end.
     config.duration = "10 epochs"
     config.log_every = "2%"
     config.eval_every = "10%"
     config.checkpoint_every = "10%"
-    # How often to keep the raw and averaged weights for good; empty: never. From them `python -m tools.posthoc` makes
+    # How often to keep raw and averaged weights permanently; empty: never. From them `python -m tools.posthoc` makes
     # averages of other lengths after training.
     config.snapshot_every = ""
 
-    # How many of the latest checkpoints to keep. The best one is kept beside them: the one whose evaluation of
-    # `best_curve` ("raw", an average's name, or empty: "ema" or else what there is) had the best
-    # `best_metric` ("accuracy", "loss", or empty: accuracy where it is scored, or else the loss).
+    # Number of latest checkpoints to keep. The best one is kept as well: the one whose evaluation of `best_curve` had
+    # the best `best_metric`. `best_curve` is "raw" or the name of an average; empty: "ema", or else the first average.
+    # `best_metric` is "accuracy" or "loss"; empty: the first metric of the task.
     config.keep_checkpoints = 3
     config.best_curve = ""
     config.best_metric = ""
 
-    # How many steps to hand to the device at once, at most: 1, each on its own; more, in chunks that the device repeats
-    # by itself up to the next step at which something is due, or for about five seconds; 0, what is faster. In chunks
-    # the last bits differ from those of single steps; how large the chunks are makes no difference.
+    # Largest number of steps per dispatch. 1: single steps; more: chunks that the device runs by itself, up to the next
+    # step at which something is due or for about five seconds; 0: whichever is faster. Chunks differ from single steps
+    # in the last bits; the size of the chunks makes no difference.
     config.steps_per_dispatch = 0
 
-    # Steps to trace with JAX's profiler, (first, end), counted from 0 and without the end; (0, 0) for none. The trace
+    # Steps to trace with JAX's profiler, (first, end), counted from 0, the end excluded; (0, 0): no trace. The trace
     # goes to WORKDIR/profile.
     config.profile = (0, 0)
 
-    # A step with a non-finite loss or gradient is rejected: it changes nothing. After this many in a row, training
-    # ends with an error.
+    # A step with a non-finite loss or gradient is rejected: it changes nothing. After this many rejections in a row,
+    # training ends with an error.
     config.max_rejected_steps = 100
 
-    # Random changes to the training images; 0 or False for none.
+    # Random changes to the training images; 0 or False turns one off.
     config.augment = ml_collections.ConfigDict()
     config.augment.flip = False  # left to right, with probability 1/2; not for digits and letters
     config.augment.crop_padding = 0  # pixels to pad on each side, then crop to the original size; 4 is usual on CIFAR
@@ -95,8 +95,8 @@ def get_config() -> ml_collections.ConfigDict:
     config.model.dropout = 0.0  # all but mlp and small_cnn
 
     # Training minimises cross-entropy against smoothed labels, plus half the L2 penalty times the sum of the squared
-    # weights (biases and normalisation excepted). The metric "loss" stays the plain negative log-likelihood; what is
-    # minimised is the metric "objective".
+    # weights (biases and normalisation excepted). The metric "loss" remains the plain negative log-likelihood; the
+    # minimised value is the metric "objective".
     config.loss = ml_collections.ConfigDict()
     config.loss.label_smoothing = 0.0
     config.loss.l2_penalty = 0.0
@@ -108,25 +108,24 @@ def get_config() -> ml_collections.ConfigDict:
     config.optimizer.learning_rate = 0.1  # at its peak
     config.optimizer.momentum = 0.9  # sgd; muon, usually 0.95
     config.optimizer.nesterov = False  # sgd; muon, usually True
-    config.optimizer.b1 = 0.9  # adamw; lion; what muon leaves to Adam
+    config.optimizer.b1 = 0.9  # adamw; lion; the parameters that muon leaves to Adam
     config.optimizer.b2 = 0.999  # the same; lion, usually 0.99
-    # The share of every kernel that a step takes off, divided by the learning rate; biases and normalisation are
-    # excepted. With SGD and a momentum of 0.9, ten times a `loss.l2_penalty` has about the effect of that penalty.
+    # Decoupled: a step subtracts this times the learning rate of every kernel; biases and normalisation are excepted.
+    # With SGD and a momentum of 0.9, ten times a `loss.l2_penalty` has about the effect of that penalty.
     config.optimizer.weight_decay = 0.0
     config.optimizer.clip_norm = 0.0  # largest global norm of the gradient; 0: no limit
     config.optimizer.gradient_noise = 0.0  # variance of Gaussian noise on the gradient at step 0; falls as t ** -0.55
-    # "constant"; "cosine", to 0 at the end of training; "one_cycle", up and down along cosines; "wsd", constant but for
-    # a linear decay at the end.
+    # "constant"; "cosine", to 0 at the end of training; "one_cycle", up and down along cosines; "wsd", constant with a
+    # linear decay at the end.
     config.optimizer.schedule = "constant"
     config.optimizer.warmup = "0 steps"  # rise to the peak, part of the training time; one_cycle: usually "30%"
     config.optimizer.decay = "20%"  # wsd: length of the decay
 
-    # The weight averages, by name: any number of them, all evaluated beside the raw weights. `kind = "none"` removes
-    # one. A config file adds another with `config.averages.NAME = default.average(...)`; any name but "raw" and
-    # "train".
+    # The weight averages, by name: any number of them, all evaluated with the raw weights. `kind = "none"` removes one.
+    # A config file adds another with `config.averages.NAME = default.average(...)`; any name but "raw" and "train".
     config.averages = ml_collections.ConfigDict()
     config.averages.ema = average("ema")
-    # How many training batches make the statistics of an average with `batch_stats = "recompute"`, at each evaluation.
+    # Training batches that make the statistics of an average with `batch_stats = "recompute"`, at each evaluation.
     config.recompute_batches = 50
     return config
 
@@ -135,9 +134,9 @@ def average(kind: str, **fields: Any) -> ml_collections.ConfigDict:
     """A weight average: `average("ema", half_life="5%")`.
 
     Args:
-        kind: "ema", "warmup_ema", "running_mean", "polynomial_decay_mean", "power_ema", "power_ema_gamma",
-            "soft_update" or "hard_update"; see averaging.py for what they are for.
-        **fields: those below that are to differ. Fields that the kind does not have must keep their defaults.
+        kind: "ema", "warmup_ema", "running_mean", "polynomial_decay_mean", "power_ema", "soft_update"
+            or "hard_update"; averaging.py explains their uses.
+        **fields: the fields below that differ. Fields that the kind does not have must keep their defaults.
     """
     config = ml_collections.ConfigDict()
     config.kind = kind
@@ -146,17 +145,16 @@ def average(kind: str, **fields: Any) -> ml_collections.ConfigDict:
     config.debias = True  # ema: exact bias correction: the average forgets the initial parameters
     config.eta = 3.0  # polynomial_decay_mean
     config.width = 0.1  # power_ema: standard deviation of the age of the weights, as a share of training so far
-    config.gamma = 6.94  # power_ema_gamma
     config.tau = 0.005  # soft_update: step size
     config.period = "1000 steps"  # hard_update: from copy to copy
 
     # When it moves. A running_mean with a start is a tail mean; with `every="1 epochs"` as well it is SWA.
     config.start = "0 steps"  # until then it is the raw weights
-    config.every = "1 steps"  # decay and half-life keep their meaning; eta, width, gamma and tau count these steps
+    config.every = "1 steps"  # decay and half-life keep their meaning; eta, width and tau count these steps
     config.restart_every = ""  # from beginning to beginning, for learning rates that restart; empty: never
     # Where its batch-norm statistics come from: "average", as the weights do; "copy", the raw ones; "recompute",
     # from training batches at each evaluation.
     config.batch_stats = "average"
 
-    # What a field may be is for settings.py to say, of all fields at once.
+    # settings.py checks all fields at once.
     return ml_collections.ConfigDict(config.to_dict() | fields)

@@ -1,4 +1,4 @@
-"""Nine averages of one training of configs/digits.py: which of them help, and where they fail.
+"""Nine averages of one training of configs/digits_noise.py: where each helps or fails.
 
     python main.py --config=configs/digits_averages.py --workdir=runs/digits_averages
 
@@ -18,17 +18,17 @@ at a constant rate of 0.001 (benchmarks/results/averages_*.json):
     mean          of everything  91.4     92.4     98.2     98.0     89.5
     uncorrected   decay 0.999    82.3     81.3     94.4     93.7     35.6
 
-docs/averages.md has the differences with their intervals, and what to make of them. Training takes 2 to 7 s on two
-cores of an AMD EPYC that did other work beside it.
+docs/averages.md has the differences with their intervals, and discusses them. Training takes 2 to 7 s on two
+cores of an AMD EPYC that other programs used as well.
 """
 
 import ml_collections
 
-from configs import default, digits
+from configs import default, digits_noise
 
 
 def get_config() -> ml_collections.ConfigDict:
-    config = digits.get_config()
+    config = digits_noise.get_config()
     config.eval_every = "100%"
     config.checkpoint_every = "100%"
 

@@ -1,4 +1,4 @@
-"""MNIST to 99 % in seconds on a CPU: a small network whose learning rate stays high, so that the average pays.
+"""MNIST to 99 % in seconds on a CPU: a small network whose learning rate stays high, and averaging removes the noise.
 
     python main.py --config=configs/mnist_fast.py --workdir=runs/mnist_fast
 

@@ -1,6 +1,6 @@
 """Draws how much weight each kind of average gives to every iterate of a training of 1,000 steps.
 
-python -m examples.kernels docs/kernels.png
+python -m examples.kernels docs/images/kernels.png
 """
 
 import sys

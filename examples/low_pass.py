@@ -1,6 +1,6 @@
 """An average as a low-pass filter: how much noise it takes away, and how far it lags behind.
 
-    python -m examples.low_pass docs/low_pass.png
+    python -m examples.low_pass docs/images/low_pass.png
 
 Prints what is left of noise and the lag behind a straight line, measured and as the kernel predicts, and draws a noisy
 signal with its averages.

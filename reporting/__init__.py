@@ -1,1 +1,1 @@
-"""From the files of workdirs to words and pictures, without JAX."""
+"""Turns the files of workdirs into text and pictures, without JAX."""

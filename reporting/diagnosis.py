@@ -1,4 +1,4 @@
-"""What tools.diagnose found of a run, as text, tables and pictures. Reads no weights, and imports no JAX."""
+"""The results of tools.diagnose as text, tables and pictures. Reads no weights, and imports no JAX."""
 
 import dataclasses
 import pathlib
@@ -10,6 +10,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from reporting import pictures
+from runtime.files import replace_file
 
 Found = Mapping[str, Any]
 
@@ -22,10 +23,10 @@ class Section:
 
     Attributes:
         name: of its picture.
-        title: says what it is about.
-        text: paragraphs that read it.
-        draw: draws it, so many inches wide; none without a picture.
-        cells: the header and the rows of a table; empty without one.
+        title: heading.
+        text: paragraphs that explain the result.
+        draw: takes a width in inches and draws the picture; None if there is no picture.
+        cells: the header and the rows of a table; empty if there is no table.
     """
 
     name: str
@@ -36,7 +37,7 @@ class Section:
 
 
 def sections(found: Found) -> list[Section]:
-    """What was found, part by part."""
+    """The sections of a diagnosis."""
     if not found:
         return []
     average = found["average"]
@@ -74,12 +75,14 @@ def write_pictures(folder: pathlib.Path, found: Found) -> str:
     """Writes each part's picture into a folder, as `line.png` and so on.
 
     Returns:
-        A line that says where.
+        A line with the path of the folder.
     """
     for section in sections(found):
-        (folder / f"{section.name}.png").unlink(missing_ok=True)
+        path = folder / f"{section.name}.png"
         if section.draw:
-            (folder / f"{section.name}.png").write_bytes(pictures.to_png(section.draw(pictures.WIDTHS["wide"])))
+            replace_file(path, pictures.to_png(section.draw(pictures.WIDTHS["wide"])))
+        else:
+            path.unlink(missing_ok=True)
     return f"Pictures and numbers: {folder}"
 
 

@@ -8,8 +8,9 @@ from typing import Any
 
 from reporting import runs, tables
 from reporting.runs import Group, Run
+from runtime.files import replace_file
 
-# What `Group.times` knows, and what it is.
+# The clocks of `Group.times`, with their labels.
 _TIMES = {
     "startup_seconds": "start-up, s",
     "compile_seconds": "compilation, s",
@@ -26,7 +27,7 @@ def page(groups: Sequence[Group], remarks: Sequence[str], curves: Sequence[Mappi
 
     Args:
         groups: of runs.
-        remarks: what else there is to say of them.
+        remarks: other sentences about them.
         curves: the picture of each group as SVG, "wide" and "narrow".
     """
     import jinja2
@@ -118,7 +119,7 @@ def _describe(averages: Mapping[str, Mapping[str, Any]]) -> list[list[str]]:
 
 
 def _environment(groups: Sequence[Group]) -> dict[str, dict[str, list[str]]]:
-    """Where the runs ran: each value of each entry, with the groups that have it."""
+    """The environments of the runs: each value of each entry, with the groups that have it."""
     found: dict[str, dict[str, list[str]]] = {}
     for group in groups:
         for run in group.runs:
@@ -148,7 +149,7 @@ def write_to(folder: pathlib.Path, groups: Sequence[Group], remarks: Sequence[st
     """Writes `report.html`, and `curves.png` and `curves.svg`, or of several groups `curves-1.png` and so on.
 
     Returns:
-        A line that says where.
+        A line with the paths.
     """
     from reporting import pictures
 
@@ -159,9 +160,9 @@ def write_to(folder: pathlib.Path, groups: Sequence[Group], remarks: Sequence[st
         pictures.align(same_size)
         drawn[kind] = [pictures.to_svg(figure) for figure in same_size]
     by_group = [dict(zip(drawn, of_group, strict=True)) for of_group in zip(*drawn.values(), strict=True)]
-    (folder / "report.html").write_text(page(groups, remarks, by_group), "utf-8")
+    replace_file(folder / "report.html", page(groups, remarks, by_group))
     for number, (figure, svg) in enumerate(zip(figures["wide"], drawn["wide"], strict=True), 1):
         name = "curves" if len(groups) == 1 else f"curves-{number}"
-        (folder / f"{name}.png").write_bytes(pictures.to_png(figure))
-        (folder / f"{name}.svg").write_text(svg, "utf-8")
+        replace_file(folder / f"{name}.png", pictures.to_png(figure))
+        replace_file(folder / f"{name}.svg", svg)
     return f"Report: {folder / 'report.html'}, {folder / ('curves.png' if len(groups) == 1 else 'curves-*.png')}"

@@ -17,12 +17,12 @@ from reporting.runs import Group
 from runtime import intervals
 
 WIDTHS = {"wide": 8.0, "narrow": 4.4}  # inches: for a desk, and for a phone
-INK = "#000000"  # of text and raw weights; in pages the colour of their text, whatever it is
+INK = "#000000"  # of text and raw weights; pages replace it by the colour of their text
 
 STYLE: dict[Any, Any] = {
     "font.size": 10,
     "font.family": "sans-serif",
-    "axes.titley": 1.0,  # or else matplotlib looks for a free place, which takes a third of the time
+    "axes.titley": 1.0,  # otherwise matplotlib looks for a free place, which takes a third of the time
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.grid": True,
@@ -34,9 +34,9 @@ STYLE: dict[Any, Any] = {
 
 
 def styles(names: Sequence[str]) -> dict[str, dict[str, Any]]:
-    """A colour, a marker and dashes for each curve, such that they can be told apart with any colour vision and none.
+    """A colour, a marker and dashes for each curve, distinguishable with any colour vision and with none.
 
-    The colours are Okabe & Ito's. Of 6 and 5, all 30 pairs come up; black is for the raw weights.
+    The colours are Okabe & Ito's. 6 colours and 5 markers give 30 pairs; black is for the raw weights.
     """
     colors = itertools.cycle(("#D55E00", "#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9"))
     others = zip(colors, itertools.cycle("s^DvX"), itertools.cycle(("-", "--", "-.", (0, (5, 1, 1, 1, 1, 1)))))
@@ -86,8 +86,8 @@ def curves(group: Group, width: float = WIDTHS["wide"]) -> Figure:
         "learning rate": ("learning rate",),
     }
     for panel, axis in axes.items():
-        axis.set_label(titles[panel][0])  # what `align` goes by
-        # Above the panel and not beside it: there it can be read without turning the head, and takes no width.
+        axis.set_label(titles[panel][0])  # `align` compares the labels
+        # The title is above the panel, where it is horizontal and takes no width.
         axis.set_title((" " if width > 6 else "\n").join(titles[panel]), loc="left", fontsize=10)
     stacked[-1].set_xlabel("step")
     curves = [line for line in axes["loss"].lines if line.get_marker() != "None"]
@@ -96,7 +96,7 @@ def curves(group: Group, width: float = WIDTHS["wide"]) -> Figure:
 
 
 def panels(group: Group) -> list[str]:
-    """What `curves` shows of these runs, from top to bottom."""
+    """The names of the panels of `curves` for these runs, from top to bottom."""
     accuracy = ["accuracy"] if group.series("raw", "accuracy", group.curve_split)[0].size else []
     rate = ["learning rate"] if group.series("train", "learning_rate", "")[0].size else []
     difference = ["difference"] if len(group.names) > 1 else []
@@ -137,7 +137,7 @@ def stack(width: float, heights: Sequence[float], above: float, lines: int) -> t
     for axis in panels[:-1]:
         axis.tick_params(labelbottom=False)
     for axis in panels:
-        axis.yaxis.set_major_formatter("{x:g}")  # 1e-05 on the axis, not apart above it, where the title stands
+        axis.yaxis.set_major_formatter("{x:g}")  # 1e-05 at the axis, not above it, where the title is
     return figure, panels
 
 
@@ -152,7 +152,7 @@ def _draw_scores(axis: Axes, group: Group, name: str, metric: str, style: Mappin
         axis.fill_between(steps, mean - spread, mean + spread, **_band(style))
     finite = mean[np.isfinite(mean)]
     if metric == "loss" and finite.size and finite.min() > 0 and finite.max() > 50 * np.median(finite):
-        axis.set_yscale("log")  # for a beginning that would leave no room for what follows
+        axis.set_yscale("log")  # a high start would leave no room for the rest
 
 
 def _draw_difference(axis: Axes, group: Group, name: str, style: Mapping[str, Any]) -> None:
@@ -166,11 +166,11 @@ def _draw_difference(axis: Axes, group: Group, name: str, style: Mapping[str, An
         middle, low, high = values[0], *bounds
     _line(axis, steps, factor * middle, **style)
     axis.fill_between(steps, factor * low, factor * high, **_band(style))
-    if len(steps) == 1:  # of which a band would not show
+    if len(steps) == 1:  # a band of one step would not show
         axis.vlines(steps, factor * low, factor * high, color=style["color"], linewidth=1)
     axis.axhline(0, color="#808080", linewidth=1)
 
-    # The interval of two seeds can be so wide that the curves would be flat beside it: it is cut off.
+    # The interval of two seeds can be so wide that the curves would look flat. It is cut off.
     curves = np.concatenate([np.ravel(line.get_ydata()) for line in axis.lines])
     bottom, top = np.nanmin(curves), np.nanmax(curves)
     if room := 1.5 * (top - bottom):
@@ -187,13 +187,13 @@ def _draw_learning_rate(axis: Axes, group: Group) -> None:
 
 
 def _line(axis: Axes, steps: np.ndarray, values: np.ndarray, shift: float, **style: Any) -> None:
-    # About a dozen markers tell the curves apart; a thousand would hide them.
+    # About a dozen markers distinguish the curves; a thousand would hide them.
     every = max(1, len(steps) // 12)
     axis.plot(steps, values, markevery=(int(shift * every), every), **style)
 
 
 def _short(name: str) -> str:
-    """A name that fits a phone; matplotlib leaves out of legends what begins with an underscore."""
+    """A name that fits on a phone. The space keeps `_name` in legends: matplotlib drops names that begin with `_`."""
     return f" {name}" if name.startswith("_") else name if len(name) <= 30 else f"{name[:29]}…"
 
 
@@ -203,11 +203,11 @@ def _band(style: Mapping[str, Any]) -> dict[str, Any]:
 
 @matplotlib.rc_context(STYLE)
 def kernels(averages: Mapping[str, Mapping[str, Any]], names: Sequence[str], width: float = WIDTHS["wide"]) -> Figure:
-    """How much weight each average gives to each iterate, in the end, in %, and its mean age.
+    """The weight in % that each average gives to each iterate at the end of training, and its mean age.
 
     Args:
         averages: from `averages.json`.
-        names: of the curves whose colours they are to have.
+        names: of the curves whose colours they share.
         width: of the picture, in inches.
     """
     figure, all_axes = stack(width, [0.9] * len(averages), above=0.1, lines=1)
@@ -225,7 +225,7 @@ def kernels(averages: Mapping[str, Mapping[str, Any]], names: Sequence[str], wid
 
 
 def _histogram(average: Mapping[str, Any]) -> tuple[np.ndarray, np.ndarray]:
-    """Where the bins of a stored kernel begin and end, and the mean weight, in %, of an iterate in each of them."""
+    """The edges of the bins of a stored kernel, and the mean weight in % of an iterate in each of them."""
     per_bin, sums = average["iterates_per_bin"], np.array(average["kernel"])
     edges = np.minimum(np.arange(len(sums) + 1) * per_bin, average["num_updates"])
     return edges, 100 * sums / np.maximum(1, np.diff(edges))
@@ -253,11 +253,11 @@ def inline(svg: str, alt: str, name: str) -> str:
 
     Args:
         svg: from `to_svg`.
-        alt: what it shows, in words.
-        name: unique in the page: that of its ids.
+        alt: the text alternative.
+        name: prefix of its ids, unique in the page.
     """
     svg = svg[svg.index("<svg") :].replace("fill: #ffffff", "fill: none")
-    # matplotlib names only other colours than black, which is what an element without a fill has.
+    # matplotlib names all colours but black, which is the colour of an element without a fill.
     svg = re.sub(rf"{INK}\b", "currentColor", svg)
     svg = re.sub(r' id="\w+_\d+"', "", svg)  # of groups: the same in all pictures, and nothing refers to them
     svg = re.sub(r'(id="|href="#|url\(#)', rf"\g<1>{name}-", svg)

@@ -1,4 +1,4 @@
-"""Runs as the files of their workdirs tell of them, and what runs that differ only in their seed say together.
+"""Runs, read from the files of their workdirs, and groups of runs that differ only in their seed.
 
 Needs neither JAX nor TensorFlow.
 """
@@ -15,16 +15,17 @@ import numpy as np
 
 from runtime import intervals
 from runtime.errors import UserError
+from runtime.fields import flatten
 
 Line = dict[str, Any]
 
 
 def read_lines(path: pathlib.Path, *fields: str) -> list[Line]:
-    """The lines of a file of JSON objects, if there is one; one that is still being written is left out.
+    """The lines of a file of JSON objects, [] if there is no file. A line that is still being written is left out.
 
     Args:
         path: of the file.
-        *fields: what every line has.
+        *fields: names that every line has.
 
     Raises:
         UserError: a line is damaged.
@@ -41,7 +42,7 @@ def read_lines(path: pathlib.Path, *fields: str) -> list[Line]:
 
 
 def read_metrics(workdir: pathlib.Path) -> list[Line]:
-    """The lines of `metrics.jsonl`, and what `posthoc.jsonl` adds to them, if there is one, by their steps."""
+    """The lines of `metrics.jsonl` and, if there is one, of `posthoc.jsonl`, in the order of their steps."""
     lines: dict[tuple[int, str, str], Line] = {}
     for name in ("metrics.jsonl", "posthoc.jsonl"):
         for line in read_lines(workdir / name, "curve"):
@@ -50,7 +51,7 @@ def read_metrics(workdir: pathlib.Path) -> list[Line]:
 
 
 def last_evaluation(lines: Sequence[Line]) -> list[Line]:
-    """The lines of the last evaluation: the test set's, where the curves come from a validation set."""
+    """The lines of the last evaluation: of the test set, if the curves come from a validation set."""
     evaluations = [line for line in lines if "split" in line]
     step, split = (evaluations[-1][key] for key in ("step", "split"))
     return [line for line in evaluations if (line["step"], line["split"]) == (step, split)]
@@ -58,7 +59,7 @@ def last_evaluation(lines: Sequence[Line]) -> list[Line]:
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """What a workdir's files say of its run.
+    """A run, as the files of its workdir describe it.
 
     Attributes:
         workdir: as it was given.
@@ -66,8 +67,8 @@ class Run:
         timing: lines of `timing.jsonl`.
         config: `config.json`, as `{"optimizer.name": "sgd"}`.
         environment: `environment.json`.
-        averages: `averages.json`: of each average its numbers and its kernel.
-        diagnosis: `diagnosis/numbers.json`, as tools.diagnose wrote it, if it did.
+        averages: `averages.json`: the description and the kernel of each average.
+        diagnosis: `diagnosis/numbers.json` of tools.diagnose; empty if there is none.
     """
 
     workdir: pathlib.Path
@@ -93,11 +94,11 @@ class Run:
             raise UserError(f"{workdir} has no evaluation yet; {command} makes the first after config.eval_every")
         names = ("config.json", "environment.json", "averages.json", "diagnosis/numbers.json")
         files = [_read_object(workdir / name) for name in names]
-        return cls(workdir, lines, read_lines(workdir / "timing.jsonl"), _flatten(files[0]), *files[1:])
+        return cls(workdir, lines, read_lines(workdir / "timing.jsonl"), flatten(files[0]), *files[1:])
 
     @functools.cached_property
     def curves(self) -> dict[tuple[str, str], dict[int, Line]]:
-        """The lines by curve and split, "" for that of training, and then by step."""
+        """The lines by (curve, split), with the split "" for training, and then by step."""
         curves: dict[tuple[str, str], dict[int, Line]] = collections.defaultdict(dict)
         for line in self.lines:
             curves[line["curve"], line.get("split", "")][line["step"]] = line
@@ -105,7 +106,7 @@ class Run:
 
 
 def _read_object(path: pathlib.Path) -> dict[str, Any]:
-    """A JSON object; an empty one where there is no file, as in workdirs of other programs."""
+    """A JSON object, {} if there is no file, as in workdirs of other programs."""
     try:
         found = json.loads(path.read_text("utf-8")) if path.exists() else {}
     except ValueError as error:
@@ -113,13 +114,6 @@ def _read_object(path: pathlib.Path) -> dict[str, Any]:
     if not isinstance(found, dict):
         raise UserError(f"{path} is damaged: it holds no JSON object. Restore the file, or remove it.")
     return found
-
-
-def _flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in values.items():
-        flat |= _flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
-    return flat
 
 
 @dataclasses.dataclass(frozen=True)
@@ -130,13 +124,13 @@ class Group:
 
     @property
     def name(self) -> str:
-        """The first run's workdir, and of how many seeds it is one."""
+        """The first run's workdir, with the number of seeds if there are several."""
         seeds = f" ({len(self.runs)} seeds)" if len(self.runs) > 1 else ""
         return f"{self.runs[0].workdir}{seeds}"
 
     @property
     def setup(self) -> str:
-        """What was trained, in a line; empty where the config does not say."""
+        """A line about model, data and optimizer; empty if the config lacks one of the fields."""
         config = self.runs[0].config
         fields = (
             "dataset",
@@ -157,12 +151,12 @@ class Group:
 
     @property
     def curve_split(self) -> str:
-        """Which images the curves come from, "test" or "validation"."""
+        """The images that the curves come from, "test" or "validation"."""
         return str(next(line["split"] for line in self.runs[0].lines if "split" in line))
 
     @property
     def last_split(self) -> str:
-        """Which images the last evaluation scored: the test set, where all runs have come to that."""
+        """The images that the last evaluation scored: "test", if all runs have got that far."""
         last = [max(run.curves["raw", self.curve_split], default=0) for run in self.runs]
         tested = [run.curves.get(("raw", "test"), {}) for run in self.runs]
         return "test" if all(step in lines for step, lines in zip(last, tested, strict=True)) else self.curve_split
@@ -178,8 +172,8 @@ class Group:
         """A metric over training.
 
         Args:
-            curve: as in `metrics.jsonl`.
-            metric: as there.
+            curve: its name in `metrics.jsonl`.
+            metric: its name there.
             split: "test", "validation", or "" for the curve of training.
 
         Returns:
@@ -192,7 +186,7 @@ class Group:
 
     @property
     def last_step(self) -> int:
-        """Of the last evaluation that every run has, of every curve that is still evaluated.
+        """The step of the last evaluation that every run has, for every curve that is still evaluated.
 
         Raises:
             UserError: there is none.
@@ -217,8 +211,8 @@ class Group:
     def rows(self) -> list[dict[str, Any]]:
         """A row for each curve at the last evaluation, as `summarize` makes them, with the best of its curve.
 
-        Of pooled runs, `best` is that of the mean over the seeds. It is the best of many looks at the same images, and
-        flatters. `best_split` says which images.
+        For pooled runs, `best` is the best of the mean over the seeds. It is the best of many evaluations on the same
+        images, and therefore too good. `best_split` names these images.
         """
         split, step = self.last_split, self.last_step
         found = [
@@ -239,7 +233,7 @@ class Group:
 
 
 def _order(curve: str) -> tuple[bool, bool, str]:
-    """Raw, then what was tracked, then what tools.posthoc made, such as `ema:half_life=3%`."""
+    """A sort key: raw, then tracked averages, then those of tools.posthoc, such as `ema:half_life=3%`."""
     return curve != "raw", ":" in curve, curve
 
 
@@ -247,14 +241,14 @@ def group(runs: Iterable[Run]) -> tuple[list[Group], list[str]]:
     """Pools runs that differ only in their seed.
 
     Returns:
-        The groups, in the order of their first runs, and remarks on runs that were left out or that should not be
-        compared without a thought.
+        The groups, in the order of their first runs, and remarks on runs that were left out or that may not be
+        comparable.
     """
     by_config: dict[str, dict[Any, Run]] = {}
     remarks = []
     for run in runs:
         config = {field: value for field, value in run.config.items() if field != "seed"}
-        # Without a config nothing is known to be the same.
+        # Without a config, runs cannot be known to be equal.
         key = json.dumps(config, sort_keys=True) if config else str(run.workdir)
         seeds, seed = by_config.setdefault(key, {}), run.config.get("seed")
         if seed in seeds:
@@ -281,7 +275,7 @@ def group(runs: Iterable[Run]) -> tuple[list[Group], list[str]]:
 
 
 def differences(groups: Sequence[Group]) -> dict[str, list[Any]]:
-    """The fields of the configs that are not the same in all groups, with the value of each; None where it has none."""
+    """The fields of the configs that differ between groups, with each group's value, None if it lacks the field."""
     configs = [pooled.runs[0].config for pooled in groups]
     fields = sorted(set().union(*configs) - {"seed"})
     values = {field: [config.get(field) for config in configs] for field in fields}
@@ -295,11 +289,11 @@ def summarize(metrics: Sequence[Mapping[str, Mapping[str, Any]]]) -> list[dict[s
         metrics: of each run, by curve and paired difference `NAME-raw`, as `evaluation.evaluate` returns them.
 
     Returns:
-        For each curve `curve` and `runs`, how many there are; the means over them of what was scored (`accuracy`,
-        `loss`, `calibration_error`, `agreement`); with several, standard deviations `accuracy_sd` and `loss_sd`. And
-        the difference to the raw weights: `difference` of the metric `of`, accuracy or else the loss, with the 95 %
+        For each curve its name `curve` and the number of `runs`; the means of `accuracy`, `loss`, `calibration_error`
+        and `agreement`, if scored; with several runs, the standard deviations `accuracy_sd` and `loss_sd`. Also the
+        difference to the raw weights: `difference` of the metric `of`, accuracy or else the loss, with the 95 %
         interval `low` .. `high` over `over`: "images", for a single run, or "seeds", paired by Student's t; the same of
-        the loss as `loss_difference`, `loss_low` and `loss_high`. None is what was not finite.
+        the loss as `loss_difference`, `loss_low` and `loss_high`. Values that were not finite are None.
     """
     rows = []
     for curve in metrics[0]:
@@ -325,13 +319,13 @@ def summarize(metrics: Sequence[Mapping[str, Mapping[str, Any]]]) -> list[dict[s
     return rows
 
 
-FEW_SEEDS = 5  # below it, Student's interval leans on the normal distribution, and is wide
-# What the interval of a single run cannot say.
-ONE_RUN = "One run. Whether averaging helps takes several seeds: --config.seed=1 and so on, and one report of all."
+FEW_SEEDS = 5  # below it, Student's interval depends on the normal distribution, and is wide
+# A limit of the interval of a single run.
+ONE_RUN = "This is one run. To judge whether averaging helps, report several seeds (--config.seed=1, ...) together."
 
 
 def _interval(pairs: Sequence[Mapping[str, Any]], metric: str) -> tuple[float | None, float | None, float | None]:
-    """A difference and its bounds, None where it is not finite: over the images of one run, or over several runs."""
+    """A difference and its bounds, each None if not finite: over the images of one run, or over several runs."""
     if len(pairs) == 1:
         return pairs[0].get(metric), pairs[0].get(f"{metric}_low"), pairs[0].get(f"{metric}_high")
     values = [pair[metric] for pair in pairs if pair.get(metric) is not None]
@@ -342,7 +336,7 @@ def _interval(pairs: Sequence[Mapping[str, Any]], metric: str) -> tuple[float | 
 
 
 def verdict(row: Mapping[str, Any]) -> str:
-    """What the interval of a row's difference says, in a sentence; a claim that averaging helps only of seeds."""
+    """A sentence on the interval of a row's difference. Only over seeds does it claim that averaging helps."""
     accuracy, curve = row["of"] == "accuracy", row["curve"]
     if None in (row["difference"], row["low"], row["high"], row.get("loss", 0.0)):
         return f"{curve}: not all of its scores are finite, so they say nothing."

@@ -33,7 +33,7 @@ def _difference(row: Mapping[str, Any]) -> str:
 
 
 def _loss_difference(row: Mapping[str, Any]) -> str:
-    if row.get("of") != "accuracy":  # or it stands in the column before
+    if row.get("of") != "accuracy":  # otherwise it is in the column before
         return ""
     names = ("loss_difference", "loss_low", "loss_high")
     if None in (row[name] for name in names):
@@ -42,13 +42,13 @@ def _loss_difference(row: Mapping[str, Any]) -> str:
 
 
 def _or_dash(row: Mapping[str, Any], name: str, text: Callable[[float], str]) -> str:
-    """Nothing where a value was not measured, a dash where it was not finite."""
+    """An empty text if a value was not measured, a dash if it was not finite."""
     if name not in row:
         return ""
     return "-" if row[name] is None else text(row[name])
 
 
-# Header and text of each column; one without any text is left out.
+# Header and text of each column; columns without any text are left out.
 _COLUMNS: Sequence[tuple[str, Callable[[Mapping[str, Any]], str]]] = (
     ("run", lambda row: row.get("run", "")),
     ("weights", lambda row: row["curve"]),
@@ -81,7 +81,7 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
 
 
 def to_text(groups: Sequence[Group], markdown: bool = False) -> str:
-    """What the table is of, the table, and what it says."""
+    """A title for each group, the table, and verdicts."""
     rows = to_rows(groups)
     body = _markdown(rows) if markdown else table(rows)
     says = [verdict for group in groups for verdict in verdicts(group, len(groups) > 1) if len(group.runs) > 1]
@@ -93,13 +93,13 @@ def to_text(groups: Sequence[Group], markdown: bool = False) -> str:
 
 
 def verdicts(group: Group, named: bool) -> list[str]:
-    """What the difference of each average says, with the group's name if there are several."""
+    """A sentence on the difference of each average, with the group's name if there are several groups."""
     prefix = f"{group.name}: " if named else ""
     return [prefix + runs.verdict(row) for row in group.rows() if "difference" in row]
 
 
 def title(group: Group) -> str:
-    """What the rows of a group are: `runs/digits, step 282, test images`."""
+    """A title for the rows of a group: `runs/digits, step 282, test images`."""
     pooled = f", mean ± standard deviation of {len(group.runs)} seeds" if len(group.runs) > 1 else ""
     return f"{group.name}, step {group.last_step}, {group.last_split} images{pooled}"
 
@@ -126,7 +126,7 @@ def to_csv(groups: Sequence[Group]) -> str:
 
 
 def to_json(groups: Sequence[Group], remarks: Sequence[str]) -> str:
-    """`to_rows`, which runs they are of, what differs between the configs, and remarks."""
+    """`to_rows`, their runs, the differences between the configs, and remarks."""
     about = [
         {"run": group.name, "workdirs": [str(run.workdir) for run in group.runs], "times": group.times()}
         for group in groups

@@ -1,4 +1,4 @@
-"""What a run says of its averages before it trains: what they will be in the end, and what became of older ones."""
+"""A description of the averages before training: what they will be in the end, and what became of older ones."""
 
 import dataclasses
 import json
@@ -11,6 +11,7 @@ import jax
 import numpy as np
 
 import averaging
+from runtime.files import replace_file
 from train_state import Average, CustomTrainState
 
 MAX_BINS = 1000  # of a stored kernel
@@ -60,7 +61,7 @@ def write(workdir: pathlib.Path, state: CustomTrainState, num_steps: int, *, ran
                 f"Warning: the average {average.name!r} would be a single iterate; see its start and every."
             )
         stored[average.name] = average.to_dict() | dataclasses.asdict(description) | _in_bins(kernel)
-    (workdir / "averages.json").write_text(json.dumps(stored) + "\n")
+    replace_file(workdir / "averages.json", json.dumps(stored) + "\n")
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     table = ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows] if stored else []
     return [*table, *warnings]
@@ -86,16 +87,17 @@ def to_text(average: Average) -> str:
         for key in ("start", "every", "restart_every", "batch_stats")
         if getattr(average, key) != defaults[key]
     ]
-    text = ", ".join([f"{average.kind}({', '.join(shown)})", *other])
-    for count, earlier in average.earlier[-1:]:
-        before = dataclasses.replace(earlier, earlier=average.earlier[:-1])
-        text += f", after {count} updates of {to_text(before)}"
-    return text
+    return ", ".join([f"{average.kind}({', '.join(shown)})", *other])
 
 
-def changes(before: Sequence[Average], state: CustomTrainState) -> list[str]:
-    """What becomes of the averages of the checkpoint that a run continues from, a sentence for each that changes."""
-    old, new = ({average.name: average for average in averages} for averages in (before, state.averages))
+def changes(before: Sequence[Average], after: Sequence[Average]) -> list[str]:
+    """A sentence for each average that a run does not continue as it was.
+
+    Args:
+        before: the averages of the checkpoint that the run continues from.
+        after: those that it has from there on; see `Stored.restore_state`.
+    """
+    old, new = ({average.name: average for average in averages} for averages in (before, after))
     said = []
     for name in sorted(old.keys() | new.keys()):
         if name not in old:
@@ -103,6 +105,6 @@ def changes(before: Sequence[Average], state: CustomTrainState) -> list[str]:
         elif name not in new:
             said.append(f"The average {name!r} is dropped")
         elif old[name] != new[name]:
-            kept = f"keeps its weights and its {int(state.ema_count[name])} updates"
-            said.append(f"The average {name!r} {kept}; from now on it is {to_text(new[name])}")
+            what = f"was {to_text(old[name])} and is now {to_text(new[name])}"
+            said.append(f"The average {name!r} {what}: it starts anew from the restored parameters")
     return said

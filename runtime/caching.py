@@ -18,6 +18,7 @@ import numpy as np
 import safetensors.numpy
 
 from runtime.errors import UserError
+from runtime.files import replace_file
 
 _directory: pathlib.Path | None = None
 
@@ -118,17 +119,14 @@ class CachedArrays:
         if _directory is None or not self._prefix:
             return
         content = safetensors.numpy.save(dict(arrays), metadata={"values": json.dumps(dict(values))})
-        name = self._prefix + hashlib.sha256(content).hexdigest()
-        path, partial = (_directory / "data" / f"{name}.{suffix}" for suffix in ("safetensors", os.getpid()))
+        path = _directory / "data" / f"{self._prefix}{hashlib.sha256(content).hexdigest()}.safetensors"
         try:
-            partial.write_bytes(content)
-            partial.replace(path)
+            replace_file(path, content, suffix=str(os.getpid()))
             for old in path.parent.glob(f"{self._prefix}*"):  # what a process that was killed has left, too
                 if old != path:
                     old.unlink(missing_ok=True)
         except OSError as error:
             print(f"Note: {self._name} is not kept for later runs: {error}", flush=True)
-            partial.unlink(missing_ok=True)
 
     def _stored(self) -> list[pathlib.Path]:
         if _directory is None or not self._prefix:

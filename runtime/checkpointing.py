@@ -1,14 +1,10 @@
-"""Checkpoints and snapshots of a run. The only file that knows orbax.
+"""Checkpoints and snapshots that a run saves, and the state that it starts from.
 
-Each is a folder that appears in one move once it is complete, with the digest of every file in it. So a process that is
-killed leaves it whole or not at all, and what befell it since is noticed before anything is restored.
+Each appears in one move once it is complete, so that a process that is killed leaves it whole or not at all.
 """
 
-import asyncio
 import contextlib
 import dataclasses
-import functools
-import hashlib
 import json
 import logging
 import os
@@ -16,298 +12,228 @@ import pathlib
 import re
 import shutil
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from types import TracebackType
 from typing import Any, Self
 
 import jax
 import orbax.checkpoint as ocp
-from orbax.checkpoint.checkpoint_managers import PreservationPolicy
-from orbax.checkpoint.path import atomicity
 
+from runtime import average_table
 from runtime.errors import UserError
-from train_state import Average, CustomTrainState
+from runtime.metric_writing import Written
+from runtime.stored import (
+    DIGESTS,
+    Best,
+    DamagedError,
+    Record,
+    Stored,
+    compute_digests,
+    describe_leaves,
+    find_latest,
+    list_stored,
+    saved_folders,
+)
+from train_state import CustomTrainState
 
-FORMAT = 4  # of what is saved; another one is refused
-DIGESTS = "sha256.json"  # in every checkpoint and snapshot: the digest of each other file
 WEIGHTS = ("params", "batch_stats", "ema_params", "ema_batch_stats")  # the fields of the state that a snapshot holds
-
-
-@dataclasses.dataclass(frozen=True)
-class Record:
-    """What a checkpoint holds beside arrays, and what continuing a run exactly needs.
-
-    Attributes:
-        step: steps done.
-        best: the best evaluation so far as {"step", "curve", "metric", "value"}; none before the first.
-        writer: what `MetricWriter.record` returned; "lengths" has the bytes of `metrics.jsonl` by then, without which
-            the run cannot go on from here.
-        averages: those that the state has.
-        updates: steps done that were not rejected.
-        counts: updates of each average since it was created, by name.
-        leaves: dtype and shape of every leaf of the state, by its path.
-        format: `FORMAT` when it was made.
-    """
-
-    step: int = 0
-    best: dict[str, Any] | None = None
-    writer: dict[str, Any] = dataclasses.field(default_factory=dict)
-    averages: tuple[Average, ...] = ()
-    updates: int = 0
-    counts: dict[str, int] = dataclasses.field(default_factory=dict)
-    leaves: dict[str, str] = dataclasses.field(default_factory=dict)
-    format: int = FORMAT
-
-    @classmethod
-    def from_json(cls, values: dict[str, Any]) -> Self:
-        """The inverse of `to_json`."""
-        averages = tuple(map(Average.from_dict, values["averages"]))
-        return cls(**values | {"averages": averages})
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain values."""
-        return dataclasses.asdict(self) | {"averages": [average.to_dict() for average in self.averages]}
-
-
-# Orbax logs errors with their tracebacks before it raises them, and what is raised is reported in its place.
-logging.getLogger("absl").addFilter(lambda record: record.levelno < logging.ERROR or "orbax" not in record.pathname)
-
-
-class DamagedError(UserError):
-    """A checkpoint or snapshot is not what was saved."""
-
-    def __init__(self, folder: pathlib.Path, found: str) -> None:
-        super().__init__(f"{folder} is damaged: {found}")
-        self.folder = folder
-
-
-class _Digested(atomicity.AtomicRenameTemporaryPath):
-    """How orbax makes a folder appear, here with the digests of its files."""
-
-    async def finalize(self) -> None:
-        if self._checkpoint_metadata_store:
-            await asyncio.to_thread(self._checkpoint_metadata_store.wait_until_finished)
-        folder, final = pathlib.Path(self.get()), pathlib.Path(self.get_final())
-        if final.name.isdigit():  # the checkpoint itself, not one of its parts
-            digests = await asyncio.to_thread(_digests, folder, sync=True)
-            with (folder / DIGESTS).open("w") as file:
-                json.dump(digests, file, indent=2)
-                file.flush()
-                os.fsync(file.fileno())
-        folder.rename(final)
-
-
-def _digests(folder: pathlib.Path, sync: bool = False) -> dict[str, str]:
-    """The SHA-256 of each file but `DIGESTS`, by its path. With `sync`, they are on the disk, not just on their way."""
-    digests = {}
-    for path in sorted(folder.rglob("*")):
-        if path.is_file() and path != folder / DIGESTS:
-            with path.open("rb") as file:
-                digests[path.relative_to(folder).as_posix()] = hashlib.file_digest(file, "sha256").hexdigest()
-                if sync:
-                    os.fsync(file.fileno())
-    return digests
-
-
-@dataclasses.dataclass(frozen=True)
-class Stored:
-    """A checkpoint or snapshot on disk, of which every byte has been compared with what was saved."""
-
-    folder: pathlib.Path
-    record: Record
-
-    @classmethod
-    def read(cls, folder: pathlib.Path) -> Self:
-        """Opens the checkpoint or snapshot in this folder.
-
-        Raises:
-            DamagedError: a file is missing or changed.
-            UserError: it was made by another version of this project.
-        """
-        record, stored = _read_record(folder)
-        try:
-            found = _digests(folder)
-        except OSError as error:
-            raise DamagedError(folder, f"it cannot be read ({error})") from error
-        differing = sorted(name for name, digest in stored.items() if found.get(name) != digest)
-        if differing:
-            state = f"not what {DIGESTS} says" if differing[0] in found else f"missing, though {DIGESTS} lists it"
-            raise DamagedError(folder, f"{differing[0]} is {state}")
-        return cls(folder, record)
-
-    @property
-    def is_snapshot(self) -> bool:
-        """Whether it is a snapshot."""
-        return self.folder.parent.name == "snapshots"
-
-    @property
-    def curves(self) -> tuple[str, ...]:
-        """The names of the weights that it holds."""
-        return "raw", *(average.name for average in self.record.averages)
-
-    def check_fits(self, state: CustomTrainState) -> None:
-        """Checks that this checkpoint can be restored onto a state, of which only shapes and dtypes count.
-
-        Raises:
-            UserError: it is of another model or optimizer.
-        """
-        like = jax.eval_shape(lambda s: s.with_averages(self.record.averages), state)
-        if difference := _difference(self.record.leaves, _describe_leaves(like)):
-            raise UserError(
-                f"{self.folder} does not fit the config's model or optimizer: {difference}. "
-                "Repeat the run's own config, or use another --workdir."
-            )
-
-    def restore_state(self, state: CustomTrainState) -> CustomTrainState:
-        """The state in this checkpoint.
-
-        Args:
-            state: one that it fits (see `check_fits`), whose shardings and averages the result has. Averages that the
-                checkpoint lacks start from the restored parameters, those that `state` lacks are dropped, others go on
-                from what they were.
-        """
-        self.check_fits(state)
-        # A checkpoint can only be read as what it is, so the averages are exchanged before and after.
-        like = jax.eval_shape(lambda s: s.with_averages(self.record.averages), state)
-        sharding = state.step.sharding
-        restored = self._restore("state", jax.tree.map(lambda x: _abstract(x, sharding), like))
-        saved = {average.name: average for average in self.record.averages}
-        averages = (
-            average.continuing(saved[average.name], self.record.counts[average.name])
-            if average.name in saved
-            else average
-            for average in state.averages
-        )
-        return restored.with_averages(tuple(averages))
-
-    def restore_sums(self, sums: Any) -> Any:
-        """The metric sums in this checkpoint, with shapes and shardings like `sums`.
-
-        Raises:
-            UserError: they are of other metrics.
-        """
-        try:
-            return self._restore("sums", jax.tree.map(lambda x: _abstract(x, x.sharding), sums))
-        except ValueError as error:
-            raise UserError(
-                f"{self.folder} holds sums of other metrics than {', '.join(sums)}, which the loss function gives: "
-                "it has changed since. Continue with the one of before, or use another --workdir."
-            ) from error
-
-    def _restore(self, item: str, abstract: Any) -> Any:
-        with ocp.StandardCheckpointer() as checkpointer:
-            return checkpointer.restore(self.folder / item, abstract)
-
-    def weights_like(self, name: str, state: CustomTrainState) -> dict[str, Any]:
-        """The part of the saved state that holds these weights, with the leaves of a state that they are for.
-
-        Raises:
-            UserError: they are of another model.
-        """
-        fields = {"params": state.params, "batch_stats": state.batch_stats}
-        if name == "raw":
-            tree, roots = fields, tuple(f"{field}/" for field in fields)
-        else:
-            tree = {f"ema_{field}": {name: values} for field, values in fields.items()}
-            roots = tuple(f"ema_{field}/{name}/" for field in fields)
-        # What is read is compared first: orbax would leave what it does not find as it happens to be.
-        saved = {path: leaf for path, leaf in self.record.leaves.items() if path.startswith(roots)}
-        if difference := _difference(saved, _describe_leaves(tree)):
-            raise UserError(f"{self.folder} does not fit the config's model: {difference}")
-        return tree
-
-    def read_weights(self, name: str, state: CustomTrainState) -> dict[str, Any]:
-        """Reads weights, whatever optimizer and averages the run has that stored them.
-
-        Args:
-            name: "raw", or the name of an average that it has.
-            state: one whose parameters and batch statistics have the shapes and shardings to read them with.
-
-        Returns:
-            `params` and `batch_stats`.
-
-        Raises:
-            UserError: they are of another model.
-        """
-        abstract = jax.tree.map(lambda x: _abstract(x, x.sharding), self.weights_like(name, state))
-        args = ocp.args.PyTreeRestore(
-            abstract, restore_args=ocp.checkpoint_utils.construct_restore_args(abstract), partial_restore=True
-        )
-        with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
-            restored = checkpointer.restore(self.folder / "state", args=args)
-        if name == "raw":
-            return restored
-        return {field: restored[f"ema_{field}"][name] for field in ("params", "batch_stats")}
-
-
-class _LatestAndBest(PreservationPolicy):
-    """Keeps the latest few checkpoints and, by a rule of its own, the best one.
-
-    Orbax's `best_fn` together with a limit would keep the best ones only, so that continuing a run would roll it back.
-    """
-
-    def __init__(self, num_latest: int) -> None:
-        self.num_latest = num_latest
-        self.best_step: int | None = None
-
-    def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> Sequence[bool]:
-        del context
-        latest = {checkpoint.step for checkpoint in checkpoints[-self.num_latest :]}
-        return [checkpoint.step in latest | {self.best_step} for checkpoint in checkpoints]
 
 
 class Checkpoints:
     """The checkpoints below `WORKDIR/checkpoints` and the snapshots below `WORKDIR/snapshots` of a run in progress.
 
     A checkpoint is what a run continues from. A snapshot holds the weights only, raw and averaged, and is kept for
-    good. Both are written in the background.
+    good. Both are written in the background, one after the other.
 
     A context manager: leaving it, by an exception too, waits until what was saved is on disk.
 
     Attributes:
-        latest: the newest checkpoint from which the run can go on; none if nothing has been trained yet.
+        latest: the newest checkpoint from which the run can continue; None if nothing has been trained yet.
+        record: of `latest`, or that of a run that has not begun.
     """
 
-    def __init__(self, workdir: str | pathlib.Path, keep: int = 1) -> None:
+    def __init__(self, workdir: str | pathlib.Path, keep: int, like: CustomTrainState) -> None:
         """Finds `latest`. Changes nothing yet.
 
         Args:
-            workdir: of the run, which nobody else is using.
+            workdir: of the run, which nobody else is using; it need not exist.
             keep: number of latest checkpoints to keep, beside the best one.
+            like: the state that the run would create, of which only shapes and dtypes count.
 
         Raises:
-            UserError: there are checkpoints and none that the run can go on from, or none although it has been trained.
+            UserError: there are checkpoints and none that the run can continue from, or none although it has been
+                trained, or the latest is of another model or optimizer.
         """
-        self._workdir = pathlib.Path(workdir).absolute()
-        self.latest, self._damaged = _find_latest(self._workdir)
-        self._policy = _LatestAndBest(keep)
-
-    # Made when there is something to save; they would look at what is still to be set aside.
-
-    @functools.cached_property
-    def _manager(self) -> ocp.CheckpointManager:
-        options = ocp.CheckpointManagerOptions(preservation_policy=self._policy, temporary_path_class=_Digested)
-        return ocp.CheckpointManager(
-            self._workdir / "checkpoints", options=options, item_names=("state", "sums", "record")
+        self._workdir, self._keep = pathlib.Path(workdir), keep
+        metrics = self._workdir / "metrics.jsonl"
+        num_bytes = metrics.stat().st_size if metrics.exists() else 0
+        self.latest, self._damaged = find_latest(self._workdir, num_bytes=num_bytes)
+        self.record = self.latest.record if self.latest else Record()
+        if self.latest:
+            self.latest.check_fits(like)
+        elif self._damaged:
+            raise UserError(
+                "\n".join([f"{workdir} has no checkpoint to go on from", *map(str, self._damaged)])
+                + "\nRestore one from a copy, or start again with another --workdir."
+            )
+        elif num_bytes or saved_folders(self._workdir / "snapshots"):
+            raise UserError(
+                f"{workdir} has metrics or snapshots of a run and no checkpoint. Restore "
+                f"{self._workdir / 'checkpoints'}, or start again with another --workdir."
+            )
+        # Directories are created by the thread that trains: in the background, an error would keep the threads that
+        # wait for them, and so the process, for minutes.
+        self._checkpointer = ocp.AsyncCheckpointer(
+            ocp.CompositeCheckpointHandler(),
+            async_options=ocp.options.AsyncOptions(create_directories_asynchronously=False),
         )
-
-    @functools.cached_property
-    def _snapshots(self) -> ocp.CheckpointManager:
-        options = ocp.CheckpointManagerOptions(temporary_path_class=_Digested)
-        return ocp.CheckpointManager(self._workdir / "snapshots", options=options, item_names=("state", "record"))
+        self._background = ThreadPoolExecutor(1)
+        self._saving: Future[None] | None = None
 
     def __enter__(self) -> Self:
+        logging.getLogger("absl").addFilter(_is_not_from_orbax)
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        try:
+            self._wait()
+        finally:
+            self._background.shutdown()
+            self._checkpointer.close()
+            logging.getLogger("absl").removeFilter(_is_not_from_orbax)
+
+    def discard_newer(self) -> None:
+        """Clears away what came after `latest`, and what the run that continues from there makes again.
+
+        Damaged checkpoints are moved below `WORKDIR/damaged`; unfinished ones and later snapshots are removed.
+        """
+        for error in self._damaged:
+            aside = self._workdir.absolute() / "damaged" / f"{error.folder.name}-{time.time_ns()}"
+            aside.parent.mkdir(exist_ok=True)
+            error.folder.rename(aside)
+            print(f"{error}. It is now {aside}.", flush=True)
+        for name in ("checkpoints", "snapshots"):
+            for folder in self._workdir.absolute().glob(f"{name}/*/"):
+                if re.match(r"[0-9]+\.partial", folder.name):
+                    print(f"{folder} was not finished and is removed", flush=True)
+                    shutil.rmtree(folder)
+        for folder in saved_folders(self._workdir / "snapshots"):
+            if int(folder.name) > self.record.step:
+                shutil.rmtree(folder)
+
+    def restore_or_initialize(
+        self, state: CustomTrainState, sums: Any, origin: Stored | None, weights: str
+    ) -> tuple[CustomTrainState, Any]:
+        """The state and the metric sums to train from: those of `latest`, if there is one.
+
+        Args:
+            state: the one that the run has created, whose shardings and averages the result has.
+            sums: metric sums over no steps.
+            origin: a checkpoint or snapshot of another run, with the weights to begin with if there is no `latest`.
+            weights: the name of these weights, "raw" or an average's.
+
+        Raises:
+            UserError: what is stored is of another model, optimizer or loss function.
+        """
+        if self.latest:
+            state, sums = self.latest.restore_state(state), self.latest.restore_sums(sums)
+            changes = average_table.changes(self.record.averages, state.averages)
+            print(f"Continuing {self._workdir} at step {self.record.step}", *changes, sep="\n", flush=True)
+        elif origin:
+            state = state.with_weights(**origin.read_weights(weights, state))
+            print(f"Starting from the {weights} weights of {origin.folder}")
+        return state, sums
+
+    def save(self, state: CustomTrainState, sums: Any, best: Best | None, written: Written) -> None:
+        """Saves state and metric sums. Returns once they are copied, so that they may be donated to the next step.
+
+        Args:
+            state: after the latest step.
+            sums: of the metrics that were not written yet.
+            best: the best evaluation so far, whose checkpoint is kept.
+            written: what `MetricWriter.record` returned.
+
+        Raises:
+            UserError: this checkpoint, or what was saved before, cannot be written.
+        """
+        self._wait()
+        directory, step = self._workdir.absolute() / "checkpoints", int(state.step)
+        folder, older = directory / str(step), saved_folders(directory)
+        kept = [*older, folder][-self._keep :]
+        if best:
+            kept.append(directory / str(best.step))
+        obsolete = [old for old in older if old not in kept]
+        self._save(folder, {"state": state, "sums": sums}, state, Record(step, best, written), obsolete)
+        if step == 0:
+            # On disk before anything else is written: what has metrics and no checkpoint has lost something.
+            self._wait()
+
+    def save_snapshot(self, state: CustomTrainState) -> None:
+        """Saves the weights, raw and averaged, as they are after the latest step.
+
+        Raises:
+            UserError: this snapshot, or what was saved before, cannot be written.
+        """
+        self._wait()
+        step, weights = int(state.step), {field: getattr(state, field) for field in WEIGHTS}
+        self._save(self._workdir.absolute() / "snapshots" / str(step), {"state": weights}, state, Record(step))
+
+    def _save(
+        self,
+        folder: pathlib.Path,
+        trees: dict[str, Any],
+        state: CustomTrainState,
+        record: Record,
+        obsolete: Sequence[pathlib.Path] = (),
+    ) -> None:
+        """Copies arrays and begins to write them in the background.
+
+        Args:
+            folder: to make.
+            trees: what to save, by name.
+            state: that these are of.
+            record: goes with them.
+            obsolete: folders to remove in the end.
+        """
+        self._check_space(trees)
+        step, rejected, counts = jax.device_get((state.step, state.rejected["total"], state.ema_count))
+        record = dataclasses.replace(
+            record,
+            averages=state.averages,
+            updates=int(step) - int(rejected),
+            counts={name: int(count) for name, count in counts.items()},
+            leaves=describe_leaves(trees["state"]),
+        )
+        items = {name: ocp.args.StandardSave(tree) for name, tree in trees.items()}
+        partial = folder.with_name(f"{folder.name}.partial")
         with self._errors():
-            for name in ("_manager", "_snapshots"):
-                if name in vars(self):
-                    getattr(self, name).close()
+            self._checkpointer.save(
+                partial, args=ocp.args.Composite(**items, record=ocp.args.JsonSave(record.to_json()))
+            )
+        self._saving = self._background.submit(self._finish, partial, folder, obsolete)
+
+    def _finish(self, partial: pathlib.Path, folder: pathlib.Path, obsolete: Sequence[pathlib.Path]) -> None:
+        """Waits until everything is written, adds the digests, and gives the folder its name."""
+        self._checkpointer.wait_until_finished()
+        with (partial / DIGESTS).open("w") as file:
+            json.dump(compute_digests(partial, sync=True), file, indent=2)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.rename(folder)
+        for old in obsolete:
+            shutil.rmtree(old)
+
+    def _wait(self) -> None:
+        """Waits until what was saved is on the disk."""
+        saving, self._saving = self._saving, None
+        if saving:
+            with self._errors():
+                saving.result()
 
     @contextlib.contextmanager
     def _errors(self) -> Iterator[None]:
-        """Orbax's errors about files, of which those in the background are raised by the next call."""
+        """Says what it means for the run that a file cannot be written."""
         try:
             yield
         except (OSError, ValueError) as error:  # the latter is tensorstore's
@@ -327,239 +253,48 @@ class Checkpoints:
                 "left. Those saved before are as they were; with more, the same command continues from them."
             )
 
-    def save(self, state: CustomTrainState, sums: Any, record: Record) -> None:
-        """Saves state and metric sums. Returns once they are copied, so that they may be donated to the next step.
 
-        Raises:
-            UserError: this or the previous checkpoint cannot be written.
-        """
-        self._policy.best_step = record.best["step"] if record.best else None
-        self._check_space((state, sums))
-        args = ocp.args.Composite(
-            state=ocp.args.StandardSave(state),
-            sums=ocp.args.StandardSave(sums),
-            record=ocp.args.JsonSave(_complete(record, state, state)),
-        )
-        with self._errors():
-            if "_snapshots" in vars(self):
-                # A run that continues from here will not come by the earlier snapshots again.
-                self._snapshots.wait_until_finished()
-            if not self._manager.save(record.step, args=args):
-                raise ValueError(f"orbax refuses step {record.step}")
-            if record.step == 0:
-                # On disk before anything else is written: what has metrics and no checkpoint has lost something.
-                self._manager.wait_until_finished()
-
-    def save_snapshot(self, state: CustomTrainState, step: int) -> None:
-        """Saves the weights, raw and averaged, as they are after `step` steps."""
-        weights = {field: getattr(state, field) for field in WEIGHTS}
-        self._check_space(weights)
-        args = ocp.args.Composite(
-            state=ocp.args.StandardSave(weights),
-            record=ocp.args.JsonSave(_complete(Record(step), state, weights)),
-        )
-        with self._errors():
-            self._snapshots.save(step, args=args)
-
-    def discard_later(self) -> None:
-        """Clears away what came after `latest`, and what the run that continues from there makes again.
-
-        Damaged checkpoints are moved below `WORKDIR/damaged`; unfinished ones and later snapshots are removed.
-        """
-        for error in self._damaged:
-            aside = self._workdir / "damaged" / f"{error.folder.name}-{time.time_ns()}"
-            aside.parent.mkdir(exist_ok=True)
-            error.folder.rename(aside)
-            print(f"{error}. It is now {aside}.", flush=True)
-        for unfinished in self._workdir.glob(f"*/*{atomicity.TMP_DIR_SUFFIX}*/"):
-            print(f"{unfinished} was not finished and is removed", flush=True)
-            shutil.rmtree(unfinished)
-        for folder in _folders(self._workdir / "snapshots"):
-            if int(folder.name) > (self.latest.record.step if self.latest else 0):
-                shutil.rmtree(folder)
-
-
-def _folders(directory: pathlib.Path) -> list[pathlib.Path]:
-    """What was saved completely below this folder, in the order of the steps."""
-    found = [path for path in directory.glob("*") if re.fullmatch("[0-9]+", path.name) and path.is_dir()]
-    return sorted(found, key=lambda path: int(path.name))
-
-
-def _newest(directory: pathlib.Path, check: Callable[[Stored], None]) -> tuple[Stored | None, list[DamagedError]]:
-    """The newest checkpoint that can be used, and what is wrong with newer ones."""
-    damaged: list[DamagedError] = []
-    for folder in reversed(_folders(directory)):
-        try:
-            stored = Stored.read(folder)
-            check(stored)
-            return stored, damaged
-        except DamagedError as error:
-            damaged.append(error)
-    return None, damaged
-
-
-def _find_latest(workdir: pathlib.Path) -> tuple[Stored | None, list[DamagedError]]:
-    """The newest checkpoint from which the run can go on, and what is wrong with newer ones."""
-    metrics = workdir / "metrics.jsonl"
-    num_bytes = metrics.stat().st_size if metrics.exists() else 0
-
-    def check(stored: Stored) -> None:
-        needed = stored.record.writer.get("lengths", {}).get(metrics.name, 0)
-        if num_bytes < needed:
-            raise DamagedError(
-                stored.folder, f"it goes on after {needed} bytes of {metrics.name}, which has {num_bytes}"
-            )
-
-    latest, damaged = _newest(workdir / "checkpoints", check)
-    if latest is None and damaged:
-        raise UserError(
-            "\n".join([f"{workdir} has no checkpoint to go on from", *map(str, damaged)])
-            + "\nRestore one from a copy, "
-            "or start again with another --workdir."
-        )
-    if latest is None and (num_bytes or _folders(workdir / "snapshots")):
-        raise UserError(
-            f"{workdir} has metrics or snapshots of a run and no checkpoint. Restore {workdir / 'checkpoints'}, or "
-            "start again with another --workdir."
-        )
-    return latest, damaged
-
-
-def has_checkpoints(workdir: pathlib.Path) -> bool:
-    """Whether anything has been saved there, damaged since or not."""
-    return bool(_folders(workdir / "checkpoints"))
+def _is_not_from_orbax(record: logging.LogRecord) -> bool:
+    """Whether to log a record. Orbax logs errors with their tracebacks before it raises them, and we report those."""
+    return record.levelno < logging.ERROR or "orbax" not in record.pathname
 
 
 def check_run(workdir: pathlib.Path) -> None:
-    """Checks, without going into files, that a workdir's newest checkpoint is of this version and has its config.
+    """Checks that a workdir's newest checkpoint is of this version and that its config is there; reads no arrays.
 
     Raises:
-        UserError: it is not, or has not.
+        UserError: the checkpoint has another format, or there is no config.json.
     """
-    folders = _folders(workdir / "checkpoints")
+    folders = saved_folders(workdir / "checkpoints")
     for folder in folders[-1:]:
         with contextlib.suppress(DamagedError):  # which is for another time
-            _read_record(folder)
+            Stored.read(folder, check_files=False)
     if folders and not (workdir / "config.json").exists():
         raise UserError(
             f"{workdir} has checkpoints and no config.json, which says of what. Restore it, or use another --workdir."
         )
 
 
-def find_checkpoint(workdir: str | pathlib.Path, which: str) -> Stored:
-    """A run's "latest" or "best" checkpoint. Writes nothing.
-
-    Raises:
-        UserError: there is none that can be used.
-    """
-    directory = pathlib.Path(workdir).absolute() / "checkpoints"
-    latest, damaged = _newest(directory, lambda _: None)
-    if latest is None:
-        raise UserError("\n".join([f"{workdir} holds no checkpoint; --mode=train makes one", *map(str, damaged)]))
-    for error in damaged:
-        print(f"Note: {error}; looking at the one before it", flush=True)
-    if which == "latest":
-        return latest
-    if latest.record.best is None:
-        raise UserError(f"{workdir} holds no best checkpoint; the first evaluation makes one")
-    return Stored.read(directory / str(latest.record.best["step"]))
-
-
-def list_stored(workdir: str | pathlib.Path, kinds: Sequence[str] = ("checkpoints", "snapshots")) -> list[Stored]:
-    """All checkpoints and snapshots of a run, in the order of their steps; of two at the same step, the snapshot.
-
-    Without that of step 0, and without damaged ones, which are named.
+def find_origin(workdir: pathlib.Path, init_from: str, weights: str, like: CustomTrainState) -> Stored | None:
+    """What a new run starts from: the latest checkpoint or snapshot of another run, or None for random parameters.
 
     Args:
-        workdir: of the run.
-        kinds: "checkpoints", "snapshots" or both.
-    """
-    stored: dict[int, Stored] = {}
-    for name in kinds:
-        for folder in _folders(pathlib.Path(workdir).absolute() / name):
-            try:
-                if step := int(folder.name):
-                    stored[step] = Stored.read(folder)
-            except DamagedError as error:
-                print(f"Note: {error}; it is left out", flush=True)
-    return [stored[step] for step in sorted(stored)]
-
-
-def find_weights(workdir: str, name: str, state: CustomTrainState) -> Stored:
-    """The latest checkpoint or snapshot of another run, for `config.init_from`.
-
-    Args:
-        workdir: of that run.
-        name: of the weights that are wanted of it: "raw", or an average's.
-        state: that they are for, of which only shapes and dtypes count.
+        workdir: of the new run; one that has checkpoints continues from these.
+        init_from: workdir of the other run, or empty.
+        weights: the name of those that are wanted of it: "raw", or an average's.
+        like: the state that they are for, of which only shapes and dtypes count.
 
     Raises:
         UserError: there is none, it does not have the average, or it is of another model.
     """
-    found = list_stored(pathlib.Path(workdir).expanduser())
+    if not init_from or saved_folders(workdir / "checkpoints"):
+        return None
+    found = list_stored(pathlib.Path(init_from).expanduser())
     if not found:
         raise UserError(
-            f"init_from = {workdir!r} holds no checkpoint; it must be the --workdir of a run that has saved one"
+            f"init_from = {init_from!r} holds no checkpoint; it must be the --workdir of a run that has saved one"
         )
-    if name not in found[-1].curves:
-        raise UserError(f"init_weights = {name!r}: {workdir} has {', '.join(found[-1].curves)}")
-    found[-1].weights_like(name, state)
+    if weights not in found[-1].names:
+        raise UserError(f"init_weights = {weights!r}: {init_from} has {', '.join(found[-1].names)}")
+    found[-1].weights_like(weights, like)
     return found[-1]
-
-
-def _complete(record: Record, state: CustomTrainState, saved: Any) -> dict[str, Any]:
-    """The record as JSON, with what follows from the state and from the part of it that is saved."""
-    step, rejected, counts = jax.device_get((state.step, state.rejected["total"], state.ema_count))
-    return dataclasses.replace(
-        record,
-        averages=state.averages,
-        updates=int(step) - int(rejected),
-        counts={name: int(count) for name, count in counts.items()},
-        leaves=_describe_leaves(saved),
-    ).to_json()
-
-
-def _read_record(folder: pathlib.Path) -> tuple[Record, dict[str, str]]:
-    """The record in this folder, and the digests of all files. See `Stored.read`."""
-    name = "record/metadata"  # as orbax calls it
-    digests: dict[str, str] = {}
-    try:
-        content = (folder / name).read_bytes()
-        if (folder / DIGESTS).exists():  # earlier formats had none
-            digests = json.loads((folder / DIGESTS).read_text())
-            if digests[name] != hashlib.sha256(content).hexdigest():
-                raise DamagedError(folder, f"{name} is not what {DIGESTS} says")
-        values = json.loads(content)
-        if values["format"] != FORMAT:
-            raise UserError(
-                f"{folder} has format {values['format']}; this version reads {FORMAT}. Use the version that made it, "
-                "or another workdir."
-            )
-        if not digests:
-            raise DamagedError(folder, f"{DIGESTS} is missing")
-        if str(values["step"]) != folder.name:
-            raise DamagedError(folder, f"it is of step {values['step']}")
-        return Record.from_json(values), digests
-    except FileNotFoundError as error:
-        raise DamagedError(folder, f"{name} is missing") from error
-    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
-        raise DamagedError(folder, f"{name} or {DIGESTS} cannot be read ({type(error).__name__}: {error})") from error
-
-
-def _abstract(x: Any, sharding: jax.sharding.Sharding) -> jax.ShapeDtypeStruct:
-    return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
-
-
-def _describe_leaves(tree: Any) -> dict[str, str]:
-    leaves = jax.tree_util.tree_leaves_with_path(tree)
-    return {
-        jax.tree_util.keystr(path, simple=True, separator="/"): f"{leaf.dtype}{list(leaf.shape)}"
-        for path, leaf in leaves
-    }
-
-
-def _difference(saved: dict[str, str], wanted: dict[str, str]) -> str:
-    """The first leaf that a checkpoint has otherwise than is wanted, in words; empty if there is none."""
-    differing = sorted(name for name in saved | wanted if saved.get(name) != wanted.get(name))
-    name = differing[0] if differing else ""
-    return f"it has {saved.get(name, 'no')} {name}, the config {wanted.get(name, 'none')}" if differing else ""

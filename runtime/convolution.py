@@ -1,4 +1,4 @@
-"""Convolutions that are fast on CPUs: `nn.Conv(..., conv_general_dilated=convolution.conv_general_dilated)`.
+"""Convolutions that are fast on CPUs: `FastApply(model)` in place of `model.apply`.
 
 XLA's convolution is fast on CPUs, its gradient with respect to the kernel is not: it rearranges both arrays first, and
 inside of loops it has no fast routine at all. Here the convolution, its input gradient (a convolution, too) and its
@@ -12,9 +12,10 @@ kernel gradient each take the fastest of a few formulations, most of them matrix
     under the kernel than features                columns times gradient
 
 `python -m benchmarks.convolution` times them all for the shapes of the models; its result is where this table is from.
-On other backends, and for what is not covered here, XLA's convolution is called. Parameters are those of `nn.Conv`.
+On other backends, and for what is not covered here, XLA's convolution is called.
 """
 
+import dataclasses
 import functools
 import math
 from collections.abc import Callable, Sequence
@@ -24,6 +25,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from absl import logging
+from flax import linen as nn
 from jax import lax
 
 Size = tuple[int, ...]  # height and width
@@ -37,6 +39,32 @@ Gradient = Callable[[jax.Array, jax.Array, tuple[int, ...], Size, Padding], jax.
 CHUNK_BYTES = 4e6
 # Below, Winograd's products save less than the 0.2 seconds that they take to compile.
 WINOGRAD_MIN_FLOPS = 1e8
+
+
+@dataclasses.dataclass(frozen=True)
+class FastApply:
+    """`model.apply`, in which every `nn.Conv` calls `conv_general_dilated` of this file instead of XLA's.
+
+    An `nn.Conv` that was given a `conv_general_dilated` keeps it. Parameters and their names stay the same.
+
+    Unlike bound methods, those of equal models are equal: a jitted function with this as a static argument is traced
+    once for all of them.
+    """
+
+    model: nn.Module
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Takes and returns what `model.apply` does."""
+        with nn.intercept_methods(_replace_convolution):
+            return self.model.apply(*args, **kwargs)
+
+
+def _replace_convolution(call: Callable[..., Any], args: Any, kwargs: Any, context: Any) -> Any:
+    conv = context.module
+    if isinstance(conv, nn.Conv) and conv.conv_general_dilated is None and conv.conv_general_dilated_cls is None:
+        # Past Flax's guard of its fields: within `apply` a module is a copy that nobody else sees.
+        object.__setattr__(conv, "conv_general_dilated", conv_general_dilated)
+    return call(*args, **kwargs)
 
 
 def conv_general_dilated(

@@ -1,80 +1,125 @@
 """Many training steps per dispatch: how a program of one step is repeated until something is due."""
 
+import pathlib
 import re
 import time
 from collections.abc import Callable
-from typing import Any
+from types import TracebackType
+from typing import Any, Self
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike
 
-from runtime import interruption, startup
+from runtime import interruption
+from runtime.profiling import Profiler
 from runtime.progress import first_time
+
+# A metric is a sum and the count it is divided by in the end. Sums add up over steps; means would not.
+Metrics = dict[str, tuple[ArrayLike, ArrayLike]]
+# (state, data) -> (state, metrics) after one more step
+Program = Callable[[Any, Any], tuple[Any, Metrics]]
 
 # A dispatch cannot be interrupted, so it is to last no longer than a user or a preemption notice is willing to wait.
 MAX_SECONDS = 5.0
 
-# (state, sums, data) -> (state, sums) after one more step
-Step = Callable[[Any, Any, Any], tuple[Any, Any]]
+
+def counted_if(ok: jax.Array, metrics: Metrics) -> Metrics:
+    """The metrics of a step, or 0 of 0 for each where `ok`, a bool scalar, is False."""
+    return {
+        name: (jnp.where(ok, total, 0).astype(jnp.float32), jnp.where(ok, count, 0).astype(jnp.int32))
+        for name, (total, count) in metrics.items()
+    }
 
 
-def suits_chunks(step: Step, *args: Any) -> bool:
+def zero_sums(program: Program, state: Any, data: Any) -> Metrics:
+    """Metric sums over no steps, for the metrics that this program gives, laid out as `state.step` is."""
+    _, metrics = jax.eval_shape(program, state, data)
+    return jax.tree.map(lambda m: jnp.zeros(m.shape, m.dtype, device=state.step.sharding), metrics)
+
+
+def suits_chunks(program: Program, state: Any, data: Any) -> bool:
     """Whether steps run faster when the device repeats them than when the host dispatches one after another.
 
-    Everywhere but on CPUs where a gradient with respect to a convolution's kernel is left to XLA (`convolution.py` does
-    not, `nn.Conv` alone does): inside of loops it has no fast routine, and steps are 4 to 12 times slower.
+    Everywhere but on CPUs where a gradient with respect to a convolution's kernel is left to XLA, as it is for what
+    `convolution.py` does not cover: inside of loops it has no fast routine, and steps are 4 to 12 times slower.
     `python -m benchmarks.dispatch` measures it; so far on CPUs only.
 
     Args:
-        step: the program of one step.
-        *args: what it takes.
+        program: of one step.
+        state: what it takes.
+        data: what it takes.
     """
     # XLA's convolution is that gradient where the batch, which is summed over, takes the place of the channels.
     gradient = r"lhs_spec=\((?!0,)"
-    return jax.default_backend() != "cpu" or not re.search(gradient, str(jax.make_jaxpr(step)(*args)))
+    return jax.default_backend() != "cpu" or not re.search(gradient, str(jax.make_jaxpr(program)(state, data)))
 
 
 class Dispatcher:
-    """Advances training by any number of steps.
+    """Advances training by any number of steps, and adds up their metrics.
 
     In chunks, the device repeats the step itself, as often as it is told at run time: one dispatch, during which
     nothing is fetched, and one compilation whatever the number of steps. How steps are cut into chunks changes no bit
-    of the result. That they are dispatched singly does change the last bits.
+    of the result. Dispatching them singly does change the last bits.
+
+    A context manager: leaving it ends a profiler's trace that is under way.
     """
 
     def __init__(
         self,
-        step: Step,
-        *,
+        program: Program,
         chunked: bool,
-        max_steps: int,
-        sharding: jax.sharding.Sharding,
+        max_steps: int = 0,
+        profile: tuple[int, int] = (0, 0),
+        workdir: pathlib.Path = pathlib.Path(),
         progress: Callable[[int], None] = lambda _: None,
     ) -> None:
         """Compiles nothing yet.
 
         Args:
-            step: the program of one step.
+            program: of one step.
             chunked: whether to dispatch chunks instead of single steps.
             max_steps: of a chunk; 0 for as many as are done in about `MAX_SECONDS`, which no number exceeds.
-            sharding: of state and sums.
-            progress: told after each dispatch how many steps are done.
+            profile: the first step to trace and the one after the last; (0, 0) for no trace.
+            workdir: the trace goes to `profile` in this folder.
+            progress: called after each dispatch with the number of steps done.
         """
 
-        def chunk(state: Any, sums: Any, data: Any, num_steps: jax.Array) -> tuple[Any, Any]:
+        def step(state: Any, sums: Metrics, data: Any) -> tuple[Any, Metrics]:
+            state, metrics = program(state, data)
+            return state, jax.tree.map(jnp.add, sums, metrics)
+
+        def chunk(state: Any, sums: Metrics, data: Any, num_steps: jax.Array) -> tuple[Any, Metrics]:
             return jax.lax.fori_loop(0, num_steps, lambda _, carry: step(carry[0], carry[1], data), (state, sums))
 
-        def single(state: Any, sums: Any, data: Any, num_steps: jax.Array) -> tuple[Any, Any]:
+        def single(state: Any, sums: Metrics, data: Any, num_steps: jax.Array) -> tuple[Any, Metrics]:
             del num_steps
             return step(state, sums, data)
 
-        self.chunked = chunked
+        # Where a chunk gives a NaN, JAX would name the loop instead of the operation.
+        self.chunked = chunked and not jax.config.jax_debug_nans  # type: ignore[attr-defined]  # made at run time
+        self._advance = chunk if self.chunked else single
+        self._program: Callable[..., tuple[Any, Metrics]] | None = None
         self._progress = progress
-        self._program = jax.jit(chunk if chunked else single, donate_argnums=(0, 1), out_shardings=sharding)
-        self._max_steps = max_steps if chunked and max_steps else 2**31 - 1
+        self._profiler = Profiler(workdir / "profile", profile)
+        self._max_steps = max_steps if self.chunked and max_steps else 2**31 - 1
         # Steps to take before waiting for the device. How long one takes is not known yet, and measured as it goes;
         # several hosts would have to agree on it.
         self._next = 1
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        self._profiler.stop()
+
+    def compiled_for(self, state: Any, sums: Metrics) -> Callable[..., tuple[Any, Metrics]]:
+        """The jitted function of (state, sums, data, num_steps), whose results lie as the first state and sums do."""
+        if self._program is None:
+            shardings = jax.tree.map(lambda x: x.sharding, (state, sums))
+            self._program = jax.jit(self._advance, donate_argnums=(0, 1), out_shardings=shardings)
+        return self._program
 
     def __call__(self, state: Any, sums: Any, data: Any, step: int, end: int) -> tuple[Any, Any, int]:
         """Takes the steps from `step` to `end`, without the latter; returns when they are done.
@@ -89,16 +134,17 @@ class Dispatcher:
         Returns:
             State, sums, and the number of steps done: `end`, unless the process has been asked to stop.
         """
+        program = self.compiled_for(state, sums)
+        self._profiler.at(step)
         while step < end:
             num_steps = min(self._next, end - step)
             started = time.perf_counter()
             with first_time("Compiling the training step"):
                 for number in range(step, step + num_steps, num_steps if self.chunked else 1):
                     with jax.profiler.StepTraceAnnotation("train", step_num=number):
-                        state, sums = self._program(state, sums, data, np.int32(num_steps))
+                        state, sums = program(state, sums, data, np.int32(num_steps))
                 jax.block_until_ready((state, sums))
             seconds = time.perf_counter() - started
-            startup.first_step()
             step += num_steps
             self._progress(step)
             self._next = max(1, min(self._max_steps, int(num_steps * MAX_SECONDS / seconds)))

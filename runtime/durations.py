@@ -6,6 +6,8 @@ import re
 from fractions import Fraction
 
 _DURATION = re.compile(r"\s*(?P<number>\d+(\.\d+)?)\s*(?P<unit>%|[a-z]+)\s*", re.ASCII)
+# The fields of a config that say how often something is due.
+PERIODS = ("log_every", "eval_every", "checkpoint_every", "snapshot_every")
 _UNITS = ("steps", "epochs", "examples", "%")
 
 

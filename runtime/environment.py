@@ -1,4 +1,4 @@
-"""What surrounds a run: versions, devices, command and commit, and TensorFlow kept at bay."""
+"""The surroundings of a run: versions, devices, command and commit."""
 
 import json
 import os
@@ -11,6 +11,8 @@ from importlib import metadata
 from typing import Any
 
 import jax
+
+from runtime.files import replace_file
 
 PACKAGES = (
     "jax",
@@ -43,26 +45,7 @@ def describe() -> dict[str, Any]:
 
 def write(workdir: pathlib.Path) -> None:
     """Writes `environment.json`."""
-    (workdir / "environment.json").write_text(json.dumps(describe(), indent=2) + "\n")
-
-
-def import_tensorflow() -> None:
-    """Imports TensorFlow, which reads data sets, such that it disturbs nothing.
-
-    It would reserve the memory of every accelerator that it sees, and greet with pages of hints.
-    """
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-    os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
-    # It would import Keras as well, which takes as long as all the rest of it, and which nothing here needs.
-    hide_keras = "keras" not in sys.modules
-    if hide_keras:
-        sys.modules["keras"] = None  # type: ignore[assignment]  # what makes an import fail
-    import tensorflow as tf
-
-    if hide_keras:
-        del sys.modules["keras"]
-    for kind in ("GPU", "TPU"):
-        tf.config.set_visible_devices([], kind)
+    replace_file(workdir / "environment.json", json.dumps(describe(), indent=2) + "\n")
 
 
 def _processor() -> str:

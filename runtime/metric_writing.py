@@ -1,6 +1,7 @@
 """Metrics of a run: `metrics.jsonl`, `timing.jsonl`, TensorBoard, and lines on the console."""
 
 import contextlib
+import dataclasses
 import json
 import math
 import os
@@ -11,16 +12,33 @@ from collections.abc import Iterator, Mapping
 from types import TracebackType
 from typing import Any, Self
 
+import jax
 from tensorboard.compat.proto.event_pb2 import Event
 from tensorboard.compat.proto.summary_pb2 import Summary
 from tensorboard.summary.writer.record_writer import RecordWriter
 
-from runtime import compilation
+from runtime import clocks
+from runtime.dispatch import Metrics
 from runtime.errors import UserError
-from runtime.progress import Progress, format_seconds
+from runtime.progress import Progress, format_seconds, say
 
 # The parts of a run's time, none of which counts what another does.
 CLOCKS = ("train_seconds", "eval_seconds", "checkpoint_seconds", "compile_seconds", "startup_seconds")
+
+
+@dataclasses.dataclass(frozen=True)
+class Written:
+    """How far a `MetricWriter` has got, from where another one can continue.
+
+    Attributes:
+        step: of the last line of progress.
+        lengths: bytes of `metrics.jsonl` and `timing.jsonl`, by name.
+        seconds: each of `CLOCKS`, by name.
+    """
+
+    step: int = 0
+    lengths: dict[str, int] = dataclasses.field(default_factory=dict)
+    seconds: dict[str, float] = dataclasses.field(default_factory=dict)
 
 
 class _JsonLines:
@@ -100,25 +118,26 @@ class MetricWriter:
 
     FILES = ("metrics.jsonl", "timing.jsonl")
 
-    def __init__(self, workdir: str | pathlib.Path, num_steps: int, record: Mapping[str, Any]) -> None:
+    def __init__(self, workdir: str | pathlib.Path, num_steps: int, before: Written) -> None:
         """Opens the files.
 
         Args:
             workdir: of the run.
             num_steps: of the whole training.
-            record: what `record()` returned when the checkpoint was made that the run continues from; empty for a
-                new run. The files are cut back to what they were then.
+            before: what `record()` returned when the checkpoint was made that the run continues from; `Written()` for
+                a new run. The files are cut back to what they were then.
 
         Raises:
             UserError: `metrics.jsonl` is damaged.
         """
         self._workdir = pathlib.Path(workdir)
         self._num_steps = num_steps
-        lengths = record.get("lengths", {})
-        written = _read_metrics(self._workdir / "metrics.jsonl", lengths.get("metrics.jsonl", 0))
-        self._files = {name: _JsonLines(self._workdir / name, lengths.get(name, 0)) for name in self.FILES}
-        self._seconds = {clock: record.get(clock, 0.0) for clock in CLOCKS}
-        self._previous = record.get("step", 0), self._seconds["train_seconds"]  # at the last line of progress
+        lines = _read_metrics(self._workdir / "metrics.jsonl", before.lengths.get("metrics.jsonl", 0))
+        self._files = {name: _JsonLines(self._workdir / name, before.lengths.get(name, 0)) for name in self.FILES}
+        self._seconds = {clock: before.seconds.get(clock, 0.0) for clock in CLOCKS}
+        self._previous = before.step, self._seconds["train_seconds"]  # at the last line of progress
+        self.scores: dict[str, dict[str, Any]] = {}  # of the last evaluation
+        self._scored: tuple[int, str] | None = None  # its step and split
         self._curve_split: str | None = None
         self._latest: dict[str, Mapping[str, Any]] = {}
         self._evaluated = False  # since the last line of progress
@@ -126,7 +145,7 @@ class MetricWriter:
         # TensorBoard's files cannot be cut, and would show the steps after the checkpoint twice. They are made anew.
         for events in self._workdir.glob("tensorboard/*/events.out.tfevents.*"):
             events.unlink()
-        for line in written:
+        for line in lines:
             self._show(*line)
         self.progress = Progress(num_steps)
 
@@ -140,11 +159,10 @@ class MetricWriter:
         for file in self._files.values():
             file.close()
 
-    def record(self) -> dict[str, Any]:
-        """What a checkpoint has to remember for another writer to go on from here."""
-        lengths = {name: file.length() for name, file in self._files.items()}
+    def record(self) -> Written:
+        """What a checkpoint has to remember for another writer to continue from here. All of it is on the disk."""
         step, _ = self._previous
-        return {"step": step, "lengths": lengths, **self._seconds}
+        return Written(step, {name: file.length() for name, file in self._files.items()}, dict(self._seconds))
 
     @contextlib.contextmanager
     def clock(self, name: str) -> Iterator[None]:
@@ -160,9 +178,31 @@ class MetricWriter:
             name: of the clock.
             since: a time of `time.monotonic`.
         """
-        compiling = compilation.seconds(since)
+        compiling = clocks.compile_seconds(since)
         self._seconds["compile_seconds"] += compiling
         self._seconds[name] += max(0.0, time.monotonic() - since - compiling)
+
+    def add_startup(self, called: float) -> None:
+        """Adds the time since `train_and_evaluate` was called to "startup_seconds"; see `clocks.start_of_run`."""
+        self.add_time("startup_seconds", clocks.start_of_run(called))
+
+    def write_means(self, step: int, sums: Metrics, *, rejected_steps: int) -> None:
+        """Writes the training metrics, each sum divided by its count; null where every step was rejected.
+
+        Args:
+            step: steps done.
+            sums: of the metrics since they were written last.
+            rejected_steps: number of steps rejected so far.
+        """
+        found = jax.device_get(sums).items()
+        means = {name: float(total) / count if count else math.nan for name, (total, count) in found}
+        self.write(step, "train", means | {"rejected_steps": rejected_steps})
+
+    def write_scores(self, step: int, scores: Mapping[str, Mapping[str, Mapping[str, float]]]) -> None:
+        """Writes the metrics of an evaluation, by split and by name of the weights or of a difference."""
+        for split, metrics in scores.items():
+            for name, values in metrics.items():
+                self.write(step, name, values, split=split)
 
     def write(self, step: int, curve: str, metrics: Mapping[str, float], split: str | None = None) -> None:
         """Writes the metrics of one curve at one step; what is not finite is written as null.
@@ -182,6 +222,10 @@ class MetricWriter:
     def _show(self, step: int, curve: str, split: str | None, metrics: Mapping[str, float | None]) -> None:
         """Passes metrics on to TensorBoard and to the line of progress."""
         self._curve_split = self._curve_split or split
+        if split:
+            if self._scored != (step, split):
+                self._scored, self.scores = (step, split), {}
+            self.scores[curve] = dict(metrics)
         prefix = f"{split}/"
         if split in (None, self._curve_split):
             self._latest[curve] = metrics
@@ -215,10 +259,10 @@ class MetricWriter:
                 parts.append(f"{name} loss {scores['loss']:.4g}")
         return "  ".join(parts)
 
-    def times(self) -> str:
-        """How long each part of the run took so far, in words."""
+    def say_times(self) -> None:
+        """Prints how long each part of the run has taken."""
         train, evaluation, checkpoints, compiling, start = (format_seconds(self._seconds[clock]) for clock in CLOCKS)
-        return (
+        say(
             f"Training took {train}, evaluation {evaluation}, checkpoints {checkpoints}, compilation {compiling}, "
             f"the start {start}"
         )

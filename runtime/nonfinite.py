@@ -1,5 +1,6 @@
 """Where a loss or a gradient stops being finite."""
 
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -7,8 +8,45 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 
+import optimizers
+from runtime.errors import UserError
 from train_state import CustomTrainState
+
+
+def check_rejections(state: CustomTrainState, limit: int, data: Any, gradient_fn: functools.partial[Any]) -> int:
+    """How many steps were rejected so far.
+
+    Args:
+        state: after the latest step.
+        limit: `config.max_rejected_steps`.
+        data: the training data, whose `batch(rng, step)` is the batch of a step.
+        gradient_fn: `train.compute_gradients` with its `loss_fn` and `num_microbatches` as keyword arguments.
+
+    Raises:
+        UserError: `limit` steps in a row were rejected; says what the last of them shows of the reason.
+    """
+    rejected: dict[str, np.ndarray] = jax.device_get(state.rejected)
+    if rejected["longest"] < limit:
+        return int(rejected["total"])
+    if rejected["streak"] == 0:
+        found = "Later ones were accepted; --config.log_every=1steps ends training earlier, and tells more."
+    else:
+        before = state.replace(step=state.step - 1)
+        batch = data.batch(before.rng, before.step)
+        _, _, updates, grads = jax.jit(gradient_fn)(before, batch)
+        after = before.apply_gradients(grads=grads, **updates)
+        found = (
+            f"At step {state.step}: learning rate {optimizers.learning_rate(after.opt_state):g}, gradient norm "
+            f"{optax.tree.norm(grads):g}, first not finite "
+            f"{first_layer(gradient_fn.keywords['loss_fn'], before, batch, grads)}."
+        )
+    raise UserError(
+        f"{rejected['longest']} steps in a row had a loss or gradient that is not finite; max_rejected_steps = "
+        f"{limit} allows no more. {found} A smaller optimizer.learning_rate or a limit for the "
+        "gradient such as --config.optimizer.clip_norm=1 may help. The last checkpoint is as it was."
+    )
 
 
 def first_layer(

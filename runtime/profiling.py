@@ -1,28 +1,24 @@
 """Traces of a few training steps, for TensorBoard and Perfetto."""
 
 import pathlib
-from types import TracebackType
-from typing import Self
 
 import jax
 
 
 class Profiler:
-    """Traces the steps that `config.profile` asks for. A context manager: leaving it ends a trace that is under way."""
+    """Traces the steps that `config.profile` asks for."""
 
-    def __init__(self, folder: pathlib.Path, steps: tuple[int, int], done: int) -> None:
+    def __init__(self, folder: pathlib.Path, steps: tuple[int, int]) -> None:
         """Traces nothing yet.
 
         Args:
             folder: where traces go.
             steps: the first one, and the one after the last; (0, 0) for none.
-            done: steps done before.
         """
         self._folder = folder
         self._first, self._end = steps
         self._running = False
-        if done > self._first < self._end:
-            print(f"Steps {self._first} .. {self._end} are not traced: the run continues at step {done}", flush=True)
+        self._previous: int | None = None
 
     def at(self, step: int) -> None:
         """Starts or ends the trace where `step`, the number of steps done, is one or the other."""
@@ -30,16 +26,14 @@ class Profiler:
             jax.profiler.start_trace(self._folder, create_perfetto_trace=True)
             self._running = True
         elif step >= self._end:
-            self._stop()
+            self.stop()
+        if self._previous is None and step > self._first < self._end:
+            print(f"Steps {self._first} .. {self._end} are not traced: the run continues at step {step}", flush=True)
+        self._previous = step
 
-    def _stop(self) -> None:
+    def stop(self) -> None:
+        """Ends a trace that is under way."""
         if self._running:
             jax.profiler.stop_trace()
             self._running = False
             print(f"Trace of steps {self._first} .. {self._end}: {self._folder}", flush=True)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
-        self._stop()

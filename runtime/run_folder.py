@@ -1,4 +1,4 @@
-"""The folder of a run: one process at a time, and files that are whole or not there."""
+"""The folder of a run: one process at a time, and a description of the run."""
 
 import contextlib
 import fcntl
@@ -6,7 +6,14 @@ import os
 import pathlib
 from collections.abc import Iterator
 
+import jax
+import ml_collections
+from clu import parameter_overview
+
+from runtime import average_table, environment, run_config
+from runtime.durations import PERIODS
 from runtime.errors import UserError
+from train_state import CustomTrainState
 
 # Everything that a run writes below its workdir.
 FOLDERS = ("checkpoints", "snapshots", "damaged", "tensorboard", "profile")
@@ -29,7 +36,7 @@ def check(workdir: pathlib.Path) -> None:
     Raises:
         UserError: a link, or a folder in the place of a file, or the other way round.
     """
-    for name in (*FOLDERS, *FILES, "config.json.partial"):
+    for name in (*FOLDERS, *FILES, *(f"{name}.partial" for name in FILES)):
         path = workdir / name
         if path.is_symlink() or (path.exists() and path.is_dir() != (name in FOLDERS)):
             kind = "folder" if name in FOLDERS else "file"
@@ -70,8 +77,30 @@ def hold(workdir: pathlib.Path) -> Iterator[None]:
         yield
 
 
-def replace_file(path: pathlib.Path, text: str) -> None:
-    """Writes a file in one move, so that a process killed at this moment leaves the old one or the new one."""
-    partial = path.with_name(f"{path.name}.partial")
-    partial.write_text(text)
-    partial.replace(path)
+def describe(workdir: pathlib.Path, config: ml_collections.FrozenConfigDict, state: CustomTrainState) -> None:
+    """Writes and prints what a run is before it trains: its config, its environment, and what its averages will be.
+
+    Args:
+        workdir: of the run.
+        config: resolved.
+        state: before the next step.
+    """
+    run_config.write(config, workdir)
+    environment.write(workdir)
+    table = average_table.write(workdir, state, config.duration, random_start=not config.init_from)
+    devices = jax.device_count()
+    part = config.batch_size // (devices * config.accumulate)
+    print(parameter_overview.get_parameter_overview(state.params, include_stats=False))
+    print(f"Batches of {config.batch_size} = {devices} devices x {config.accumulate} parts x {part} images")
+    print(f"Training for {lengths(config)}", *table, sep="\n", flush=True)
+
+
+def lengths(config: ml_collections.FrozenConfigDict) -> str:
+    """The resolved lengths and periods, which a reader of the config cannot see, in one line."""
+    parts = [f"{config.duration} steps"]
+    parts += [f"{name.replace('_', ' ')} {float(config[name]):g} steps" for name in PERIODS if config[name]]
+    phases = [f"{config.optimizer[name]} {name}" for name in ("warmup", "stable", "decay") if config.optimizer[name]]
+    if phases:
+        parts.append(f"learning rate {' + '.join(phases)} steps")
+    parts.append("dispatched in chunks" if config.chunked else "dispatched one by one")
+    return ", ".join(parts)

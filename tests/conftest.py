@@ -1,11 +1,14 @@
 """What the tests share: a small experiment, real processes, real data."""
 
+import importlib
 import json
 import os
 import pathlib
+import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 
 import ml_collections
 import numpy as np
@@ -21,6 +24,7 @@ os.environ["XDG_CACHE_HOME"] = _CACHE.name  # what runs would keep there stays o
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
+CNN = {"model__name": "cnn", "model__hidden_sizes": (256, 256)}
 
 
 def digits_config(**overrides) -> ml_collections.ConfigDict:
@@ -42,38 +46,67 @@ def digits_config(**overrides) -> ml_collections.ConfigDict:
     return config
 
 
+def get_config(name):
+    return importlib.import_module(f"configs.{name}").get_config()
+
+
+def check(config) -> list[str]:
+    import settings
+    import train  # imports JAX
+
+    return settings.check(config, train.find_task(config["task"]))
+
+
+def resolve(config, num_train=901, num_devices=1):
+    import settings
+    import train  # imports JAX
+
+    check(config)
+    return settings.resolve(config, train.find_task(config["task"]), num_train=num_train, num_devices=num_devices)
+
+
+def create_experiment(config, workdir=pathlib.Path("no_such_run"), config_change="refuse"):
+    """State and data of a config, as a run in that workdir would have them."""
+    from tools import finished  # imports JAX
+
+    return finished.create_experiment(config, workdir, config_change)
+
+
 @pytest.fixture
 def task(monkeypatch):
     """Registers a task for one test, and returns its name."""
-    import evaluation
     import train  # imports JAX
 
-    def register(loss_fn=train.loss_fn, score_fn=evaluation.score_fn) -> str:
+    def register(**fields) -> str:
         name = f"task_{len(train.TASKS)}"
-        monkeypatch.setitem(train.TASKS, name, (loss_fn, score_fn))
+        monkeypatch.setitem(train.TASKS, name, train.Task(**fields))
         return name
 
     return register
 
 
-def zero_sums(experiment):
-    import train  # imports JAX
+def copy(tree):
+    """The same arrays in other buffers, which may be donated."""
+    import jax
 
-    return train.create_zero_sums(train.loss_fn, experiment.state, experiment.train_data, experiment.mesh)()
+    return jax.tree.map(jax.numpy.copy, tree)
 
 
 def create_dispatcher(experiment, chunked: bool = True, max_steps: int = 0):
     """Advances the experiment; overwrites the state that it is given."""
-    import train
-    from runtime.dispatch import Dispatcher
+    from runtime.dispatch import Dispatcher  # imports JAX
 
-    program = train.create_train_program(train.loss_fn, experiment.mesh, experiment.config.accumulate)
-    return Dispatcher(program, chunked=chunked, max_steps=max_steps, sharding=train.replicated(experiment.mesh))
+    return Dispatcher(experiment.train_program, chunked, max_steps)
 
 
 def read_metrics(workdir, curve=None) -> list[dict]:
     lines = [json.loads(line) for line in (pathlib.Path(workdir) / "metrics.jsonl").read_text().splitlines()]
     return [line for line in lines if curve in (None, line["curve"])]
+
+
+def contents(folder: pathlib.Path) -> dict[pathlib.Path, bytes | None]:
+    """Every file below a folder but the lock, and the folders."""
+    return {path: path.read_bytes() if path.is_file() else None for path in folder.rglob("*") if path.name != "lock"}
 
 
 def command(*flags: str, config: str = "configs/digits.py") -> list[str]:
@@ -87,11 +120,30 @@ def run_main(*flags: str, config: str = "configs/digits.py", **environment: str)
     )
 
 
+def git(folder: pathlib.Path, *arguments: str) -> str:
+    """What a git command prints in a folder, whatever the user's own settings are."""
+    settings = ("user.name=test", "user.email=test@localhost", "commit.gpgsign=false", "tag.gpgsign=false")
+    command = ["git", *(part for setting in settings for part in ("-c", setting)), *arguments]
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True, check=True).stdout
+
+
+def copy_project(folder: pathlib.Path, without: Sequence[str] = ()) -> None:
+    """Makes a repository with one commit of what this one has and does not ignore, but for some files and folders."""
+    for name in git(ROOT, "ls-files", "-co", "--exclude-standard").splitlines():
+        path = pathlib.PurePosixPath(name)
+        if (ROOT / name).is_file() and not any(path.is_relative_to(other) for other in without):
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(ROOT / name, folder / name)
+    git(folder, "init", "-b", "main")
+    git(folder, "add", "-A")
+    git(folder, "commit", "-m", "A fork")
+
+
 def store_images(folder, name: str, version: str, num_classes: int) -> None:
     """Prepares a TFDS data set of 160 and 40 random 32x32 colour images, as `tfds build` leaves one."""
-    from runtime import environment  # imports JAX
+    from runtime import sources  # imports JAX
 
-    environment.import_tensorflow()
+    sources.import_tensorflow()
     import tensorflow as tf
     import tensorflow_datasets as tfds
 

@@ -7,8 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 
 import models
-import train
 from configs import digits
+from runtime import sharding
+from tools import finished
 
 jax.config.update("jax_enable_x64", True)
 config = digits.get_config()
@@ -18,22 +19,16 @@ config.model.name = "resnet"
 config.model.dropout = 0.25
 create_model = models.create_model
 models.create_model = lambda *args, dtype, **fields: create_model(*args, dtype="float64", **fields)
-experiment = train.set_up(config, sys.argv[1] + ".workdir", "refuse")
+experiment = finished.create_experiment(config)
 
 
 def to_float64(x: jax.Array) -> jax.Array:
     return x.astype(jnp.float64) if jnp.issubdtype(x.dtype, jnp.floating) else x
 
 
-state, data, mesh = jax.tree.map(to_float64, experiment.state), experiment.train_data, experiment.mesh
-state = jax.device_put(state, train.replicated(mesh))
-program, zero_sums = (
-    train.create_train_program(train.loss_fn, mesh),
-    train.create_zero_sums(train.loss_fn, state, data, mesh),
-)
-sums = zero_sums()
+state = jax.device_put(jax.tree.map(to_float64, experiment.state), sharding.replicated(experiment.mesh))
 for _ in range(20):
-    state, sums = program(state, sums, data)
+    state, _ = experiment.train_program(state, experiment.train_data)
 leaves = jax.tree.leaves((state.ema_params, state.ema_batch_stats))
 assert {leaf.dtype for leaf in leaves} == {jnp.dtype("float64")}
 np.save(sys.argv[1], np.concatenate([np.ravel(leaf) for leaf in leaves]))

@@ -1,3 +1,5 @@
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -5,12 +7,17 @@ import pytest
 
 import evaluation
 import input_pipeline
-from runtime import intervals
+from runtime import intervals, sharding
 
 
 def linear(variables, image, train):
     assert not train
     return image.reshape(len(image), -1) @ variables["params"]
+
+
+def eval_step(apply_fn, score_fn=evaluation.score_fn):
+    batch_sharding = sharding.split_batch(sharding.create_mesh())
+    return functools.partial(evaluation.eval_step, apply_fn=apply_fn, score_fn=score_fn, sharding=batch_sharding)
 
 
 @pytest.fixture(scope="module")
@@ -19,15 +26,15 @@ def setting():
     rng = np.random.default_rng(0)
     image = rng.integers(0, 256, size=(23, 2, 2, 1)).astype(np.uint8)
     images = input_pipeline.Images(image, rng.integers(0, 3, size=23).astype(np.int32))
-    normalization = input_pipeline.Normalization.of(image)
-    data = jax.device_put(input_pipeline.EvalData.of(images, normalization, batch_size=7, num_devices=2))
+    normalization = input_pipeline.Normalization.from_images(image)
+    data = jax.device_put(input_pipeline.EvalData.from_images(images, normalization, batch_size=7, num_devices=2))
     curves = {name: {"params": jnp.asarray(rng.normal(size=(4, 3)), jnp.float32)} for name in ("raw", "ema", "slow")}
     return images, normalization, data, curves
 
 
 def test_metrics_are_those_of_a_plain_numpy_computation_over_all_images_at_once(setting):
     images, normalization, data, curves = setting
-    metrics = evaluation.evaluate(curves, data, apply_fn=linear)
+    metrics = evaluation.evaluate(curves, data, eval_step(linear))
     x = np.asarray(normalization(jnp.asarray(images.image)), np.float64).reshape(23, -1)
     for curve, variables in curves.items():
         logits = x @ np.asarray(variables["params"], np.float64)
@@ -45,8 +52,8 @@ def test_each_image_is_counted_once_whatever_the_batch_size(setting, num_images,
     reference, scores = (
         evaluation.score(
             curves,
-            jax.device_put(input_pipeline.EvalData.of(images, normalization, size, 1)),
-            apply_fn=linear,
+            jax.device_put(input_pipeline.EvalData.from_images(images, normalization, size, 1)),
+            eval_step(linear),
         )
         for size in (num_images, batch_size)
     )
@@ -59,8 +66,8 @@ def test_each_image_is_counted_once_whatever_the_batch_size(setting, num_images,
 
 def test_changing_an_average_changes_its_score_and_no_other(setting):
     _, _, data, curves = setting
-    before = evaluation.evaluate(curves, data, apply_fn=linear)
-    after = evaluation.evaluate(curves | {"ema": {"params": -curves["ema"]["params"]}}, data, apply_fn=linear)
+    before = evaluation.evaluate(curves, data, eval_step(linear))
+    after = evaluation.evaluate(curves | {"ema": {"params": -curves["ema"]["params"]}}, data, eval_step(linear))
     assert before["raw"] == after["raw"]
     assert before["slow"] == after["slow"]
     assert before["slow-raw"] == after["slow-raw"]
@@ -70,14 +77,14 @@ def test_changing_an_average_changes_its_score_and_no_other(setting):
 
 def test_the_distance_is_that_of_the_parameters(setting):
     _, _, data, curves = setting
-    metrics = evaluation.evaluate(curves, data, apply_fn=linear)
+    metrics = evaluation.evaluate(curves, data, eval_step(linear))
     expected = np.linalg.norm(np.subtract(curves["slow"]["params"], curves["raw"]["params"], dtype=np.float64))
     assert metrics["slow-raw"]["distance"] == pytest.approx(expected, rel=1e-6)  # summed up in float32
 
 
 def test_the_paired_difference_is_average_minus_raw(setting):
     _, _, data, curves = setting
-    metrics = evaluation.evaluate(curves, data, apply_fn=linear)
+    metrics = evaluation.evaluate(curves, data, eval_step(linear))
     for name in ("accuracy", "loss"):
         difference = metrics["ema"][name] - metrics["raw"][name]
         assert metrics["ema-raw"][name] == pytest.approx(difference, abs=1e-12)
@@ -91,7 +98,7 @@ def test_a_score_function_of_another_task_needs_a_loss_only(setting):
         error = apply_fn(variables, batch["image"], train=False)[:, 0] - batch["label"]
         return {"loss": jnp.square(error)}
 
-    metrics = evaluation.evaluate(curves, data, apply_fn=linear, score_fn=squared_error)
+    metrics = evaluation.evaluate(curves, data, eval_step(linear, squared_error))
     assert set(metrics["raw"]) == {"loss"}
     assert set(metrics["ema-raw"]) == {"loss", "loss_low", "loss_high", "distance"}
 

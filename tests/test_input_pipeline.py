@@ -11,13 +11,14 @@ from scipy import stats
 
 import input_pipeline
 from augmentation import Augmentation
+from runtime import permutation
 from runtime.errors import UserError
 from streams import stream_key
 
 KEY = jax.random.key(0)
 
 
-_example_indices = jax.jit(input_pipeline.example_indices, static_argnames=("batch_size", "num_examples"))
+_example_indices = jax.jit(permutation.example_indices, static_argnames=("batch_size", "num_examples"))
 
 
 def indices(step, *, batch_size, num_examples, key=KEY):
@@ -39,10 +40,10 @@ def test_labels_may_be_numbers_to_predict():
     image = np.zeros((6, 2, 2, 1), np.uint8)
     label = np.arange(12, dtype=np.float32).reshape(6, 2)
     images = input_pipeline.Images(image, label)
-    made = input_pipeline.Source.of("numbers", images, images)
+    made = input_pipeline.Source.from_arrays("numbers", images, images)
     splits = input_pipeline.load_splits(made, num_validation=1, label_noise=0.0, seed=0)
     assert splits.num_classes == 2
-    normalization = input_pipeline.Normalization.of(image)
+    normalization = input_pipeline.Normalization.from_images(image)
     data = input_pipeline.TrainData(splits.train.image, splits.train.label, normalization, 2, 5, Augmentation())
     batch = data.batch(KEY, jnp.int32(0))
     np.testing.assert_array_equal(np.sort(batch["target"], axis=0), np.sort(splits.train.label, axis=0))
@@ -80,7 +81,7 @@ def test_epoch_and_position_are_exact_even_where_their_product_overflows_int32(s
     i = [step * batch_size + j for j in range(batch_size)]  # Python's integers do not overflow
     position = jnp.asarray([k % num_examples for k in i], jnp.uint32)
     epoch = jnp.asarray([k // num_examples for k in i], jnp.uint32)
-    expected = input_pipeline.permute(position, KEY, epoch, num_examples)
+    expected = permutation.permute(position, KEY, epoch, num_examples)
     np.testing.assert_array_equal(indices(step, batch_size=batch_size, num_examples=num_examples), expected)
 
 
@@ -89,7 +90,7 @@ def test_permutations_are_as_uniform_as_random_ones():
     n, num_permutations = 6, 3000
     position = jnp.tile(jnp.arange(n, dtype=jnp.uint32), num_permutations)
     epoch = jnp.repeat(jnp.arange(num_permutations, dtype=jnp.uint32), n)
-    orders = np.asarray(input_pipeline.permute(position, KEY, epoch, n)).reshape(num_permutations, n)
+    orders = np.asarray(permutation.permute(position, KEY, epoch, n)).reshape(num_permutations, n)
     _, counts = np.unique(orders @ n ** np.arange(n), return_counts=True)
     counts = np.append(counts, np.zeros(720 - len(counts)))
     # The key is fixed, so this either always passes or never does.
@@ -100,7 +101,7 @@ def test_neighbours_are_torn_apart_like_in_a_random_permutation():
     """Successive images of an ordered set are uncorrelated after shuffling; 4 standard errors of a random order."""
     n = 60000
     position = jnp.arange(n, dtype=jnp.uint32)
-    order = np.asarray(input_pipeline.permute(position, KEY, jnp.zeros(n, jnp.uint32), n), np.float64)
+    order = np.asarray(permutation.permute(position, KEY, jnp.zeros(n, jnp.uint32), n), np.float64)
     assert abs(np.corrcoef(order[:-1], order[1:])[0, 1]) < 4 / np.sqrt(n)
     assert abs(np.corrcoef(order, np.arange(n))[0, 1]) < 4 / np.sqrt(n)
 
@@ -108,7 +109,7 @@ def test_neighbours_are_torn_apart_like_in_a_random_permutation():
 def test_training_images_are_normalised_to_mean_zero_and_deviation_one():
     image = np.random.default_rng(0).integers(0, 256, size=(50, 4, 4, 3)).astype(np.uint8)
     image[..., 2] = 9  # a constant channel
-    normalized = input_pipeline.Normalization.of(image)(jnp.asarray(image))
+    normalized = input_pipeline.Normalization.from_images(image)(jnp.asarray(image))
     normalized = np.asarray(normalized, np.float64)
     np.testing.assert_allclose(np.mean(normalized, axis=(0, 1, 2)), 0, atol=1e-6)  # float32 rounding
     np.testing.assert_allclose(np.std(normalized, axis=(0, 1, 2)), [1, 1, 0], atol=1e-6)
@@ -145,7 +146,7 @@ def test_augmentation_is_new_at_every_step_and_the_same_when_a_step_is_repeated(
 def test_evaluation_batches_are_equal_in_size_and_show_every_image_once(num_images, batch_size, num_devices):
     images = source(num_test=num_images).load("test")
     identity = input_pipeline.Normalization(np.zeros(1, np.float32), np.ones(1, np.float32))
-    data = jax.device_put(input_pipeline.EvalData.of(images, identity, batch_size, num_devices))
+    data = jax.device_put(input_pipeline.EvalData.from_images(images, identity, batch_size, num_devices))
     seen = []
     for index in range(data.num_batches):
         batch = data.batch(jnp.int32(index))

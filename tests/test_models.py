@@ -134,6 +134,15 @@ def test_zero_initialised_residuals_make_every_block_an_identity():
     assert (apply(active) != apply(double(active))).any()
 
 
+def test_a_model_that_does_not_exist_or_cannot_be_is_refused_with_what_can():
+    with pytest.raises(UserError, match=r"model\.name = 'rnn': must be one of 'mlp', 'cnn', "):
+        models.create_model("rnn", num_classes=10, dtype="float32")
+    with pytest.raises(UserError, match=r"model\.depth = 19: must be one of 18, 20, 34, 56"):
+        create("resnet", depth=19)
+    with pytest.raises(UserError, match=r"model\.depth = 8: must be 6 n"):
+        create("wide_resnet", depth=8)
+
+
 def test_images_that_patches_do_not_fill_are_refused():
     with pytest.raises(UserError, match=r"model.patch = 4: must divide the 8 x 10 pixels"):
         create("vit").init(jax.random.key(0), jnp.zeros((1, 8, 10, 3)), train=False)

@@ -58,7 +58,9 @@ def test_without_averages_there_is_nothing_to_keep():
 def test_a_rejected_step_leaves_everything_but_the_step_untouched():
     before = step(step(create(ema("ema", 0.5)), [1.0, 1.0], [2.0]), [1.0, 1.0], [3.0])
     candidate = gradient_step(before, [jnp.nan, 1.0], [jnp.inf])
-    after = jax.jit(lambda state, ok, new: state.accept_if(ok, new).apply_ema())(before, jnp.bool_(False), candidate)
+    after = jax.jit(lambda state, ok, new: state.accept_if(ok, new).apply_ema(moved=ok))(
+        before, jnp.bool_(False), candidate
+    )
     assert after.step == before.step + 1
     assert {name: int(n) for name, n in after.rejected.items()} == {"total": 1, "streak": 1, "longest": 1}
     for field in ("params", "opt_state", "batch_stats", "ema_params", "ema_batch_stats", "ema_count"):
@@ -70,7 +72,7 @@ def test_an_accepted_step_is_the_candidate_and_ends_a_streak():
     before = create(ema("ema", 0.5))
     for ok in (False, False, True, False):
         candidate = gradient_step(before, [1.0, 1.0], [2.0])
-        before = before.accept_if(jnp.bool_(ok), candidate).apply_ema()
+        before = before.accept_if(jnp.bool_(ok), candidate).apply_ema(moved=ok)
     assert {name: int(n) for name, n in before.rejected.items()} == {"total": 3, "streak": 1, "longest": 2}
     assert before.step == 4
     assert before.ema_count["ema"] == 1
@@ -88,12 +90,12 @@ def test_exchanged_averages_are_kept_started_from_the_parameters_or_dropped():
     assert {name: int(n) for name, n in exchanged.ema_count.items()} == {"kept": 2, "new": 0}
 
 
-def test_curves_are_raw_and_then_the_averages_as_configured():
+def test_weights_are_raw_and_then_the_averages_as_configured():
     state = step(create(ema("z", 0.5), ema("a", 0.9)), [1.0, 1.0], [2.0])
-    curves = state.curves()
-    assert list(curves) == ["raw", "z", "a"]
-    assert curves["raw"] == {"params": state.params, "batch_stats": state.batch_stats}
-    assert curves["a"] == {"params": state.ema_params["a"], "batch_stats": state.ema_batch_stats["a"]}
+    weights = state.weights()
+    assert list(weights) == ["raw", "z", "a"]
+    assert weights["raw"] == {"params": state.params, "batch_stats": state.batch_stats}
+    assert weights["a"] == {"params": state.ema_params["a"], "batch_stats": state.ema_batch_stats["a"]}
 
 
 def test_keys_differ_between_streams_and_steps_and_repeat_with_both():
@@ -140,9 +142,3 @@ def test_averages_start_anew_from_weights_that_are_put_in_place_of_the_present_o
         np.testing.assert_array_equal(batch_stats["mean"], [9])
     assert after.ema_count["ema"] == 0
     jax.jit(lambda s: s, donate_argnums=0)(after)  # no buffer stands in it twice
-
-
-def test_every_microbatch_has_a_key_of_its_own():
-    state = create()
-    keys = [state.step_key("a"), *(state.replace(microbatch=jnp.int32(m)).step_key("a") for m in range(3))]
-    assert len({tuple(jax.random.key_data(key).tolist()) for key in keys}) == 4

@@ -53,16 +53,19 @@ def parse(argv: list[str]) -> list[str]:
 
 
 def _wrong_overrides(argv: list[str]) -> list[str]:
-    """What is wrong with each override of the config, and with the config that the others make."""
+    """The problems with each override of the config, and with the config that the others make."""
     import settings
+    import train
+    from runtime import fields
 
-    command, overrides = argv[:1], []
-    for arg, following in itertools.zip_longest(argv[1:], argv[2:], fillvalue="--"):
+    command = argv[:1]
+    overrides: list[tuple[list[str], str, str]] = []  # each as it was given, its field and the value
+    for arg, following in itertools.pairwise([*argv[1:], "--"]):
         flag = [arg] if "=" in arg or following.startswith("-") else [arg, following]
         if re.match(r"--?config(=|$)", arg):
             command += flag
-        elif re.match(r"--?(no)?config\.", arg):
-            overrides.append(flag)
+        elif override := re.match(r"--?(?:no)?config\.([^=]*)=?(.*)", "=".join(flag), re.DOTALL):
+            overrides.append((flag, override[1], override[2]))
 
     def config_with(*overrides: list[str]) -> ml_collections.ConfigDict:
         values, argv = flags.FlagValues(), [*command, *itertools.chain(*overrides)]
@@ -72,11 +75,11 @@ def _wrong_overrides(argv: list[str]) -> list[str]:
         return config
 
     try:
-        known, right, problems = settings.flatten(config_with()), [], []
+        known, right, problems = fields.flatten(config_with()), [], []
     except (flags.Error, TypeError, AttributeError):  # then it is no override that is wrong
         return []
-    for flag in overrides:
-        name, _, value = " ".join(flag).partition("config.")[2].replace(" ", "=", 1).partition("=")
+    for flag, name, value in overrides:
+        group, _, _ = name.rpartition(".")
         if name in known:
             try:
                 config_with(flag)
@@ -84,18 +87,17 @@ def _wrong_overrides(argv: list[str]) -> list[str]:
             except flags.Error:
                 default = known[name]
                 problems.append(f"{name} = {value!r}: must be a {type(default).__name__} such as {default!r}")
+        elif group.startswith("averages.") and not any(field.startswith(f"{group}.") for field in known):
+            hint = f"an average is added in a config file: config.{group} = default.average(...)"
+            problems.append(f"{name} is unknown; {hint}")
         else:
             close = difflib.get_close_matches(name, known, n=1)
-            hint = f"; did you mean {close[0]}?" if close else ""
-            if name.startswith("averages.") and name.split(".")[1] not in config_with().averages:
-                hint = (
-                    f"; an average is added in a config file: config.{name.rpartition('.')[0]} = default.average(...)"
-                )
-            problems.append(f"{name} is unknown{hint}")
+            problems.append(f"{name} is unknown" + (f"; did you mean {close[0]}?" if close else ""))
     if problems:
         try:
-            settings.check(config_with(*right))
+            config = config_with(*right)
+            settings.check(config, train.find_task(config.task))
         except UserError as error:
-            problems += str(error).splitlines()[1:]
+            problems += [line for line in str(error).splitlines() if line != settings.WRONG]
         problems.insert(0, settings.WRONG)
     return problems

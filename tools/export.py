@@ -14,20 +14,20 @@ import sys
 from typing import Any
 
 import jax
+import safetensors.flax
 from flax import serialization, traverse_util
-from safetensors import SafetensorError
-from safetensors.flax import save_file
 
-import input_pipeline
-import settings
-import train
+import evaluation
 from reporting import runs, tables
-from runtime import checkpointing
+from runtime import run_config, sharding
 from runtime.errors import UserError
+from runtime.files import replace_file
+from runtime.stored import find_checkpoint
+from tools.finished import FinishedRun
 
 
-def export(workdir: pathlib.Path, name: str, out: pathlib.Path, which: str) -> dict[str, dict[str, float]]:
-    """Writes one curve's weights from a checkpoint.
+def export(workdir: pathlib.Path, name: str, out: pathlib.Path, which: str) -> evaluation.Metrics:
+    """Writes raw or averaged weights from a checkpoint.
 
     Args:
         workdir: of the run.
@@ -41,35 +41,34 @@ def export(workdir: pathlib.Path, name: str, out: pathlib.Path, which: str) -> d
     Raises:
         UserError: there is no such run, checkpoint or average.
     """
-    config = settings.read(workdir)
-    stored = checkpointing.find_checkpoint(workdir, which)
-    record = stored.record
-    chosen = tuple(average for average in record.averages if average.name == name)
-    if name != "raw" and not chosen:
-        names = ", ".join(["raw", *(average.name for average in record.averages)])
-        raise UserError(f"--average={name}: the checkpoint at step {record.step} has {names}")
-    source = input_pipeline.find_source(config.dataset)
-    stored.check_fits(train.abstract_state(config, source))
-    experiment = train.load(config, train.read(config, source))
-    curves = train.evaluation_curves(experiment, stored.restore_state(experiment.state.with_averages(chosen)))
-    metrics = train.evaluate(experiment, curves, "test")
+    run, checkpoint = FinishedRun.read(workdir), find_checkpoint(workdir, which)
+    step = checkpoint.record.step
+    if name not in checkpoint.names:
+        raise UserError(f"--average={name}: the checkpoint at step {step} has {', '.join(checkpoint.names)}")
+    chosen = tuple(average for average in checkpoint.record.averages if average.name == name)
+    experiment = run.experiment
+    state = checkpoint.restore_state(experiment.state.with_averages(chosen))
+    scored = evaluation.weights_to_score(
+        state, experiment.train_data, run.config.recompute_batches, sharding.split_batch(experiment.mesh)
+    )
+    metrics = evaluation.evaluate(scored, experiment.eval_data["test"], experiment.eval_step)
 
-    weights: dict[str, Any] = {key: values for key, values in jax.device_get(curves[name]).items() if values}
-    normalization = jax.device_get(experiment.train_data.normalization)
+    weights: dict[str, Any] = {key: values for key, values in jax.device_get(scored[name]).items() if values}
+    normalization = experiment.train_data.normalization
     about = {
-        "step": record.step,
+        "step": step,
         "average": chosen[0].to_dict() if chosen else None,
         "scores": metrics,
-        "image_shape": source.image_shape,
-        "num_classes": source.num_classes,
+        "image_shape": run.source.image_shape,
+        "num_classes": run.source.num_classes,
         "mean": normalization.mean.tolist(),
         "std": normalization.std.tolist(),
-        "config": json.loads(settings.to_json(config)),
+        "config": json.loads(run_config.to_json(run.config)),
     }
     out.mkdir(parents=True, exist_ok=True)
-    save_file(traverse_util.flatten_dict(weights, sep="/"), out / "weights.safetensors")
-    (out / "weights.msgpack").write_bytes(serialization.msgpack_serialize(weights))
-    (out / "weights.json").write_text(json.dumps(about, indent=2) + "\n")
+    replace_file(out / "weights.safetensors", safetensors.flax.save(traverse_util.flatten_dict(weights, sep="/")))
+    replace_file(out / "weights.msgpack", serialization.msgpack_serialize(weights))
+    replace_file(out / "weights.json", json.dumps(about, indent=2) + "\n")
     return metrics
 
 
@@ -85,7 +84,7 @@ def main() -> None:
     args = parser.parse_args()
     try:
         metrics = export(args.workdir, args.average, args.out, args.checkpoint)
-    except (UserError, OSError, SafetensorError) as error:
+    except (UserError, OSError) as error:
         sys.exit(f"error: {error}")
     print(tables.table(runs.summarize([metrics])))
     print(f"Written to {args.out}: weights.safetensors, weights.msgpack, weights.json")

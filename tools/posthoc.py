@@ -28,14 +28,17 @@ import optax
 from flax import traverse_util
 
 import averaging
-import input_pipeline
+import evaluation
 import settings
 import train
 from configs import default
 from reporting import page, runs
-from runtime import checkpointing
-from runtime.checkpointing import Stored
+from runtime import averages, fields
 from runtime.errors import UserError
+from runtime.files import replace_file
+from runtime.sharding import replicated
+from runtime.stored import Stored
+from tools.finished import FinishedRun, Variables
 
 RAW = averaging.soft_update(1.0)  # the raw weights, as an average
 
@@ -45,12 +48,12 @@ class Target:
     """An average to make.
 
     Attributes:
-        curve: its name.
-        kernel: its weights on the iterates when the last of these was stored; none if it takes more than these.
+        name: of its curve in files.
+        kernel: its weights on the iterates when the last of these was stored; None if it takes more than these.
         batch_stats: where its batch statistics come from, as in `config.averages`.
     """
 
-    curve: str
+    name: str
     kernel: Callable[[Sequence[Stored]], np.ndarray | None]
     batch_stats: str
 
@@ -71,12 +74,12 @@ def mean_of_last(number: int) -> Callable[[Sequence[Stored]], np.ndarray | None]
     return kernel
 
 
-def parse(text: str, steps: Callable[[str, str], Any]) -> Target:
+def parse(text: str, run: FinishedRun) -> Target:
     """Reads KIND:FIELD=VALUE,FIELD=VALUE.
 
     Args:
         text: such as "ema:half_life=5%".
-        steps: turns a duration, after the name of its field, into steps.
+        run: for durations in steps.
 
     Raises:
         UserError: there is no such kind or field, or its value is wrong.
@@ -85,8 +88,8 @@ def parse(text: str, steps: Callable[[str, str], Any]) -> Target:
     if kind == "lawa":
         known: dict[str, Any] = {"last": 5, "batch_stats": "average"}
     elif kind in averaging.SCHEDULES:
-        fields = default.average(kind).to_dict()
-        known = {name: fields[name] for name in sorted(settings.average_fields(kind).union(settings.AVERAGE_FIELDS))}
+        defaults = default.average(kind).to_dict()
+        known = {name: defaults[name] for name in sorted(averages.fields_of(kind).union(averages.SHARED_FIELDS))}
     else:
         raise UserError(f"--average={text}: {kind!r} must be one of {', '.join([*averaging.SCHEDULES, 'lawa'])}")
     given: dict[str, Any] = {}
@@ -98,18 +101,28 @@ def parse(text: str, steps: Callable[[str, str], Any]) -> Target:
             given[name] = {"True": True, "False": False}[value] if is_bool else type(known[name])(value)
         except (KeyError, ValueError) as error:
             raise UserError(f"--average={text}: {name} must be like its default, {known[name]}") from error
-    curve = text if ":" in text else f"{text}:"  # which no average that was tracked can have as its name
+    name = text if ":" in text else f"{text}:"  # which no average that was tracked can have as its name
     if kind == "lawa":
         number, batch_stats = given.get("last", 5), given.get("batch_stats", "average")
         if number < 1 or batch_stats not in ("average", "copy", "recompute"):
             raise UserError(f"--average={text}: last must be at least 1, batch_stats average, copy or recompute")
-        return Target(curve, mean_of_last(number), batch_stats)
+        return Target(name, mean_of_last(number), batch_stats)
     average = default.average(kind, **given)
     config = default.get_config()
     config.averages = {kind: average}
-    settings.check(config)
-    schedule = settings.create_average(kind, settings.resolve_average(average, steps)).schedule
-    return Target(curve, lambda earlier: averaging.kernel(schedule, earlier[-1].record.updates), average.batch_stats)
+    settings.check(config, train.find_task(config.task))
+    steps = functools.partial(
+        fields.to_steps,
+        batch_size=run.config.batch_size,
+        num_examples=run.source.num_train - run.config.num_validation,
+        total=run.config.duration,
+    )
+    try:
+        made = averages.create(kind, averages.resolve(average, steps))
+        averages.check_step_sizes(made, run.config.duration)
+    except ValueError as error:
+        raise UserError(f"--average={text}: {error}") from error
+    return Target(name, lambda earlier: averaging.kernel(made.schedule, earlier[-1].record.updates), made.batch_stats)
 
 
 def basis(stored: Stored, names: Sequence[str] | None, batch_stats: str) -> list[tuple[str, optax.Schedule]]:
@@ -117,15 +130,15 @@ def basis(stored: Stored, names: Sequence[str] | None, batch_stats: str) -> list
 
     Args:
         stored: the checkpoint or snapshot.
-        names: which to use, "raw" and averages' names; none for all.
+        names: the ones to use, "raw" and averages' names; None for all.
         batch_stats: where those of the average to make come from.
     """
     found = [("raw", RAW)]
     for average in stored.record.averages:
-        policies = {average.batch_stats, *(before.batch_stats for _, before in average.earlier)}
-        if batch_stats == "average" and "copy" in policies:
+        if batch_stats == "average" and average.batch_stats == "copy":
             continue  # statistics that were copied are not the average's
-        # One that joined later is one that started later: until then it was the raw weights.
+        # One that joined later, or was changed and so began anew, is one that started later: until then it was the raw
+        # weights. What it is by then its own record tells; another snapshot's may be of another average of this name.
         joined = stored.record.updates - stored.record.counts[average.name]
         found.append((average.name, averaging.starting_at(average.schedule, joined)))
     return [(name, schedule) for name, schedule in found if names is None or name in names]
@@ -153,7 +166,7 @@ def posthoc(
     Args:
         workdir: of the run.
         texts: the averages; see `parse`.
-        names: the stored weights to make them of, "raw" and averages' names; none for all.
+        names: the stored weights to make them of, "raw" and averages' names; None for all.
         max_error: of a fit that is scored.
 
     Returns:
@@ -162,52 +175,35 @@ def posthoc(
     Raises:
         UserError: there is no such run or average, or nothing to make it of.
     """
-    config = settings.read(workdir)
-    source = input_pipeline.find_source(config.dataset)
-    steps = functools.partial(
-        settings.to_steps,
-        batch_size=config.batch_size,
-        num_examples=source.num_train - config.num_validation,
-        total=config.duration,
-    )
-    targets = [parse(text, steps) for text in texts]
-    points = checkpointing.list_stored(workdir)
-    available = {"raw"}.union(*(point.curves for point in points))
-    if not points:
+    run = FinishedRun.read(workdir)
+    targets = [parse(text, run) for text in texts]
+    available = {"raw"}.union(*(point.names for point in run.stored))
+    if not run.stored:
         raise UserError(f'{workdir} stores no weights; a run with --config.snapshot_every="6.25%" stores 16 snapshots')
     for name in names or ():
         if name not in available:
             raise UserError(f"--basis={name}: {workdir} stores {', '.join(sorted(available))}")
-    experiment = train.load(config, train.read(config, source))
+    config, experiment = run.config, run.experiment
     if not experiment.state.batch_stats and any(target.batch_stats != "average" for target in targets):
         raise UserError("--average: the model has no batch statistics; leave batch_stats out")
 
     @functools.cache
-    def read(index: int, name: str) -> dict[str, Any]:
-        return jax.device_get(points[index].read_weights(name, experiment.state))
-
-    def with_batch_stats(variables: dict[str, Any], target: Target, index: int) -> dict[str, Any]:
-        """The weights on the devices, with the batch statistics that they are to have."""
-        if target.batch_stats == "copy":
-            variables = variables | {"batch_stats": read(index, "raw")["batch_stats"]}
-        variables = jax.device_put(variables, train.replicated(experiment.mesh))
-        if target.batch_stats == "recompute":
-            variables = train.with_recomputed_batch_stats(experiment, variables, experiment.state.rng)
-        return variables
+    def read(index: int, name: str) -> Variables:
+        return jax.device_get(run.weights(run.stored[index], name))
 
     lines = []
-    for index, point in enumerate(points):
+    for index, point in enumerate(run.stored):
         step, num_updates = point.record.step, point.record.updates
-        curves = {"raw": jax.device_put(read(index, "raw"), train.replicated(experiment.mesh))}
+        weights = {"raw": jax.device_put(read(index, "raw"), replicated(experiment.mesh))}
         fit_errors: dict[str, float] = {}
         for target in targets:
-            sources = [(i, *pair) for i in range(index + 1) for pair in basis(points[i], names, target.batch_stats)]
-            kernel = target.kernel(points[: index + 1])
+            sources = [(i, *pair) for i in range(index + 1) for pair in basis(run.stored[i], names, target.batch_stats)]
+            kernel = target.kernel(run.stored[: index + 1])
             if kernel is None or not sources:
                 continue
-            snapshots = [(schedule, points[i].record.updates) for i, _, schedule in sources]
+            snapshots = [(schedule, run.stored[i].record.updates) for i, _, schedule in sources]
             coefficients, error = averaging.synthesize(kernel, num_updates, snapshots)
-            said = f"step {step}: the fit of {target.curve} is off by {error:.2%}"
+            said = f"step {step}: the fit of {target.name} is off by {error:.2%}"
             if error > max_error:
                 print(f"{said}, left out", flush=True)
                 continue
@@ -216,23 +212,26 @@ def posthoc(
                 print(f"{said}, left out: a variance would be negative; batch_stats=recompute avoids that", flush=True)
                 continue
             print(said, flush=True)
-            curves[target.curve] = with_batch_stats(combined, target, index)
-            fit_errors |= {target.curve: error, f"{target.curve}-raw": error}
+            if target.batch_stats == "copy":
+                combined["batch_stats"] = read(index, "raw")["batch_stats"]
+            combined = jax.device_put(combined, replicated(experiment.mesh))
+            if target.batch_stats == "recompute":
+                combined = run.recomputed(combined, config.recompute_batches)
+            weights[target.name] = combined
+            fit_errors |= {target.name: error, f"{target.name}-raw": error}
         if not fit_errors:
             continue
-        # As in training: curves from the validation images if there are any, and the test images at the end.
-        splits = ["validation"] if config.num_validation else ["test"]
-        if step == config.duration and config.num_validation:
-            splits.append("test")
-        for split in splits:
-            for curve, metrics in train.evaluate(experiment, curves, split).items():
-                values = {name: value if math.isfinite(value) else None for name, value in metrics.items()}
-                fit = {"fit_error": fit_errors[curve]} if curve in fit_errors else {}
-                lines.append({"step": step, "curve": curve, "split": split, **values, **fit})
+        # As in training: where there are validation images, the test images are scored once, at the end.
+        for split in list(experiment.eval_data)[: None if step == config.duration else 1]:
+            scores = evaluation.evaluate(weights, experiment.eval_data[split], experiment.eval_step)
+            for name, metrics in scores.items():
+                values = {metric: value if math.isfinite(value) else None for metric, value in metrics.items()}
+                fit = {"fit_error": fit_errors[name]} if name in fit_errors else {}
+                lines.append({"step": step, "curve": name, "split": split, **values, **fit})
     for target in targets:
-        if target.curve not in fit_errors:
+        if target.name not in fit_errors:
             print(
-                f"{target.curve} could not be made at the end, at step {step}. More snapshots, or tracked averages "
+                f"{target.name} could not be made at the end, at step {step}. More snapshots, or tracked averages "
                 "that are more like it, fit better."
             )
     return lines
@@ -247,9 +246,7 @@ def write(workdir: pathlib.Path, lines: Sequence[Mapping[str, Any]]) -> None:
     kept = [
         line for line in old if line["curve"] not in made and (line["step"], line["curve"], line["split"]) not in scored
     ]
-    partial = path.with_suffix(".partial")
-    partial.write_text("".join(json.dumps(line) + "\n" for line in [*kept, *lines]))
-    partial.replace(path)
+    replace_file(path, "".join(json.dumps(line) + "\n" for line in [*kept, *lines]))
 
 
 def main() -> None:

@@ -9,7 +9,6 @@ Any field of the config can be overridden, as in the second line.
 import dataclasses
 import pathlib
 import sys
-import tempfile
 
 import jax
 import ml_collections
@@ -18,10 +17,9 @@ from absl import app, flags, logging
 from matplotlib.figure import Figure
 from ml_collections import config_flags
 
-import train
 from augmentation import Augmentation
 from runtime.errors import UserError
-from tools import command_line
+from tools import command_line, finished
 
 _CONFIG = config_flags.DEFINE_config_file("config", help_string="File with the config.")
 _OUT = flags.DEFINE_string("out", "batch.png", "The picture.")
@@ -38,8 +36,7 @@ def draw(config: ml_collections.ConfigDict, path: pathlib.Path) -> None:
     Raises:
         UserError: a config or data set that cannot be used.
     """
-    with tempfile.TemporaryDirectory() as workdir:
-        experiment = train.set_up(config, workdir, "refuse")
+    experiment = finished.create_experiment(config)
     plain = dataclasses.replace(experiment.train_data, augmentation=Augmentation())
     rng, step = experiment.state.rng, experiment.state.step
     batches = [jax.device_get(data.batch(rng, step)) for data in (plain, experiment.train_data)]

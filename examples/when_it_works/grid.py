@@ -24,7 +24,7 @@ from matplotlib.figure import Figure
 from scipy import stats
 
 import train
-from configs import digits
+from configs import digits_noise
 from reporting.runs import last_evaluation, read_metrics
 from runtime import caching, environment, intervals
 from runtime.errors import UserError
@@ -46,7 +46,7 @@ STYLES = (("s-", "#D55E00"), ("^--", "#0072B2"), ("D-.", "#009E73"))
 
 def train_once(cell: Cell, seed: int, duration: str) -> tuple[float | None, float | None]:
     """The test accuracy of the raw and of the averaged weights after a training; None if it was given up on."""
-    config = digits.get_config()
+    config = digits_noise.get_config()
     config.seed = seed
     config.label_noise = cell["label_noise"]
     config.model.hidden_sizes = (cell["width"], cell["width"])
@@ -109,18 +109,25 @@ def panels(cells: Sequence[Cell]) -> dict[str, list[tuple[int, list[Cell]]]]:
 
 
 def table(cells: Sequence[Cell]) -> str:
-    """Of each cell the mean raw accuracy, and the mean gain with half the width of its 95 % interval."""
-    rates = sorted({cell["learning_rate"] for cell in cells})
-    lines = ["| batch size | " + " | ".join(f"rate {rate:g}" for rate in rates) + " |", "|---" * (1 + len(rates)) + "|"]
-    for name, rows in panels(cells).items():
-        lines.append(f"| {name} |" + " |" * len(rates))
-        for batch_size, row in rows:
-            lines.append(f"| {batch_size} |")
-            for cell in row:
-                mean, low, _ = intervals.mean_interval(gain(cell))
-                text = f"{accuracy(cell, 'raw').mean():.1f} %, {mean:+.1f} ± {mean - low:.1f}"
-                lines[-1] += f" {'failed' if failed(cell) else text} |"
-    return "\n".join(lines)
+    """Two tables: of each cell the mean raw accuracy, and the mean gain with half the width of its 95 % interval."""
+
+    def level(cell: Cell) -> str:
+        return f"{accuracy(cell, 'raw').mean():.1f} %"
+
+    def added(cell: Cell) -> str:
+        mean, low, _ = intervals.mean_interval(gain(cell))
+        return f"{mean:+.1f} ± {mean - low:.1f}"
+
+    header = ["network and labels", "batch size", *(f"rate {x:g}" for x in sorted({c["learning_rate"] for c in cells}))]
+    tables = []
+    for title, text in {"Raw accuracy:": level, "Gain, in points:": added}.items():
+        lines = [title, "", f"| {' | '.join(header)} |", "|---" * len(header) + "|"]
+        for name, rows in panels(cells).items():
+            for batch_size, row in rows:
+                found = " | ".join("failed" if failed(cell) else text(cell) for cell in row)
+                lines.append(f"| {name} | {batch_size} | {found} |")
+        tables.append("\n".join(lines))
+    return "\n\n".join(tables)
 
 
 def findings(cells: Sequence[Cell]) -> str:

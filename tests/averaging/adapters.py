@@ -106,7 +106,6 @@ AVERAGES: dict[str, tuple[Average, Callable[[int], float]]] = {
         (Average("running_mean", "running_mean"), lambda t: 1 / t),
         (Average("polynomial", "polynomial_decay_mean", (("eta", 3.0),)), lambda t: 4 / (t + 3)),
         (Average("power_ema", "power_ema", (("width", W),)), lambda t: 1 - (1 - 1 / t) ** (G + 1)),
-        (Average("power_ema_gamma", "power_ema_gamma", (("gamma", 2.5),)), lambda t: 1 - (1 - 1 / t) ** 3.5),
         (Average("soft_update", "soft_update", (("tau", 0.005),)), lambda t: 0.005),
         (Average("hard_update", "hard_update", (("period", 7),)), lambda t: float(t % 7 == 0)),
         (Average("late_ema", "ema", DECAY, start=30), late(lambda t: (1 - D) / (1 - D**t), 30)),

@@ -1,5 +1,6 @@
 """Averages where they are kept: in the state, through the training step, over batch norm, on several devices."""
 
+import functools
 import json
 import os
 import subprocess
@@ -10,13 +11,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from adapters import AVERAGES, reference
-from conftest import ROOT, digits_config, read_metrics, zero_sums
+from conftest import ROOT, copy, create_dispatcher, create_experiment, digits_config, read_metrics
 from flax import linen as nn
 
 import evaluation
 import optimizers
 import train
 from configs import default
+from runtime import batch_statistics, sharding
 from runtime.errors import UserError
 from train_state import Average, CustomTrainState
 
@@ -36,7 +38,17 @@ def test_every_average_counts_its_updates_and_sees_the_updated_parameters(num_mi
         apply_fn=None,
         params={"w": jnp.array([1.0, -2.0])},
         tx=optimizers.create_optimizer(
-            "sgd", learning_rate=0.1, momentum=0.5, nesterov=False, weight_decay=0.0, clip_norm=0.0, gradient_noise=0.0
+            "sgd",
+            schedule="constant",
+            learning_rate=0.1,
+            warmup=0,
+            stable=0,
+            decay=0,
+            momentum=0.5,
+            nesterov=False,
+            weight_decay=0.0,
+            clip_norm=0.0,
+            gradient_noise=0.0,
         ),
         batch_stats={},
         rng=jax.random.key(0),
@@ -89,11 +101,16 @@ class Head(nn.Module):
         return nn.BatchNorm(use_running_average=not train, momentum=0.5, use_scale=False)(nn.Dense(3)(x))
 
 
+recompute_on_one_device = functools.partial(
+    batch_statistics.recompute, sharding=sharding.split_batch(sharding.create_mesh())
+)
+
+
 @pytest.fixture(scope="module")
 def norms(tmp_path_factory):
     """An experiment on the digits with that model in place of its own."""
     config = digits_config(augment__crop_padding=1)
-    experiment = train.set_up(config, tmp_path_factory.mktemp("none"), "refuse")
+    experiment = create_experiment(config)
     model = TwoNorms()
     variables = model.init(jax.random.key(1), jnp.zeros((1, 8, 8, 1)), train=False)
     return experiment, model, variables
@@ -102,7 +119,7 @@ def norms(tmp_path_factory):
 def test_recomputed_statistics_are_those_of_all_the_images_together(norms):
     """Batches are of equal size, so mean and variance over batches are those over all of their images."""
     experiment, model, variables = norms
-    found = evaluation.recompute_batch_stats(
+    found = recompute_on_one_device(
         variables, experiment.train_data, experiment.state.rng, batches=range(7), apply_fn=model.apply
     )
     batches = [np.asarray(experiment.train_data.batch(experiment.state.rng, step)["image"]) for step in jnp.arange(7)]
@@ -127,7 +144,7 @@ def test_recomputed_statistics_depend_neither_on_the_order_of_batches_nor_on_the
     other = variables | {"batch_stats": jax.tree.map(lambda x: x + 3, variables["batch_stats"])}
 
     def recompute(variables, batches):
-        return evaluation.recompute_batch_stats(
+        return recompute_on_one_device(
             variables, experiment.train_data, experiment.state.rng, batches=batches, apply_fn=model.apply
         )
 
@@ -141,16 +158,18 @@ def test_recomputed_statistics_depend_neither_on_the_order_of_batches_nor_on_the
 def test_eight_devices_recompute_the_statistics_of_one():
     script = """
 import jax, numpy as np
-import train
-from conftest import digits_config
+from conftest import create_experiment, digits_config
+from evaluation import weights_to_score
+from runtime import sharding
 
 config = digits_config(model__name="cnn", model__hidden_sizes=(256, 256), model__batch_norm=True, model__dropout=0.5)
+config.averages.ema.batch_stats = "recompute"
 stats = []
 for devices in (1, 8):
-    train.create_mesh = lambda: jax.make_mesh((devices,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
-    experiment = train.set_up(config, "none", "refuse")
-    state = experiment.state
-    stats.append(train.with_recomputed_batch_stats(experiment, state.curves()["ema"], state.rng)["batch_stats"])
+    sharding.create_mesh = lambda: jax.make_mesh((devices,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
+    made = create_experiment(config)
+    weights = weights_to_score(made.state, made.train_data, 5, sharding.split_batch(made.mesh))
+    stats.append(weights["ema"]["batch_stats"])
     assert len(jax.tree.leaves(stats[-1])[0].sharding.device_set) == devices
 jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-6), *map(jax.device_get, stats))
 """
@@ -188,7 +207,7 @@ def test_statistics_that_are_not_those_of_one_batch_norm_each_are_refused_by_nam
     ):
         variables = module.init(jax.random.key(0), jnp.zeros((1, 8, 8, 1)), train=False)
         with pytest.raises(UserError, match=message):
-            evaluation.recompute_batch_stats(
+            recompute_on_one_device(
                 variables, experiment.train_data, experiment.state.rng, batches=[0], apply_fn=module.apply
             )
 
@@ -202,8 +221,8 @@ def test_training_is_the_same_to_the_last_bit_with_and_without_averages(tmp_path
         with_averages.averages[policy] = default.average("ema", decay=0.9, batch_stats=policy)
     without.averages.ema.kind = "none"
     states = [
-        train.train_and_evaluate(with_averages, tmp_path / "on"),
-        train.train_and_evaluate(without, tmp_path / "off"),
+        train.train_and_evaluate(with_averages, tmp_path / "on")[0],
+        train.train_and_evaluate(without, tmp_path / "off")[0],
     ]
     for field in ("params", "batch_stats", "opt_state"):
         jax.tree.map(np.testing.assert_array_equal, *(getattr(state, field) for state in states))
@@ -215,8 +234,8 @@ def test_training_is_the_same_to_the_last_bit_with_and_without_averages(tmp_path
     assert len(set(scores.values())) == 3
     jax.tree.map(np.testing.assert_array_equal, states[0].ema_params["copy"], states[0].ema_params["ema"])
     # What was evaluated is what the state scores with statistics recomputed again.
-    experiment = train.set_up(with_averages, tmp_path / "on", "refuse")
-    metrics = train.evaluate(experiment, train.evaluation_curves(experiment, states[0]), "test")
+    experiment = create_experiment(with_averages, tmp_path / "on")
+    metrics = train.evaluate(experiment, states[0], ["test"])["test"]
     assert metrics["recompute"]["loss"] == scores["recompute"]
 
 
@@ -229,11 +248,17 @@ def test_batch_statistics_are_not_asked_of_a_model_without_any(tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+def weights_to_score(experiment, num_batches):
+    split_batch = sharding.split_batch(experiment.mesh)
+    return evaluation.weights_to_score(experiment.state, experiment.train_data, num_batches, split_batch)
+
+
 def test_the_number_of_batches_to_recompute_from_counts(tmp_path):
     def means(recompute_batches):
         config = digits_config(averages__ema__batch_stats="recompute", recompute_batches=recompute_batches, **CNN)
-        experiment = train.set_up(config, tmp_path, "refuse")
-        return train.evaluation_curves(experiment, experiment.state)["ema"]["batch_stats"]["BatchNorm_0"]["mean"]
+        experiment = create_experiment(config, tmp_path)
+        weights = weights_to_score(experiment, recompute_batches)
+        return weights["ema"]["batch_stats"]["BatchNorm_0"]["mean"]
 
     assert (means(1) != means(2)).any()
 
@@ -242,14 +267,15 @@ def test_the_number_of_batches_to_recompute_from_counts(tmp_path):
 def test_types_shapes_and_shardings_of_the_state_stay_what_they_are(tmp_path):
     config = digits_config(**CNN)
     config.averages = {name: {"kind": average.kind} for name, (average, _) in AVERAGES.items()}
-    experiment = train.set_up(config, tmp_path, "refuse")
-    program = train.create_train_program(train.loss_fn, experiment.mesh)
+    experiment = create_experiment(config, tmp_path)
 
     def types(state):
         return jax.tree.map(lambda x: (x.dtype, x.shape, x.sharding), state)
 
     before = types(experiment.state)
-    state, _ = program(experiment.state, zero_sums(experiment), experiment.train_data)
+    state, _, _ = create_dispatcher(experiment)(
+        copy(experiment.state), copy(experiment.sums), experiment.train_data, 0, 1
+    )
     assert types(state) == before
 
 
@@ -274,8 +300,6 @@ def options(tmp_path_factory):
         "eta": {"kind": "polynomial_decay_mean", "eta": 8.0},
         "power_ema": {"kind": "power_ema"},
         "width": {"kind": "power_ema", "width": 0.2},
-        "power_ema_gamma": {"kind": "power_ema_gamma", "gamma": 3.5},
-        "gamma": {"kind": "power_ema_gamma", "gamma": 2.0},
         "soft_update": {"kind": "soft_update"},
         "tau": {"kind": "soft_update", "tau": 0.3},
         "hard_update": {"kind": "hard_update", "period": "4 steps"},

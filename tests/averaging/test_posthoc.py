@@ -9,12 +9,14 @@ import pytest
 from conftest import ROOT, digits_config, read_metrics
 
 import averaging
+import evaluation
 import train
 from configs import default
 from reporting import runs
-from runtime import checkpointing
 from runtime.errors import UserError
+from runtime.stored import list_stored
 from tools import posthoc
+from tools.finished import FinishedRun
 
 BASIS = ["narrow", "wide"]
 
@@ -35,7 +37,7 @@ def config(**overrides):
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     workdir = tmp_path_factory.mktemp("posthoc")
-    return workdir, train.train_and_evaluate(config(), workdir)
+    return workdir, train.train_and_evaluate(config(), workdir)[0]
 
 
 def test_an_ema_made_after_training_scores_as_the_one_tracked_in_training(run):
@@ -65,13 +67,13 @@ def test_what_was_tracked_is_made_exactly_at_every_step(run):
 
 def test_lawa_and_the_tail_mean_are_means_of_snapshots(run):
     workdir, state = run
-    config = train.settings.read(workdir)
-    experiment = train.load(config, train.read(config, train.input_pipeline.find_source("digits")))
-    raw = [stored.read_weights("raw", state) for stored in checkpointing.list_stored(workdir)]
+    experiment = FinishedRun.read(workdir).experiment
+    raw = [stored.read_weights("raw", state) for stored in list_stored(workdir)]
     assert len(raw) == 16
     for text, last in (("lawa:last=3", 3), ("running_mean:start=120 steps,every=10 steps", 4)):
         mean = jax.tree.map(lambda *leaves: np.mean(leaves, axis=0), *raw[-last:])
-        expected = train.evaluate(experiment, {"raw": raw[-1], "mean": mean}, "test")["mean"]
+        weights = {"raw": raw[-1], "mean": mean}
+        expected = evaluation.evaluate(weights, experiment.eval_data["test"], experiment.eval_step)["mean"]
         lines = posthoc.posthoc(workdir, [text], ["raw"])
         [line] = [line for line in lines if line["curve"] == text and line["step"] == 160]
         assert line["fit_error"] < 1e-9
@@ -112,12 +114,19 @@ def test_averages_that_joined_or_changed_later_are_taken_for_what_they_were(tmp_
     assert made["fit_error"] < 1e-9
     assert made["loss"] == pytest.approx(tracked["loss"], rel=1e-5)
 
-    # What was narrow for 40 updates and then wider is a sum of iterates as any other, whose kernel the recursion gives.
-    [last] = [place for place in checkpointing.list_stored(tmp_path) if place.record.step == 80]
-    [schedule] = [schedule for name, schedule in posthoc.basis(last, None, "average") if name == "narrow"]
+    # What was narrow for 40 updates began anew then, as another average, of which the snapshots before know nothing.
+    stored = {place.record.step: place for place in list_stored(tmp_path)}
     t = np.arange(1, 81)
-    expected = np.where(t <= 40, averaging.power_ema(0.05)(t), averaging.power_ema(0.2)(t))
-    np.testing.assert_array_equal(schedule(t), expected)
+    expected = np.where(t <= 40, 1, averaging.power_ema(0.2)(np.maximum(t - 40, 1)))
+    for step, schedule in ((40, averaging.power_ema(0.05)(t)), (50, expected), (80, expected)):
+        [found] = [found for name, found in posthoc.basis(stored[step], None, "average") if name == "narrow"]
+        np.testing.assert_array_equal(found(t)[:step], schedule[:step])
+    lines = posthoc.posthoc(tmp_path, ["power_ema:width=0.2,start=40 steps"], ["narrow"])
+    [made] = [
+        line for line in lines if line["step"] == 80 and line["curve"].startswith("power") and "-" not in line["curve"]
+    ]
+    assert made["fit_error"] < 1e-9
+    assert made["loss"] == pytest.approx(read_metrics(tmp_path, "narrow")[-1]["loss"], rel=1e-5)
 
 
 def test_snapshots_between_which_every_step_was_rejected_count_each(tmp_path, task):
@@ -127,7 +136,7 @@ def test_snapshots_between_which_every_step_was_rejected_count_each(tmp_path, ta
         objective, aux = train.loss_fn(params, state, batch, **kwargs)
         return jnp.where((state.step >= 10) & (state.step < 15), jnp.nan, 1) * objective, aux
 
-    train.train_and_evaluate(digits_config(snapshot_every="5 steps", task=task(loss_fn)), tmp_path)
+    train.train_and_evaluate(digits_config(snapshot_every="5 steps", task=task(loss_fn=loss_fn)), tmp_path)
     lines = posthoc.posthoc(tmp_path, ["lawa:last=3"], ["raw"])
     assert [line["step"] for line in lines if line["curve"] == "lawa:last=3"] == [15, 20]
     assert max(line.get("fit_error", 0) for line in lines) < 1e-9
@@ -224,6 +233,7 @@ def test_the_command_writes_lines_that_the_report_reads_and_replaces_its_own(run
         ("ema:decay=high", "decay must be like its default, 0.999"),
         ("ema:debias=maybe", "debias must be like its default, True"),
         ("ema:half_life=soon", "is not a duration"),
+        ("ema:decay=2", "ema:decay=2: decay = 2.0: must be in"),
         ("lawa:last=0", "last must be at least 1"),
         ("lawa:tau=1", "'tau' is not one of lawa's last=, batch_stats="),
     ],

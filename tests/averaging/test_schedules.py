@@ -39,7 +39,7 @@ def test_an_int_an_array_and_a_traced_count_give_the_same_step_size(name):
         *[averaging.ema(decay) for decay in (0.0, 0.5, 0.9999, 0.999999)],
         averaging.running_mean(),
         *[averaging.polynomial_decay_mean(eta) for eta in (0.0, 0.1, 3.0, 12.7)],
-        *[averaging.power_ema_gamma(gamma) for gamma in (0.0, 0.3, 6.94, 200.0)],
+        *[averaging.power_ema(averaging.gamma_to_width(gamma)) for gamma in (0.0, 0.3, 6.94, 200.0)],
         averaging.power_ema(0.05),
         averaging.soft_update(1),
         averaging.ema(0),
@@ -54,7 +54,7 @@ def test_the_first_step_size_is_exactly_one_where_the_formula_says_one(schedule)
 
 def test_running_means_of_different_origin_are_the_same():
     t = np.arange(1, 200)
-    for schedule in (averaging.polynomial_decay_mean(0), averaging.power_ema_gamma(0), averaging.power_ema(12**-0.5)):
+    for schedule in (averaging.polynomial_decay_mean(0), averaging.power_ema(12**-0.5)):
         np.testing.assert_allclose(schedule(t), averaging.running_mean()(t), rtol=1e-14)
 
 
@@ -137,7 +137,7 @@ def test_the_power_function_kernel_is_karras_and_others():
     t = np.arange(num_updates + 1) / num_updates
     expected = np.diff(t ** (gamma + 1))
     np.testing.assert_allclose(
-        averaging.kernel(averaging.power_ema_gamma(gamma), num_updates)[1:], expected, rtol=1e-10
+        averaging.kernel(averaging.power_ema(averaging.gamma_to_width(gamma)), num_updates)[1:], expected, rtol=1e-10
     )
 
 
@@ -192,7 +192,6 @@ def test_widths_and_exponents_are_those_of_the_paper():
         *[(lambda d=d: averaging.ema(d), "decay") for d in (-0.1, 1.0, float("nan"))],
         (lambda: averaging.warmup_ema(1.0), "decay"),
         (lambda: averaging.polynomial_decay_mean(-1), "eta"),
-        (lambda: averaging.power_ema_gamma(-0.1), "gamma"),
         *[(lambda w=w: averaging.power_ema(w), "width") for w in (0.0, 0.3)],
         *[(lambda t=t: averaging.soft_update(t), "tau") for t in (0.0, 1.5)],
         (lambda: averaging.hard_update(0), "period"),
@@ -263,11 +262,6 @@ def test_kernels_that_hardly_differ_do_not_take_large_coefficients():
 def test_a_kernel_can_be_that_of_any_optax_schedule():
     constant = averaging.kernel(optax.constant_schedule(0.1), 50)
     np.testing.assert_array_equal(constant, averaging.kernel(averaging.soft_update(0.1), 50))
-
-
-def test_a_schedule_that_is_switched_counts_on():
-    schedule = averaging.switch_at(averaging.running_mean(), 3, averaging.soft_update(0.1))
-    np.testing.assert_array_equal(schedule(np.arange(1, 6)), [1, 1 / 2, 1 / 3, 0.1, 0.1])
 
 
 def test_a_step_size_of_one_copies_exactly():

@@ -26,17 +26,30 @@ def main() -> None:
     with open(sys.argv.pop(1), "r+b") as file:
         notes = mmap.mmap(file.fileno(), SIZE)
 
+    import input_pipeline
+    import settings
     import train
     from reporting import page
-    from runtime import checkpointing, metric_writing, startup
+    from runtime import checkpointing, dispatch, metric_writing, progress, run_folder, sharding
 
     def enter(phase: str) -> None:
         notes[0] = PHASES.index(phase)
 
-    def during(phase, function):
+    def wrap(owner, name, wrapper, *args):
+        setattr(owner, name, functools.wraps(getattr(owner, name))(wrapper(getattr(owner, name), *args)))
+
+    def begins(function, phase):
+        """The function, whose call begins a phase that lasts until the next one."""
+
+        def noted(*args, **kwargs):
+            enter(phase)
+            return function(*args, **kwargs)
+
+        return noted
+
+    def during(function, phase):
         """The function, with its phase noted while it runs."""
 
-        @functools.wraps(function)
         def noted(*args, **kwargs):
             before = notes[0]
             enter(phase)
@@ -47,35 +60,37 @@ def main() -> None:
 
         return noted
 
-    mark, finalize = startup.mark, checkpointing._Digested.finalize
-    follows = {"imports": "data", "read data": "state", "data to device": "workdir", "workdir": "compile"}
+    def writing(save):
+        """The function, which begins to write a checkpoint in the background."""
 
-    def mark_and_enter(phase):
-        mark(phase)
-        if phase in follows:
-            enter(follows[phase])
-        elif phase == "first step":
-            enter("train")
-
-    async def finalize_and_tell(self):
-        await finalize(self)
-        if self.get_final().name.isdigit():
-            notes[1] -= 1
-
-    def saving(save):
-        def tell_and_save(*args, **kwargs):
+        def noted(*args, **kwargs):
             notes[1] += 1
             return save(*args, **kwargs)
 
-        return during("save", tell_and_save)
+        return noted
 
-    startup.mark = mark_and_enter
-    checkpointing._Digested.finalize = finalize_and_tell
-    checkpointing.Checkpoints.save = saving(checkpointing.Checkpoints.save)
-    checkpointing.Checkpoints.save_snapshot = saving(checkpointing.Checkpoints.save_snapshot)
-    train.evaluate = during("evaluate", train.evaluate)
-    metric_writing.MetricWriter.write = during("log", metric_writing.MetricWriter.write)
-    page.write = during("report", page.write)
+    def finishing(finish):
+        """The function, at whose end a checkpoint is written."""
+
+        def noted(*args, **kwargs):
+            finish(*args, **kwargs)
+            notes[1] -= 1
+
+        return noted
+
+    wrap(settings, "prepare", begins, "data")
+    wrap(sharding, "create", begins, "state")
+    wrap(input_pipeline, "load", begins, "data")
+    wrap(run_folder, "hold", begins, "workdir")
+    wrap(dispatch.Dispatcher, "__enter__", begins, "compile")
+    wrap(progress.Progress, "at", begins, "train")  # first called when the first step is done
+    wrap(train, "evaluate", during, "evaluate")
+    wrap(checkpointing.Checkpoints, "save", during, "save")
+    wrap(checkpointing.Checkpoints, "save_snapshot", during, "save")
+    wrap(checkpointing.Checkpoints, "_save", writing)
+    wrap(checkpointing.Checkpoints, "_finish", finishing)
+    wrap(metric_writing.MetricWriter, "write", during, "log")
+    wrap(page, "write", during, "report")
 
     sys.argv[0] = str(root / "main.py")
     runpy.run_path(sys.argv[0], run_name="__main__")

@@ -1,10 +1,12 @@
 """The loop of `examples/plain_flax`, and what the code of `docs/add_averaging.md` makes of it."""
 
+import functools
 import importlib.util
 import re
 import shutil
 import subprocess
 import sys
+import types
 
 import clu.metrics
 import jax
@@ -17,10 +19,10 @@ from document import apply_diff, blocks
 from flax import struct
 
 import averaging
-import evaluation
 import input_pipeline
 import models
 import train
+from tools import finished
 from train_state import Average, CustomTrainState
 
 DOCUMENT = ROOT / "docs" / "add_averaging.md"
@@ -213,11 +215,23 @@ def test_a_field_of_ones_own_moves_with_accepted_steps_only():
 def test_a_metric_of_ones_own_is_written_with_the_others(tmp_path, monkeypatch):
     monkeypatch.setattr(train, "TASKS", dict(train.TASKS))
     config = digits_config(duration="4 steps", log_every="4 steps", eval_every="4 steps", checkpoint_every="4 steps")
-    exec(
-        python_block("weight_norm"),
-        {"train": train, "evaluation": evaluation, "optax": optax, "config": config, "workdir": tmp_path},
-    )
+    exec(python_block("weight_norm"), {"train": train, "optax": optax, "config": config, "workdir": tmp_path})
     [line] = read_metrics(tmp_path, "train")
     # The mean over four steps of a norm that begins at that of the initial parameters and hardly moves.
-    norm = optax.tree.norm(train.set_up(config, tmp_path, "refuse").state.params)
+    norm = optax.tree.norm(finished.create_experiment(config).state.params)
     assert line["weight_norm"] == pytest.approx(float(norm), rel=0.05)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_a_field_of_ones_own_moves_with_what_the_loss_returns(tmp_path, monkeypatch, accumulate):
+    monkeypatch.setattr(train, "TASKS", dict(train.TASKS))
+    code = {"train": train, "jax": jax, "jnp": jnp, "CustomTrainState": CustomTrainState, "__name__": "document"}
+    exec(python_block("SeenTrainState"), code)
+    create = functools.partial(code["SeenTrainState"].create, seen=jnp.zeros(10, jnp.int32))
+    monkeypatch.setattr(train, "CustomTrainState", types.SimpleNamespace(create=create))
+    config = digits_config(task="with_seen", accumulate=accumulate)
+    state, _ = train.train_and_evaluate(config, tmp_path)
+    batch = jax.jit(finished.create_experiment(config).train_data.batch)
+    labels = np.concatenate([batch(state.rng, step)["label"] for step in range(20)])
+    np.testing.assert_array_equal(state.seen, np.bincount(labels, minlength=10))

@@ -3,19 +3,18 @@
 import json
 import os
 import re
-import shutil
 import subprocess
 import sys
 
 import numpy as np
 import pytest
-from conftest import ROOT, read_metrics
+from conftest import ROOT, copy_project, git, read_metrics
 from document import apply_diff
 from PIL import Image
 from sklearn import datasets
 
 README = ROOT / "README.md"
-PAGES = [README, *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [README, ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 
 def example(title: str) -> tuple[dict[str, list[str]], str]:
@@ -60,13 +59,7 @@ def test_each_change_has_at_most_ten_lines(title):
 @pytest.mark.slow
 @pytest.mark.parametrize("title", EXAMPLES)
 def test_exactly_these_changes_to_a_copy_of_the_project_train(title, tmp_path):
-    files = subprocess.run(
-        ["git", "ls-files", "-co", "--exclude-standard"], cwd=ROOT, capture_output=True, text=True, check=True
-    )
-    for name in files.stdout.splitlines():
-        if (ROOT / name).is_file() and not name.startswith(("tests/", "benchmarks/results/")):
-            (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy(ROOT / name, tmp_path / name)
+    copy_project(tmp_path, without=("benchmarks/results", "tests"))
     changes, command = example(title)
     for name, block in changes.items():
         (tmp_path / name).write_text(apply_diff(block, (tmp_path / name).read_text()))
@@ -102,6 +95,30 @@ def test_exactly_these_changes_to_a_copy_of_the_project_train(title, tmp_path):
             assert (average["kind"], average["arguments"]) == ("inverse_power", {"power": 0.75})
 
 
+@pytest.mark.slow
+def test_a_fork_that_commits_these_changes_keeps_its_workflow_green(tmp_path):
+    """That is `make lint` and, of the fast tests, those of what is changed."""
+    fork = tmp_path / "fork"
+    copy_project(fork)
+    for title in EXAMPLES:
+        for name, block in example(title)[0].items():
+            (fork / name).write_text(apply_diff(block, (fork / name).read_text()))
+    git(fork, "commit", "-a", "-m", "Our own data, model, loss and average")
+    tests = (
+        "tests/test_input_pipeline.py", "tests/test_models.py", "tests/test_train.py", "tests/test_settings.py",
+        "tests/averaging/test_schedules.py", "tests/documents/test_readme.py", "tests/mutants",
+    )  # fmt: skip
+    for command in (
+        ("ruff", "format", "--check", "."),
+        ("ruff", "check", "."),
+        ("mypy",),
+        ("pytest", "-q", "-p", "no:cacheprovider", f"--basetemp={tmp_path / 'tests'}", *tests),
+    ):
+        result = subprocess.run([sys.executable, "-m", *command], cwd=fork, capture_output=True, text=True)
+        assert result.returncode == 0, result.stdout + result.stderr
+    assert git(fork, "status", "--porcelain") == ""
+
+
 def test_the_readme_fits_in_two_hundred_lines():
     assert len(README.read_text().splitlines()) < 200
 
@@ -122,11 +139,11 @@ def test_what_a_page_names_exists(page):
     for config in re.findall(r"--config=(\S+\.py)", text):
         assert (ROOT / config).is_file(), config
     for module in re.findall(r"python -m ([\w.]+)", text):
-        if module not in ("venv", "pip"):
+        if module not in ("venv", "pip", "pytest"):
             assert (ROOT / f"{module.replace('.', '/')}.py").is_file(), module
     for file in re.findall(r"`((?:\w+/)*\w+\.py)`", text):
-        known = (ROOT, ROOT / "tools", ROOT / "tools" / "diagnosis", ROOT / "reporting", ROOT / "tests")
-        assert any((folder / file).is_file() for folder in known), file
+        known = (".", "tools", "tools/diagnosis", "reporting", "tests", "tests/tools/diagnosis")
+        assert any((ROOT / folder / file).is_file() for folder in known), file
 
 
 @pytest.mark.slow

@@ -2,9 +2,12 @@
 
 python tests/mutants/mutants.py             # all of them
 python tests/mutants/mutants.py interval    # those with the word in their title
+python tests/mutants/mutants.py --sample    # those of files that changed since the last release, a fifth of the others
 """
 
+import argparse
 import dataclasses
+import hashlib
 import os
 import pathlib
 import re
@@ -19,8 +22,9 @@ ROOT = PAGES.parent.parent
 
 @dataclasses.dataclass(frozen=True)
 class Mutant:
-    """A fault: one place in one file that is changed, and the tests that are to fail for it."""
+    """A fault of a page: one place in one file that is changed, and the tests that are to fail for it."""
 
+    page: str
     title: str
     file: str
     tests: tuple[str, ...]
@@ -39,14 +43,47 @@ class Mutant:
 def read() -> list[Mutant]:
     """The mutants of all pages, each a section with its title, its file, the tests that catch it, and a diff."""
     mutants = []
-    text = "".join(page.read_text() for page in sorted(PAGES.glob("*.md")))
-    for section in re.split(r"^### ", text, flags=re.MULTILINE)[1:]:
-        about, diff = section.split("```diff\n")
-        file, *tests = re.findall(r"`(.+?)`", about)
-        lines = diff.partition("```")[0].splitlines(keepends=True)
-        old, new = ("".join(line[1:] for line in lines if line[0] == sign) for sign in "-+")
-        mutants.append(Mutant(about.splitlines()[0], file, tuple(tests), old, new))
+    for page in sorted(PAGES.glob("*.md")):
+        for section in re.split(r"^### ", page.read_text(), flags=re.MULTILINE)[1:]:
+            about, diff = section.split("```diff\n")
+            file, *tests = re.findall(r"`(.+?)`", about)
+            lines = diff.partition("```")[0].splitlines(keepends=True)
+            old, new = ("".join(line[1:] for line in lines if line[0] == sign) for sign in "-+")
+            name = page.relative_to(ROOT).as_posix()
+            mutants.append(Mutant(name, about.splitlines()[0], file, tuple(tests), old, new))
     return mutants
+
+
+def git(root: pathlib.Path, *arguments: str) -> str:
+    """What a git command in a repository prints; nothing if it fails."""
+    return subprocess.run(["git", *arguments], cwd=root, capture_output=True, text=True).stdout.strip()
+
+
+def changed_files(root: pathlib.Path) -> set[str]:
+    """Files that a repository's commits changed since its last tag; without any tag, those of the latest commit."""
+    if tag := git(root, "describe", "--tags", "--abbrev=0"):
+        return set(git(root, "diff", "--name-only", tag, "HEAD").splitlines())
+    return set(git(root, "log", "-1", "-m", "--first-parent", "--name-only", "--format=").splitlines())
+
+
+def sample(mutants: list[Mutant], commit: str, changed: set[str]) -> list[Mutant]:
+    """Chooses those of which the file, a test or the page changed, and a fifth of the others, another for each commit.
+
+    Args:
+        mutants: to choose from.
+        commit: its hash.
+        changed: files, as paths from the root.
+
+    Returns:
+        The chosen ones in their order; always the same for a commit.
+    """
+
+    def is_chosen(mutant: Mutant) -> bool:
+        files = {mutant.page, mutant.file, *(test.partition("::")[0] for test in mutant.tests)}
+        digest = hashlib.sha256(f"{commit} {mutant.title}".encode()).digest()
+        return bool(files & changed) or int.from_bytes(digest) % 5 == 0
+
+    return list(filter(is_chosen, mutants))
 
 
 def catch(mutant: Mutant) -> str:
@@ -69,7 +106,15 @@ def catch(mutant: Mutant) -> str:
 
 def main() -> None:
     """Prints a line for each mutant; exits with 1 if one was not caught."""
-    chosen = [mutant for mutant in read() if all(word.lower() in mutant.title.lower() for word in sys.argv[1:])]
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("words", nargs="*", help="of the title")
+    parser.add_argument("--sample", action="store_true", help="leave out most of those of files that did not change")
+    args = parser.parse_args()
+    seeded = read()
+    chosen = [mutant for mutant in seeded if all(word.lower() in mutant.title.lower() for word in args.words)]
+    if args.sample:
+        chosen = sample(chosen, git(ROOT, "rev-parse", "HEAD"), changed_files(ROOT))
+        print(f"{len(chosen)} of {len(seeded)} mutants", flush=True)
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         outcomes = []
         for mutant, outcome in zip(chosen, pool.map(catch, chosen), strict=True):

@@ -21,7 +21,7 @@ def loss_fn(params, state, batch, **kwargs):
     return original(params, state, batch, **kwargs)
 
 original = train.loss_fn
-train.TASKS["classification"] = loss_fn, train.TASKS["classification"][1]
+train.TASKS["classification"] = train.Task(loss_fn)
 
 def get_config():
     return digits.get_config()

@@ -5,10 +5,9 @@ import math
 from fractions import Fraction
 
 import hypothesis
-import jax
 import jax.numpy as jnp
 import numpy as np
-from conftest import digits_config
+from conftest import digits_config, resolve
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -82,8 +81,8 @@ def test_as_many_firings_happen_as_periods_fit(period, end):
 def test_a_run_comes_by_every_step_at_which_something_is_due_wherever_it_was_interrupted(
     lengths, duration, profile, stops
 ):
-    config = settings.resolve(digits_config(), num_train=901, num_devices=1).to_dict()
-    config |= dict(zip(settings.PERIODS, lengths, strict=True)) | {"duration": duration, "profile": profile}
+    config = resolve(digits_config()).to_dict()
+    config |= dict(zip(durations.PERIODS, lengths, strict=True)) | {"duration": duration, "profile": profile}
     config = settings.ml_collections.FrozenConfigDict(config)
     step, visited = 0, set()
     while step < duration:
@@ -91,39 +90,40 @@ def test_a_run_comes_by_every_step_at_which_something_is_due_wherever_it_was_int
         assert step < end <= duration
         step = min({end} | {stop for stop in stops if stop > step})  # as a signal would end the dispatch
         visited.add(step)
-    for name in settings.PERIODS:
+    for name in durations.PERIODS:
         assert {step for step in range(1, duration + 1) if settings.is_due(config, name, step)} <= visited
     assert {end for end in profile if 0 < end <= duration} <= visited
 
 
-def count(state, sums, data):
+def count(state, data):
     """A step that is not the same in another order."""
     del data
-    return state + 1, sums * 3 + state
+    step, value = state
+    return (step + 1, value * 3 + step), value
 
 
-chunk = Dispatcher(
-    count, chunked=True, max_steps=0, sharding=jax.sharding.SingleDeviceSharding(jax.local_devices(backend="cpu")[0])
-)
+chunk = Dispatcher(count, chunked=True)
 
 
 @given(cuts=st.sets(st.integers(1, 59)))
 def test_however_steps_are_cut_into_chunks_the_result_is_that_of_single_steps(cuts):
-    state, sums = jnp.uint32(0), jnp.uint32(1)
+    state, sums = (jnp.uint32(0), jnp.uint32(1)), jnp.uint32(0)
     for start, end in zip([0, *sorted(cuts)], [*sorted(cuts), 60], strict=True):
         state, sums, step = chunk(state, sums, None, start, end)
         assert step == end
-    expected = 1
+    value, total = 1, 0
     for step in range(60):
-        expected = (3 * expected + step) % 2**32
-    assert (int(state), int(sums)) == (60, expected)
+        value, total = (3 * value + step) % 2**32, (total + value) % 2**32
+    assert (int(state[0]), int(state[1]), int(sums)) == (60, value, total)
 
 
 @hypothesis.settings(max_examples=30)  # each compiles its own shapes
 @given(num_images=st.integers(1, 60), batch_size=st.integers(1, 70), num_devices=st.integers(1, 8))
 def test_padding_keeps_every_image_once_and_masks_the_rest(num_images, batch_size, num_devices):
     images = Images(np.arange(num_images, dtype=np.uint8).reshape(-1, 1, 1, 1), np.arange(num_images, dtype=np.int32))
-    data = EvalData.of(images, Normalization(np.zeros(1, np.float32), np.ones(1, np.float32)), batch_size, num_devices)
+    data = EvalData.from_images(
+        images, Normalization(np.zeros(1, np.float32), np.ones(1, np.float32)), batch_size, num_devices
+    )
     assert data.batch_size % num_devices == 0
     assert data.batch_size <= math.ceil(batch_size / num_devices) * num_devices
     batches = [data.batch(np.int32(index)) for index in range(data.num_batches)]

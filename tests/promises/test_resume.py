@@ -8,16 +8,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import ROOT, command, create_dispatcher, digits_config, read_metrics, run_main, zero_sums
+from conftest import ROOT, command, copy, create_dispatcher, create_experiment, digits_config, read_metrics, run_main
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import averaging
-import evaluation
 import train
 from configs import default
-from runtime import average_table, checkpointing
-from runtime.checkpointing import Checkpoints, Record, Stored
+from runtime import average_table
+from runtime.checkpointing import Checkpoints
 from runtime.errors import UserError
+from runtime.metric_writing import Written
+from runtime.stored import Best, Stored, find_checkpoint, list_stored
+from tools import finished
 
 FLAGS = (
     "--config.duration=60 steps",
@@ -46,8 +48,8 @@ def assert_same_leaves(a, b):
 
 def saved_state(workdir, config):
     """The state in the latest checkpoint."""
-    state = train.set_up(config, workdir, "accept").state
-    return checkpointing.find_checkpoint(workdir, "latest").restore_state(state)
+    state = create_experiment(config, workdir, "accept").state
+    return find_checkpoint(workdir, "latest").restore_state(state)
 
 
 @pytest.mark.slow
@@ -72,7 +74,7 @@ def test_a_run_killed_again_and_again_ends_with_the_same_bits(tmp_path, steps_pe
         assert result.returncode == 0, result.stderr
     assert (interrupted / "metrics.jsonl").read_bytes() == (uninterrupted / "metrics.jsonl").read_bytes()
     assert best(interrupted) == best(uninterrupted)
-    snapshots = [checkpointing.list_stored(workdir) for workdir in (interrupted, uninterrupted)]
+    snapshots = [list_stored(workdir) for workdir in (interrupted, uninterrupted)]
     assert len(snapshots[0]) >= 12
     optimizer = {"optimizer__name": "adamw", "optimizer__gradient_noise": 0.01}
     config = digits_config(model__name="cnn", model__hidden_sizes=(256, 256), model__batch_norm=True, **optimizer)
@@ -84,17 +86,17 @@ def test_a_run_killed_again_and_again_ends_with_the_same_bits(tmp_path, steps_pe
 
 
 def best(workdir):
-    return checkpointing.find_checkpoint(workdir, "latest").record.best
+    return find_checkpoint(workdir, "latest").record.best
 
 
 def test_a_checkpoint_is_what_the_state_was_though_its_buffers_were_donated_since(tmp_path):
     """Saving goes on in the background while the next steps overwrite the state."""
     config = digits_config(checkpoint_every="1 steps", keep_checkpoints=50, eval_every="100%", log_every="100%")
-    final = train.train_and_evaluate(config, tmp_path)
+    final, _ = train.train_and_evaluate(config, tmp_path)
     assert_same_leaves(saved_state(tmp_path, config), final)
-    experiment = train.set_up(config, tmp_path, "refuse")
+    experiment = create_experiment(config, tmp_path)
     advance = create_dispatcher(experiment)
-    state, sums = experiment.state, zero_sums(experiment)
+    state, sums = experiment.state, copy(experiment.sums)
     for step in range(1, 21):
         state, sums, _ = advance(*jax.tree.map(jnp.copy, (state, sums)), experiment.train_data, step - 1, step)
         stored = Stored.read(tmp_path / "checkpoints" / str(step))
@@ -116,7 +118,7 @@ def test_a_longer_run_is_the_continued_shorter_one(tmp_path):
     train.train_and_evaluate(config, tmp_path / "a")
     config.duration = "40 steps"
     assert_same_leaves(
-        train.train_and_evaluate(config, tmp_path / "a"), train.train_and_evaluate(config, tmp_path / "b")
+        train.train_and_evaluate(config, tmp_path / "a")[0], train.train_and_evaluate(config, tmp_path / "b")[0]
     )
     assert (tmp_path / "a/metrics.jsonl").read_bytes() == (tmp_path / "b/metrics.jsonl").read_bytes()
 
@@ -136,87 +138,21 @@ def test_tensorboard_shows_every_step_once_after_a_restart(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_run_may_go_on_with_other_averages_and_none_starts_at_random(tmp_path, capsys):
-    config = digits_config()
-    config.averages.dropped = default.average("ema", decay=0.5)
-    before = train.train_and_evaluate(config, tmp_path)
-    after = digits_config(duration="21 steps", averages__ema__decay=0.99)
-    after.averages.new = default.average("ema", decay=0.5)
-    state = train.train_and_evaluate(after, tmp_path)
-    assert {name: int(count) for name, count in state.ema_count.items()} == {"ema": 21, "new": 1}
-    # Its first step size is 1, so after one update the new average is the present parameters.
-    assert_same_leaves(state.ema_params["new"], state.params)
-    s = 0.01 / (1 - 0.99**21)
-    expected = jax.tree.map(lambda a, p: a + s * (p - a), before.ema_params["ema"], state.params)
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7), state.ema_params["ema"], expected)
-    said = capsys.readouterr().out
-    assert "averages.ema.decay: 0.9 before, 0.99 now" in said
-    assert "averages.new.decay: absent before, 0.5 now" in said
-    assert "averages.dropped.decay: 0.5 before, absent now" in said
-    assert "The average 'new' starts from the restored parameters" in said
-    assert "The average 'dropped' is dropped" in said
-    assert "The average 'ema' keeps its weights and its 20 updates" in said
-    assert "it is ema(debias=True, decay=0.99), after 20 updates of ema(debias=True, decay=0.9)" in said
-
-
-@pytest.mark.slow
-def test_an_average_switched_off_and_on_again_starts_from_the_restored_parameters(tmp_path):
-    train.train_and_evaluate(digits_config(), tmp_path)
-    off = train.train_and_evaluate(digits_config(duration="25 steps", averages__ema__kind="none"), tmp_path)
-    assert off.ema_params == {}
-    on = digits_config(duration="26 steps", averages__ema__kind="soft_update", averages__ema__tau=0.25)
-    on.averages.ema.decay = 0.999  # its default
-    state = train.train_and_evaluate(on, tmp_path)
-    assert state.ema_count["ema"] == 1
-    expected = jax.tree.map(lambda a, p: a + 0.25 * (p - a), off.params, state.params)
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), state.ema_params["ema"], expected)
-
-
-@pytest.mark.slow
-def test_an_average_that_was_changed_is_described_as_what_it_really_is(tmp_path, capsys):
-    """20 updates of a soft update, then an EMA: its kernel has both, and its warning."""
-
-    def run(duration, **fields):
-        config = digits_config(duration=duration)
-        config.averages.ema = default.average(**fields)
-        train.train_and_evaluate(config, tmp_path)
-        record = checkpointing.find_checkpoint(tmp_path, "latest").record
-        return [(count, average.kind) for average in record.averages for count, average in average.earlier]
-
-    assert run("20 steps", kind="soft_update") == []
-    assert run("21 steps", kind="ema", decay=0.9) == [(20, "soft_update")]
-    assert (
-        "now on it is ema(debias=True, decay=0.9), after 20 updates of soft_update(tau=0.005)"
-        in capsys.readouterr().out
-    )
-    assert run("25 steps", kind="ema", decay=0.9) == [(20, "soft_update")]  # and not forgotten by the next start
-    stored = json.loads((tmp_path / "averages.json").read_text())["ema"]
-    s = averaging.ema(0.9)(np.arange(21, 26))
-    left = 0.995**20 * np.prod(1 - s)
-    assert stored["initial_weight"] == pytest.approx(left)
-    assert f"Warning: {left:.1%} of the final weight of the average 'ema'" in capsys.readouterr().out
-    assert run("26 steps", kind="none") == []
-    assert run("27 steps", kind="ema", decay=0.9) == []  # a new one
-
-
-@pytest.mark.slow
 def test_snapshots_are_kept_and_those_after_the_checkpoint_taken_again(tmp_path):
     config = digits_config(snapshot_every="3 steps", keep_checkpoints=1, best_curve="raw")
-    state = train.train_and_evaluate(config, tmp_path)
-    stored = checkpointing.list_stored(tmp_path)
+    state, _ = train.train_and_evaluate(config, tmp_path)
+    stored = list_stored(tmp_path)
     assert [place.record.step for place in stored if place.is_snapshot] == [3, 6, 9, 12, 15, 18, 20]
     last = stored[-1].read_weights("ema", state)
-    assert_same_leaves(last, state.curves()["ema"])
+    assert_same_leaves(last, state.weights()["ema"])
     # As if the run had been killed with the checkpoint of step 10 as its last: it goes on with another average.
     train.train_and_evaluate(digits_config(duration="10 steps", snapshot_every="3 steps"), tmp_path / "b")
     shutil.copytree(tmp_path / "snapshots" / "15", tmp_path / "b" / "snapshots" / "15")
     other = digits_config(duration="20 steps", snapshot_every="3 steps", averages__ema__decay=0.5)
     other = train.train_and_evaluate(other, tmp_path / "b")
-    stored = {place.record.step: place for place in checkpointing.list_stored(tmp_path / "b") if place.is_snapshot}
+    stored = {place.record.step: place for place in list_stored(tmp_path / "b") if place.is_snapshot}
     assert list(stored) == [3, 6, 9, 10, 12, 15, 18, 20]
-    assert [average.earlier[0][0] for average in stored[15].record.averages] == [10]
-    assert [average.earlier for average in stored[9].record.averages] == [()]
-    assert stored[15].record.counts == {"ema": 15}
+    assert (stored[9].record.counts, stored[15].record.counts) == ({"ema": 9}, {"ema": 5})
 
 
 @pytest.mark.slow
@@ -248,7 +184,7 @@ def test_a_table_says_what_each_average_will_be_and_warns_of_random_weights(tmp_
 
 @pytest.mark.slow
 def test_a_long_kernel_is_stored_in_a_thousand_sums_at_most(tmp_path):
-    state = train.set_up(digits_config(averages__ema__half_life="10%"), tmp_path, "refuse").state
+    state = create_experiment(digits_config(averages__ema__half_life="10%"), tmp_path).state
     average_table.write(tmp_path, state, 2500, random_start=True)
     stored = json.loads((tmp_path / "averages.json").read_text())["ema"]
     exact = averaging.kernel(state.averages[0].schedule, 2500)[1:]
@@ -262,7 +198,7 @@ def test_an_accepted_change_of_the_optimizer_takes_effect(tmp_path):
     for momentum in (0.9, 0.5):
         train.train_and_evaluate(digits_config(), tmp_path / str(momentum))
         config = digits_config(duration="30 steps", optimizer__momentum=momentum)
-        final.append(train.train_and_evaluate(config, tmp_path / str(momentum), config_change="accept"))
+        final.append(train.train_and_evaluate(config, tmp_path / str(momentum), config_change="accept")[0])
     assert (final[0].params["Dense_0"]["kernel"] != final[1].params["Dense_0"]["kernel"]).any()
 
 
@@ -275,11 +211,14 @@ def test_a_checkpoint_of_another_model_is_refused_and_the_workdir_stays_as_it_wa
     train.train_and_evaluate(digits_config(), tmp_path)
 
 
-def test_an_average_that_was_never_saved_is_not_scored(tmp_path):
+def test_an_average_is_scored_as_it_was_saved_and_one_that_was_not_is_not_scored(tmp_path):
     train.train_and_evaluate(digits_config(), tmp_path)
-    config = digits_config()
+    config = digits_config(averages__ema__decay=0.5)  # which a run that continued would start anew
     config.averages.new = default.average("ema", decay=0.5)
-    assert set(train.evaluate_checkpoint(config, tmp_path)) == {"raw", "ema", "ema-raw"}
+    metrics = finished.evaluate_checkpoint(config, tmp_path)
+    assert set(metrics) == {"raw", "ema", "ema-raw"}
+    assert metrics["ema"]["loss"] == read_metrics(tmp_path, "ema")[-1]["loss"]
+    assert set(finished.evaluate_checkpoint(digits_config(averages__ema__kind="none"), tmp_path)) == {"raw"}
 
 
 def test_a_run_does_not_continue_with_a_loss_function_of_other_metrics(tmp_path, monkeypatch):
@@ -289,7 +228,7 @@ def test_a_run_does_not_continue_with_a_loss_function_of_other_metrics(tmp_path,
         objective, (metrics, batch_stats) = train.loss_fn(params, state, batch, **kwargs)
         return objective, (metrics | {"one": (1.0, 1)}, batch_stats)
 
-    monkeypatch.setitem(train.TASKS, "classification", (with_one_more, evaluation.score_fn))
+    monkeypatch.setitem(train.TASKS, "classification", train.Task(loss_fn=with_one_more))
     with pytest.raises(UserError, match=r"holds sums of other metrics than .*one.* it has changed since"):
         train.train_and_evaluate(digits_config(duration="20 steps"), tmp_path)
 
@@ -303,32 +242,34 @@ def test_the_latest_and_the_best_checkpoints_are_kept_by_separate_rules(tmp_path
         objective, aux = train.loss_fn(params, state, batch, **kwargs)
         return jnp.where(state.step < 8, objective, -objective), aux
 
-    config.task = task(climbs_from_step_8)
+    config.task = task(loss_fn=climbs_from_step_8)
     train.train_and_evaluate(config, tmp_path)
     losses = {line["step"]: line["loss"] for line in read_metrics(tmp_path, "raw")}
     best_step = min(losses, key=losses.get)
     assert best_step < 16, "the best checkpoint must be older than the latest ones for this test to say anything"
     assert {int(path.name) for path in (tmp_path / "checkpoints").iterdir()} == {best_step, 18, 20}
-    assert best(tmp_path) == {"step": best_step, "curve": "raw", "metric": "loss", "value": losses[best_step]}
-    metrics = train.evaluate_checkpoint(config, tmp_path, which="best")
+    assert best(tmp_path) == Best(best_step, "raw", "loss", losses[best_step])
+    metrics = finished.evaluate_checkpoint(config, tmp_path, which="best")
     assert metrics["raw"]["loss"] == losses[best_step]
 
 
 def test_an_evaluation_better_than_all_before_is_saved_between_checkpoints(tmp_path):
     train.train_and_evaluate(digits_config(eval_every="4 steps", checkpoint_every="100%"), tmp_path)
     accuracies = {line["step"]: line["accuracy"] for line in read_metrics(tmp_path, "ema")}
-    assert best(tmp_path)["value"] == max(accuracies.values())
+    assert best(tmp_path).value == max(accuracies.values())
 
 
 def test_a_checkpoint_of_another_format_is_refused_by_name(tmp_path):
     config = digits_config()
-    experiment = train.set_up(config, tmp_path, "refuse")
-    with Checkpoints(tmp_path) as checkpoints:
-        checkpoints.save(experiment.state, experiment.state.rejected, Record(step=3, format=0))
+    experiment = create_experiment(config, tmp_path)
+    with Checkpoints(tmp_path, 1, experiment.state) as checkpoints:
+        checkpoints.save(experiment.state, experiment.sums, None, Written())
     # It is said of that, too, which had no digests, and not how the config of that version differs.
-    (tmp_path / "checkpoints" / "3" / "sha256.json").unlink()
+    record = tmp_path / "checkpoints" / "0" / "record" / "metadata"
+    record.write_text(json.dumps(json.loads(record.read_text()) | {"format": 0}))
+    (tmp_path / "checkpoints" / "0" / "sha256.json").unlink()
     (tmp_path / "config.json").write_text("{}")
-    with pytest.raises(UserError, match=r"checkpoints/3 has format 0; this version reads \d"):
+    with pytest.raises(UserError, match=r"checkpoints/0 has format 0; this version reads \d"):
         train.train_and_evaluate(config, tmp_path)
 
 

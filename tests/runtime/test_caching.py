@@ -152,18 +152,13 @@ def test_a_second_run_imports_no_tensorflow_compiles_nothing_and_computes_the_sa
     assert "TensorFlow: True" in first
     assert f"are kept in {cache}" in first
     assert "Compiled: True" in first
-    second, again = run("second", "--v=1")
+    second, again = run("second")
     assert "TensorFlow: False" in second
     assert again == metrics
     assert "Compiled: False" in second
-    phases = ["imports", "devices", "find data", "read data", "first state", "data to device", "workdir", "first step"]
-    lines = second[second.index("phase ") :].splitlines()[1:9]
-    assert [line[:14].strip() for line in lines] == phases
-    ends = [float(line[14:].split()[0]) for line in lines]
-    assert ends == sorted(ends)
 
-    [stored] = (cache / "data").iterdir()
-    stored.write_bytes(stored.read_bytes()[:-1])
+    damaged, _ = (cache / "data").iterdir()  # training and test images
+    damaged.write_bytes(damaged.read_bytes()[:-1])
     third, again = run("third")
     assert "is damaged and will be made again" in third
     assert "TensorFlow: True" in third

@@ -1,25 +1,31 @@
 import json
-import os
+import logging
 import pathlib
 import shutil
-import subprocess
-import sys
+import threading
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+import orbax.checkpoint as ocp
 import pytest
-from conftest import ROOT, digits_config, read_metrics
+from conftest import create_experiment, digits_config, read_metrics
 
 import evaluation
 import train
 from runtime import checkpointing, run_folder
-from runtime.checkpointing import Checkpoints, DamagedError, Record, Stored
+from runtime.checkpointing import Checkpoints, find_origin
 from runtime.errors import UserError
+from runtime.metric_writing import Written
+from runtime.stored import Best, DamagedError, Record, Stored, find_checkpoint, list_stored
+from tools import finished
 
 # Every kind of file in a checkpoint. Of some there are several, with digests as their names.
 KINDS = (
     "_CHECKPOINT_METADATA",
+    "commit_success.txt",
     "sha256.json",
+    "record/commit_success.txt",
     "record/metadata",
     *(
         f"{item}/{name}"
@@ -28,6 +34,7 @@ KINDS = (
             "_METADATA",
             "_sharding",
             "array_metadatas/process_0",
+            "commit_success.txt",
             "d/*",
             "manifest.ocdbt",
             "ocdbt.process_0/d/*",
@@ -50,6 +57,12 @@ def run(tmp_path_factory):
 def copy(run, tmp_path):
     config, workdir = run
     return config.copy_and_resolve_references(), shutil.copytree(workdir, tmp_path / "copy")
+
+
+@pytest.fixture(scope="module")
+def like():
+    """The state that such a run creates, of which shapes and dtypes count."""
+    return create_experiment(digits_config()).state
 
 
 def contents(folder):
@@ -79,15 +92,15 @@ def flip(path):
 
 @pytest.mark.parametrize("damage", [truncate, empty, flip, pathlib.Path.unlink])
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_damaged_checkpoint_is_named_and_set_aside_and_the_one_before_it_used(copy, kind, damage, capsys):
+def test_a_damaged_checkpoint_is_named_and_set_aside_and_the_one_before_it_used(copy, kind, damage, capsys, like):
     _, workdir = copy
     newest = workdir / "checkpoints" / "20"
     damage(next(newest.glob(kind)))
     left = contents(newest)
-    with Checkpoints(workdir) as checkpoints:
+    with Checkpoints(workdir, 1, like) as checkpoints:
         assert checkpoints.latest.record.step == 15
         assert newest.exists()
-        checkpoints.discard_later()
+        checkpoints.discard_newer()
     said = capsys.readouterr().out
     assert f"{newest} is damaged" in said
     assert kind.partition("*")[0] in said
@@ -114,23 +127,23 @@ def test_a_flipped_bit_anywhere_in_a_checkpoint_is_noticed(copy):
 
 
 @pytest.mark.parametrize("moved", ["5000", "020"])
-def test_a_checkpoint_in_a_folder_of_another_step_is_damaged(copy, moved):
+def test_a_checkpoint_in_a_folder_of_another_step_is_damaged(copy, moved, like):
     _, workdir = copy
     (workdir / "checkpoints" / "20").rename(workdir / "checkpoints" / moved)
-    with Checkpoints(workdir) as checkpoints:
+    with Checkpoints(workdir, 1, like) as checkpoints:
         assert checkpoints.latest.record.step == 15
-        checkpoints.discard_later()
+        checkpoints.discard_newer()
     assert [path.name.partition("-")[0] for path in (workdir / "damaged").iterdir()] == [moved]
 
 
 def test_what_is_no_checkpoint_is_left_alone(copy):
     config, workdir = copy
-    before = train.train_and_evaluate(config, workdir)
-    for name in ("checkpoints/²", "checkpoints/7.bak", "checkpoints/20/._x", "snapshots/y"):
+    before, _ = train.train_and_evaluate(config, workdir)
+    for name in ("checkpoints/²", "checkpoints/7.bak", "checkpoints/x.partial", "checkpoints/20/._x", "snapshots/y"):
         (workdir / name).mkdir()
-    for name in ("checkpoints/5000", "checkpoints/20.orbax-checkpoint-tmp-1", "checkpoints/20/.DS_Store"):
+    for name in ("checkpoints/5000", "checkpoints/20.partial", "checkpoints/20/.DS_Store"):
         (workdir / name).touch()
-    after = train.train_and_evaluate(config, workdir)
+    after, _ = train.train_and_evaluate(config, workdir)
     for x, y in zip(jax.tree.leaves(before), jax.tree.leaves(after), strict=True):
         assert (x == y).all()
 
@@ -144,25 +157,62 @@ def test_files_of_others_in_a_new_workdir_stay(tmp_path):
     assert [path.read_text() for path in notes] == ["mine"] * 3
 
 
-def test_an_unfinished_save_is_named_and_removed(copy, capsys):
+# While orbax writes, and while the digests are made.
+@pytest.mark.parametrize("name", ["20.partial.orbax-checkpoint-tmp", "20.partial"])
+def test_an_unfinished_save_is_named_and_removed(copy, like, name, capsys):
     _, workdir = copy
     newest = workdir / "checkpoints" / "20"
-    unfinished = newest.rename(newest.with_name("20.orbax-checkpoint-tmp"))
-    with Checkpoints(workdir) as checkpoints:
-        assert checkpoints.latest.record.step == 15
-        checkpoints.discard_later()
+    unfinished = newest.rename(newest.with_name(name))
+    with Checkpoints(workdir, 1, like) as checkpoints:
+        assert checkpoints.record.step == 15
+        checkpoints.discard_newer()
     assert f"{unfinished} was not finished and is removed" in capsys.readouterr().out
     assert not unfinished.exists()
+
+
+# In the background, while orbax writes and while the digests are made.
+@pytest.mark.parametrize(
+    "step", [(ocp.CompositeCheckpointHandler, "finalize"), (checkpointing, "compute_digests")], ids=["orbax", "digests"]
+)
+def test_a_checkpoint_that_cannot_be_written_is_said_at_the_next_and_none_is_lost(copy, step, monkeypatch, caplog):
+    config, workdir = copy
+    before = contents(workdir)
+    state = create_experiment(config, workdir).state
+    monkeypatch.setattr(*step, broken)
+    with Checkpoints(workdir, 1, state) as checkpoints:
+        checkpoints.save(state.replace(step=jnp.int32(25)), state.rejected, None, Written())
+        with pytest.raises(UserError, match=r"could not be saved: .*broken disk.* the same command continues"):
+            checkpoints.save(state.replace(step=jnp.int32(30)), state.rejected, None, Written())
+    assert before.items() <= contents(workdir).items()
+    with Checkpoints(workdir, 1, state) as checkpoints:
+        assert checkpoints.record.step == 20
+        checkpoints.discard_newer()
+    assert contents(workdir) == before
+    assert not [record for record in caplog.records if record.levelno >= logging.ERROR]  # no traceback of orbax
+
+
+def broken(*_, **__):
+    raise OSError("broken disk")
+
+
+def test_a_folder_that_cannot_be_made_ends_the_run_at_once_with_nothing_left_to_wait_for(copy, caplog):
+    config, workdir = copy
+    state = create_experiment(config, workdir).state
+    shutil.rmtree(workdir / "snapshots")
+    (workdir / "snapshots").touch()
+    error = pytest.raises(UserError, match=r"could not be saved: .*Not a directory")
+    with error, Checkpoints(workdir, 1, state) as checkpoints:
+        checkpoints.save_snapshot(state)
+    assert not [thread for thread in threading.enumerate() if type(thread).__module__.startswith("orbax")]
+    assert not [record for record in caplog.records if record.levelno >= logging.ERROR]
 
 
 def test_after_damage_a_run_ends_with_the_same_bits(copy):
     config, workdir = copy
     before = contents(workdir)
-    state = checkpointing.find_checkpoint(workdir, "latest").restore_state(
-        train.set_up(config, workdir, "refuse").state
-    )
+    state = find_checkpoint(workdir, "latest").restore_state(create_experiment(config, workdir).state)
     flip(next((workdir / "checkpoints" / "20" / "state").glob("d/*")))
-    again = train.train_and_evaluate(config, workdir)
+    again, _ = train.train_and_evaluate(config, workdir)
     for x, y in zip(jax.tree.leaves(again), jax.tree.leaves(state), strict=True):
         assert (x == y).all()
     for name in ("metrics.jsonl", "config.json", "averages.json"):
@@ -236,12 +286,12 @@ def test_evaluation_uses_the_checkpoint_before_a_damaged_one_says_so_and_changes
     config, workdir = copy
     flip(workdir / "checkpoints" / "20" / "state" / "manifest.ocdbt")
     before = contents(workdir)
-    train.evaluate_checkpoint(config, workdir)
+    finished.evaluate_checkpoint(config, workdir)
     said = capsys.readouterr().out
     assert f"Note: {workdir / 'checkpoints' / '20'} is damaged" in said
     assert "latest checkpoint, step 15" in said
     with pytest.raises(UserError, match="holds no best checkpoint"):  # which was that of step 20
-        train.evaluate_checkpoint(config, workdir, which="best")
+        finished.evaluate_checkpoint(config, workdir, which="best")
     assert contents(workdir) == before
 
 
@@ -249,9 +299,9 @@ def test_damaged_snapshots_are_left_out_by_name(copy, capsys):
     _, workdir = copy
     folder = workdir / "snapshots" / "10"
     flip(next(folder.glob("state/d/*")))
-    assert [stored.record.step for stored in checkpointing.list_stored(workdir)] == [10, 15, 20]  # 10: the checkpoint
+    assert [stored.record.step for stored in list_stored(workdir)] == [10, 15, 20]  # 10: the checkpoint
     shutil.rmtree(workdir / "checkpoints" / "10")
-    assert [stored.record.step for stored in checkpointing.list_stored(workdir)] == [15, 20]
+    assert [stored.record.step for stored in list_stored(workdir)] == [15, 20]
     assert f"Note: {folder} is damaged" in capsys.readouterr().out
 
 
@@ -261,38 +311,11 @@ def test_before_the_first_step_everything_that_a_run_starts_from_is_its_own(tmp_
     config = digits_config(init_from=str(other), init_weights="ema")
     train.train_and_evaluate(config, tmp_path)
     first = Stored.read(tmp_path / "checkpoints" / "0")
-    assert first.record.writer["lengths"] == {"metrics.jsonl": 0, "timing.jsonl": 0}
-    like = train.set_up(config, tmp_path, "refuse").state
-    weights = checkpointing.find_weights(str(other), "ema", like).read_weights("ema", like)
+    assert first.record.writer.lengths == {"metrics.jsonl": 0, "timing.jsonl": 0}
+    like = create_experiment(config, tmp_path).state
+    weights = find_origin(tmp_path / "new", str(other), "ema", like).read_weights("ema", like)
     for x, y in zip(jax.tree.leaves(first.restore_state(like).params), jax.tree.leaves(weights["params"]), strict=True):
         assert (x == y).all()
-
-
-# Holds a workdir until it is killed.
-HOLDER = """
-import pathlib, signal, sys
-from runtime import run_folder
-with run_folder.hold(pathlib.Path(sys.argv[1])):
-    print("held", flush=True)
-    signal.pause()
-"""
-
-
-def test_a_workdir_is_one_process_s_until_that_is_dead(tmp_path):
-    workdir = tmp_path / "run"
-    command = [sys.executable, "-c", HOLDER, str(workdir)]
-    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
-        try:
-            assert process.stdout.readline() == "held\n"
-            with (
-                pytest.raises(UserError, match=f"in use by another run .process {process.pid} on"),
-                run_folder.hold(workdir),
-            ):
-                pass
-        finally:
-            process.kill()
-    with run_folder.hold(workdir):
-        assert str(os.getpid()) in (workdir / "lock").read_text()
 
 
 def test_a_run_whose_workdir_is_in_use_is_refused_before_it_looks_at_checkpoints(copy):
@@ -319,5 +342,5 @@ def test_a_workdir_that_vanishes_ends_the_run_at_the_next_line(tmp_path, task):
 
 
 def test_records_come_back_as_they_were():
-    record = Record(3, {"step": 2, "curve": "raw", "metric": "loss", "value": 0.5}, {"lengths": {"metrics.jsonl": 7}})
+    record = Record(3, Best(2, "raw", "loss", 0.5), Written(2, {"metrics.jsonl": 7}, {"eval_seconds": 0.25}))
     assert Record.from_json(json.loads(json.dumps(record.to_json()))) == record

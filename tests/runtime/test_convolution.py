@@ -220,26 +220,72 @@ def test_other_backends_get_xlas_convolution_and_nothing_else(monkeypatch):
     assert [eqn.primitive.name for eqn in jaxpr.eqns] == ["conv_general_dilated"]
 
 
+class Convolutions(nn.Module):
+    """A convolution made in `__call__`, one made in `setup`, one handed in, and one with a function of its own."""
+
+    given: nn.Module
+    own: nn.Module
+
+    def setup(self):
+        self.made = nn.Conv(4, (3, 3))
+
+    @nn.compact
+    def __call__(self, x):
+        return self.own(self.given(self.made(nn.Conv(4, (3, 3))(x))))
+
+
+def test_all_convolutions_of_a_model_are_these_but_for_those_that_have_a_function_of_their_own(monkeypatch):
+    called = []
+
+    def note(name, function):
+        return lambda *args, **kwargs: called.append(name) or function(*args, **kwargs)
+
+    monkeypatch.setattr(convolution, "conv_general_dilated", note("ours", convolution.conv_general_dilated))
+    own = nn.Conv(4, (3, 3), conv_general_dilated=note("own", lax.conv_general_dilated))
+    model = Convolutions(nn.Conv(4, (3, 3)), own)
+    x = np.ones((1, 5, 5, 4), np.float32)
+    variables = model.init(jax.random.key(0), x)
+    assert called == ["own"]
+    called.clear()
+    ours = convolution.FastApply(model)(variables, x)
+    assert called == ["ours"] * 3 + ["own"]
+    called.clear()
+    np.testing.assert_allclose(ours, model.apply(variables, x), atol=1e-6)  # four sums of 36 products, of about 1
+    assert called == ["own"]  # nothing sticks to the model
+
+
+def test_the_convolutions_of_equal_models_are_traced_once():
+    traced = []
+
+    @functools.partial(jax.jit, static_argnums=0)
+    def apply(apply_fn, variables, x):
+        traced.append(apply_fn)
+        return apply_fn(variables, x)
+
+    x = jnp.ones((1, 5, 5, 4))
+    for features in (4, 4, 5):
+        conv = nn.Conv(features, (3, 3))
+        apply(convolution.FastApply(conv), jax.jit(conv.init)(jax.random.key(0), x), x)
+    assert [apply_fn.model.features for apply_fn in traced] == [4, 5]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["cnn", "small_cnn", "resnet"])
-def test_models_have_the_parameters_logits_and_gradients_that_they_have_with_xla(monkeypatch, few_to_a_chunk, name):
+def test_models_have_the_logits_and_gradients_that_they_have_with_xla(few_to_a_chunk, name):
     fields = {"batch_norm": True, "dropout": 0.0, "depth": 20, "width": 1, "zero_init_residual": False}
     images = np.random.default_rng(0).standard_normal((4, 12, 12, 3)).astype(np.float32)
+    model = models.create_model(name, num_classes=10, dtype="float32", **fields)
+    variables = jax.jit(functools.partial(model.init, train=False))(jax.random.key(0), images)
 
-    def run():
-        model = models.create_model(name, num_classes=10, dtype="float32", **fields)
-        variables = jax.jit(functools.partial(model.init, train=False))(jax.random.key(0), images)
-
+    def run(apply_fn):
         def loss(params):
-            logits, _ = model.apply(variables | {"params": params}, images, train=True, mutable=["batch_stats"])
+            logits, _ = apply_fn(variables | {"params": params}, images, train=True, mutable=["batch_stats"])
             return (logits**2).mean(), logits
 
-        return variables, *jax.jit(jax.grad(loss, has_aux=True))(variables["params"])
+        return jax.jit(jax.grad(loss, has_aux=True))(variables["params"])
 
-    variables, gradients, logits = run()
-    monkeypatch.setattr(models, "Conv", nn.Conv)
-    xla_variables, xla_gradients, xla_logits = run()
-    jax.tree.map(np.testing.assert_array_equal, variables, xla_variables)
+    gradients, logits = run(convolution.FastApply(model))
+    xla_gradients, xla_logits = run(model.apply)
     np.testing.assert_allclose(logits, xla_logits, rtol=0, atol=1e-4)  # a network amplifies rounding, deeper ones more
     for ours, right in zip(jax.tree.leaves(gradients), jax.tree.leaves(xla_gradients), strict=True):
         assert np.linalg.norm(ours - right) <= 1e-3 * max(np.linalg.norm(right), 1e-3)

@@ -4,12 +4,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import create_dispatcher, digits_config, read_metrics, zero_sums
-from flax import linen as nn
+from conftest import copy, create_dispatcher, create_experiment, digits_config, read_metrics
 
-import models
 import train
-from runtime import dispatch
+from runtime import dispatch, run_config
+from runtime.errors import UserError
 from train_state import Average
 
 CNN = {"model__name": "cnn", "model__hidden_sizes": (256, 256), "model__batch_norm": True, "model__dropout": 0.25}
@@ -22,7 +21,7 @@ def run(experiment, cuts, chunked=True, max_steps=0):
     """State and sums after advancing to each of the steps in turn, in chunks as long as `max_steps` allows."""
     advance = create_dispatcher(experiment, chunked, max_steps)
     advance._next = max_steps or 2**31 - 1  # whatever the clock says
-    state, sums, step = jax.tree.map(jnp.copy, experiment.state), zero_sums(experiment), FIRST
+    state, sums, step = copy(experiment.state), copy(experiment.sums), FIRST
     state = state.replace(step=state.step + FIRST)
     for end in (FIRST + cut for cut in cuts):
         state, sums, _ = advance(state, sums, experiment.train_data, step, end)
@@ -34,7 +33,7 @@ def run(experiment, cuts, chunked=True, max_steps=0):
 def experiment(tmp_path_factory):
     config = digits_config(augment__crop_padding=1, **CNN)
     config.averages.slow = {"kind": "ema", "decay": 0.9, "every": "4 steps", "batch_stats": "copy"}
-    return train.set_up(config, tmp_path_factory.mktemp("none"), "refuse")
+    return create_experiment(config)
 
 
 def test_a_chunk_computes_what_single_steps_do_but_for_rounding(experiment):
@@ -56,7 +55,7 @@ def test_a_chunk_fetches_and_sends_nothing(experiment):
     state, sums = run(experiment, [2])
     state = state.replace(rng=jax.random.wrap_key_data(state.rng))
     advance = create_dispatcher(experiment)
-    compiled = advance._program.lower(state, sums, experiment.train_data, np.int32(3)).compile()
+    compiled = advance.compiled_for(state, sums).lower(state, sums, experiment.train_data, np.int32(3)).compile()
     text = compiled.as_text()
     assert "while(" in text
     for word in ("infeed", "outfeed", "send(", "recv(", "callback"):
@@ -97,9 +96,11 @@ def test_a_continued_run_compiles_its_training_program_once_too(tmp_path, monkey
     programs = []
 
     class Remembering(dispatch.Dispatcher):
-        def __init__(self, *args, **kwargs):
-            super().__init__(*args, **kwargs)
-            programs.append(self._program)
+        def compiled_for(self, state, sums):
+            program = super().compiled_for(state, sums)
+            if program not in programs:
+                programs.append(program)
+            return program
 
     monkeypatch.setattr(train, "Dispatcher", Remembering)
     train.train_and_evaluate(digits_config(), tmp_path)
@@ -119,15 +120,15 @@ def test_a_dispatch_lasts_no_longer_than_one_is_willing_to_wait(monkeypatch, sec
         def perf_counter():
             return now[0]
 
-    advance = dispatch.Dispatcher(lambda state, sums, data: (state + 1, sums), chunked=True, max_steps=0, sharding=None)
-    program = advance._program
+    advance = dispatch.Dispatcher(lambda state, data: (state + 1, jnp.int32(0)), chunked=True)
+    program = advance.compiled_for(jnp.int32(0), jnp.int32(0))
 
     def timed(state, sums, data, num_steps):
         dispatched.append(int(num_steps))
         now[0] += seconds_per_step * num_steps
         return program(state, sums, data, num_steps)
 
-    advance._program = timed
+    monkeypatch.setattr(advance, "compiled_for", lambda *_: timed)
     monkeypatch.setattr(dispatch, "time", Clock)
     state, _, _ = advance(jnp.int32(0), jnp.int32(0), None, 0, 120)
     assert state == sum(dispatched) == 120
@@ -138,33 +139,35 @@ def test_a_dispatch_lasts_no_longer_than_one_is_willing_to_wait(monkeypatch, sec
 def test_the_largest_number_of_steps_is_respected(experiment, monkeypatch):
     lengths = []
     advance = create_dispatcher(experiment, max_steps=3)
-    program = advance._program
-    advance._program = lambda *args: lengths.append(int(args[-1])) or program(*args)
-    advance(jax.tree.map(jnp.copy, experiment.state), zero_sums(experiment), experiment.train_data, 0, 9)
+    program = advance.compiled_for(experiment.state, experiment.sums)
+    monkeypatch.setattr(
+        advance, "compiled_for", lambda *_: lambda *args: lengths.append(int(args[-1])) or program(*args)
+    )
+    advance(copy(experiment.state), copy(experiment.sums), experiment.train_data, 0, 9)
     assert max(lengths) == 3
 
 
-def test_steps_go_in_chunks_but_where_a_cpu_has_to_take_xlas_gradient_of_a_kernel(tmp_path, monkeypatch):
-    def suits(**model):
-        experiment = train.set_up(digits_config(**model), tmp_path, "refuse")
-        program = train.create_train_program(train.loss_fn, experiment.mesh)
-        return dispatch.suits_chunks(program, experiment.state, zero_sums(experiment), experiment.train_data)
+def test_steps_go_in_chunks_but_where_a_cpu_has_to_take_xlas_gradient_of_a_kernel(experiment, tmp_path):
+    def suits(experiment, apply_fn):
+        state = experiment.state.replace(apply_fn=apply_fn)
+        return dispatch.suits_chunks(experiment.train_program, state, experiment.train_data)
 
-    assert suits()
-    assert suits(**CNN)
-    monkeypatch.setattr(models, "Conv", nn.Conv)  # as forks may write it
-    assert suits(**CNN) == (jax.default_backend() != "cpu")
+    fast_apply = experiment.state.apply_fn
+    assert suits(experiment, fast_apply)
+    assert suits(experiment, fast_apply.model.apply) == (jax.default_backend() != "cpu")
+    mlp = create_experiment(digits_config(), tmp_path)
+    assert suits(mlp, mlp.state.apply_fn.model.apply)
 
 
 def test_a_continued_run_is_dispatched_as_it_was(tmp_path, capsys):
     def stored():
-        return train.settings.read(tmp_path).chunked
+        return run_config.read(tmp_path).chunked
 
     train.train_and_evaluate(digits_config(steps_per_dispatch=1), tmp_path)
     assert stored() is False
     train.train_and_evaluate(digits_config(duration="40 steps"), tmp_path)  # by the rule it would be chunks
     assert stored() is False
-    with pytest.raises(train.UserError, match="chunked: False before, True now"):
+    with pytest.raises(UserError, match="chunked: False before, True now"):
         train.train_and_evaluate(digits_config(duration="40 steps", steps_per_dispatch=7), tmp_path)
 
 
@@ -177,13 +180,14 @@ def test_only_an_average_that_often_rests_sits_under_a_conditional(experiment, e
 
 @pytest.mark.parametrize("chunked", [True, False])
 def test_an_average_costs_one_float32_copy_of_the_parameters_and_no_temporary_memory(tmp_path, chunked):
-    experiment = train.set_up(digits_config(model__hidden_sizes=(256, 256)), tmp_path, "refuse")
+    experiment = create_experiment(digits_config(model__hidden_sizes=(256, 256)), tmp_path)
     every_step = Average("a", "ema", (("decay", 0.9),))
     averages = (every_step, dataclasses.replace(every_step, name="b", every=4))
 
     def memory(averages):
-        args = experiment.state.with_averages(averages), zero_sums(experiment), experiment.train_data, np.int32(1)
-        return create_dispatcher(experiment, chunked)._program.lower(*args).compile().memory_analysis()
+        args = experiment.state.with_averages(averages), experiment.sums
+        program = create_dispatcher(experiment, chunked).compiled_for(*args)
+        return program.lower(*args, experiment.train_data, np.int32(1)).compile().memory_analysis()
 
     none, two = memory(()), memory(averages)
     size = 4 * sum(leaf.size for leaf in jax.tree.leaves(experiment.state.params))

@@ -10,7 +10,7 @@ import pytest
 from conftest import ROOT, command, read_metrics, run_main
 
 from runtime import progress
-from runtime.metric_writing import MetricWriter
+from runtime.metric_writing import MetricWriter, Written
 
 
 def on_a_terminal(command: list[str], columns: int) -> str:
@@ -39,7 +39,7 @@ def test_on_a_terminal_there_is_one_live_line(tmp_path, columns):
     live = [line for line in lines if "steps/s" in line]
     assert len(live) <= 3  # where the first evaluation speaks, and at the end
     assert "100%|" in live[-1]
-    assert "282/282 [" in live[-1]
+    assert "1127/1127 [" in live[-1]
     assert " left, " in live[-1]
     states = re.findall(r"\r[^\r\n]*", written)
     assert max(map(len, states)) <= columns + 1
@@ -55,9 +55,9 @@ def test_in_a_log_a_line_is_written_for_each_evaluation_and_what_takes_long_says
     lines = [line for line in result.stdout.splitlines() if line.startswith("step ")]
     steps = [line["step"] for line in read_metrics(tmp_path, "raw")]
     # On a machine so slow that evaluations are half a minute apart there are some in between.
-    assert [step for step in (int(re.match(r"step (\d+)/282", line)[1]) for line in lines) if step in steps] == steps
+    assert [step for step in (int(re.match(r"step (\d+)/1127", line)[1]) for line in lines) if step in steps] == steps
     assert re.fullmatch(
-        r"step 282/282 \(100%\)  \S+ steps/s  0\.0 s left  train loss \d\.\d+  raw \S+%  ema \S+% \(\S+\)", lines[-1]
+        r"step 1127/1127 \(100%\)  \S+ steps/s  0\.0 s left  train loss \d\.\d+  raw \S+%  ema \S+% \(\S+\)", lines[-1]
     )
     for what in ("Reading digits", "Compiling the initial state", "Compiling the training step", "Compiling the eval"):
         assert len(re.findall(rf"^{what}.* \.\.\.\n{what}.*: done in \d+\.\d s$", result.stdout, re.MULTILINE)) == 1
@@ -84,11 +84,11 @@ def test_times_are_written_as_people_do(seconds, text):
 
 
 def test_what_is_compiled_counts_as_neither_training_nor_evaluation(tmp_path):
-    with MetricWriter(tmp_path, 10, {}) as writer:
+    with MetricWriter(tmp_path, 10, Written()) as writer:
         started = time.monotonic()
         with writer.clock("train_seconds"):
             jax.jit(lambda x: x + 1)(1.0)
-        seconds, whole = writer.record(), time.monotonic() - started
+        seconds, whole = writer.record().seconds, time.monotonic() - started
     assert seconds["compile_seconds"] > 0
     assert seconds["train_seconds"] > 0
     assert seconds["train_seconds"] + seconds["compile_seconds"] <= whole
@@ -96,15 +96,15 @@ def test_what_is_compiled_counts_as_neither_training_nor_evaluation(tmp_path):
 
 
 def test_the_clocks_of_a_run_go_on_when_it_is_continued(tmp_path):
-    with MetricWriter(tmp_path, 10, {}) as writer:
+    with MetricWriter(tmp_path, 10, Written()) as writer:
         with writer.clock("eval_seconds"):
             jax.random.key(0)
         before = writer.record()
     with MetricWriter(tmp_path, 10, before) as writer:
         writer.add_time("checkpoint_seconds", time.monotonic())
         after = writer.record()
-    assert after["eval_seconds"] == before["eval_seconds"] > 0
-    assert after["checkpoint_seconds"] > before["checkpoint_seconds"] == 0
+    assert after.seconds["eval_seconds"] == before.seconds["eval_seconds"] > 0
+    assert after.seconds["checkpoint_seconds"] > before.seconds["checkpoint_seconds"] == 0
 
 
 @pytest.mark.slow

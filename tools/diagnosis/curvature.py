@@ -9,9 +9,20 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.flatten_util import ravel_pytree
 from scipy.sparse import linalg
+from tqdm import tqdm
+
+from input_pipeline import EvalData
+from runtime import intervals
+from tools.diagnosis.subject import Subject
+from tools.finished import Variables
+
+NUM_BATCHES = 16  # of the training images
+NUM_EIGENVALUES = 2
+NUM_PROBES = 2  # for each batch
 
 
 @functools.partial(jax.jit, static_argnames="loss")
@@ -20,7 +31,7 @@ def hessian_product(loss: Callable[..., jax.Array], params: Any, vector: jax.Arr
 
     Args:
         loss: function of `params` and `args` that returns a scalar.
-        params: tree of arrays with n numbers together.
+        params: tree of arrays with n values together.
         vector: [n], in the order of `ravel_pytree`.
         *args: what else the loss takes.
 
@@ -38,7 +49,7 @@ def hessian_product(loss: Callable[..., jax.Array], params: Any, vector: jax.Arr
 
 @dataclasses.dataclass(frozen=True)
 class Curvature:
-    """What `measure` found.
+    """The result of `measure`.
 
     Attributes:
         eigenvalues: [number], the largest ones of the mean Hessian of the first half of the batches, in falling order.
@@ -91,3 +102,51 @@ def measure(
         probes = rng.choice([-1.0, 1.0], (num_probes, size))
         traces.append(np.mean([probe @ product(probe, batch) for probe in probes]))
     return Curvature(values, np.array(residuals), np.array(elsewhere), np.array(traces))
+
+
+def sharpness(subject: Subject) -> dict[str, Any]:
+    """The largest eigenvalues and the trace of the Hessian of the training loss, at raw and averaged weights.
+
+    The loss is the one that evaluation reports, in evaluation mode.
+    """
+    apply_fn, score_fn = subject.run.experiment.state.apply_fn, subject.run.experiment.task.score_fn
+    images = subject.images["train"]
+    images = images.replace(batch_size=int(images.mask.sum()) // NUM_BATCHES)
+
+    def loss(params: Any, batch_stats: Any, images: EvalData, index: jax.Array) -> jax.Array:
+        variables = {"params": params, "batch_stats": batch_stats}
+        return jnp.mean(score_fn(apply_fn, variables, images.batch(index))["loss"])
+
+    def curvature_at(weights: Variables, name: str) -> Curvature:
+        def product(vector: np.ndarray, batch: int) -> np.ndarray:
+            bar.update()
+            vector, index = np.asarray(vector, np.float32), np.int32(batch)
+            made = hessian_product(loss, weights["params"], vector, weights["batch_stats"], images, index)
+            return np.asarray(made, np.float64)
+
+        with tqdm(desc=f"Hessian products at {name}", leave=False, disable=None) as bar:
+            return measure(
+                product,
+                ravel_pytree(weights["params"])[0].size,
+                num_batches=NUM_BATCHES,
+                number=NUM_EIGENVALUES,
+                num_probes=NUM_PROBES,
+            )
+
+    found: dict[str, Any] = {"num_images": images.batch_size * NUM_BATCHES // 2}
+    measured = []
+    for name in ("raw", subject.average):
+        at = curvature_at(subject.recomputed(subject.run.weights(subject.run.stored[-1], name)), name)
+        found[name] = {
+            "eigenvalues": at.eigenvalues,
+            "residuals": at.residuals,
+            "elsewhere": np.transpose(intervals.mean_interval(at.elsewhere)),
+            "trace": intervals.mean_interval(at.traces),
+        }
+        measured.append(at)
+    raw, average = measured
+    found["difference"] = {
+        "largest": intervals.mean_interval(average.elsewhere[:, 0] - raw.elsewhere[:, 0]),
+        "trace": intervals.mean_interval(average.traces - raw.traces),
+    }
+    return found

@@ -1,13 +1,27 @@
-"""Lines and planes in the space of weights, and the barrier on a line. Knows of trees of arrays, not of runs."""
+"""Lines, planes and distances in the space of weights, and the loss along them."""
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Self
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 from jax.flatten_util import ravel_pytree
+from tqdm import tqdm
+
+import evaluation
+from evaluation import Scores
+from runtime import intervals
+from runtime.stored import Stored
+from tools.diagnosis.spectrum import Trace
+from tools.diagnosis.subject import NotPossibleError, Subject
+from tools.finished import Variables
+
+THROUGH = np.arange(-6, 13) / 6  # places on the line through raw and average, which are at 0 and 1
+BETWEEN = np.linspace(0, 1, 11)  # places between two other weights
+GRID = 10  # points of the plane in each direction
 
 
 @jax.jit
@@ -85,3 +99,122 @@ class Plane:
     def at(self, x: float, y: float) -> Any:
         """The tree at a point of the plane."""
         return self.unravel((self.origin + np.array([x, y]) @ self.axes).astype(np.float32))
+
+
+def line(
+    subject: Subject, start: Variables, end: Variables, shares: np.ndarray, what: str = ""
+) -> list[dict[str, Any]]:
+    """Scores along the line through two sets of weights.
+
+    Args:
+        subject: the run.
+        start: at 0.
+        end: at 1.
+        shares: places on the line, among them 0 and 1.
+        what: for the names of the curves, such as "as trained".
+
+    Returns:
+        For each treatment of batch statistics and each split a curve: its `name` and `split`, `loss` and, if there is
+        one, `accuracy` at each place; the `difference`s of the scores at 1 and at 0; and the `barrier` between these,
+        with its 95 % interval over images, and where it is.
+    """
+    curves: list[dict[str, Any]] = []
+    for how, prepare in subject.statistics.items():
+        scores: dict[str, list[Scores]] = {split: [] for split in subject.images}
+        for share in tqdm(shares, what or how, leave=False, disable=None):
+            point = prepare(interpolate(start, end, share))
+            for split, of_split in scores.items():
+                of_split.append(subject.scores(point, split))
+        for split, of_split in scores.items():
+            metrics = [evaluation.summarize(of_place) for of_place in of_split]
+            above = excess(shares, np.array([of_place["loss"] for of_place in of_split]))
+            highest = max(np.flatnonzero((shares >= 0) & (shares <= 1)), key=lambda place: above[place].mean())
+            at_start, at_end = (of_split[np.flatnonzero(shares == place)[0]] for place in (0, 1))
+            curve: dict[str, Any] = {"name": ", ".join(filter(None, (what, how))), "split": split}
+            for metric in ("loss", "accuracy"):
+                if metric in metrics[0]:
+                    curve[metric] = [of_place[metric] for of_place in metrics]
+            curve["difference"] = evaluation.compare(at_end, at_start)
+            curve["barrier"] = intervals.mean_interval(above[highest])
+            curve["barrier_at"] = shares[highest]
+            curves.append(curve)
+    return curves
+
+
+def through(subject: Subject) -> dict[str, Any]:
+    """The line through raw and averaged weights, beyond both ends."""
+    raw, average = (subject.run.weights(subject.run.stored[-1], name) for name in ("raw", subject.average))
+    return {
+        "shares": THROUGH,
+        "ends": ["raw", subject.average],
+        "distance": float(evaluation.distance(raw["params"], average["params"])),
+        "norm": float(optax.tree.norm(raw["params"])),
+        "curves": line(subject, raw, average, THROUGH),
+    }
+
+
+def earlier(subject: Subject) -> Stored:
+    """The checkpoint or snapshot nearest to the middle of training.
+
+    Raises:
+        NotPossibleError: there is nothing but the latest checkpoint.
+    """
+    *before, last = subject.run.stored
+    others = [stored for stored in before if stored.record.updates < last.record.updates]
+    if not others:
+        raise NotPossibleError("the run has stored nothing but its latest weights")
+    return min(others, key=lambda stored: abs(stored.record.step - last.record.step / 2))
+
+
+def between_checkpoints(subject: Subject) -> dict[str, Any]:
+    """The line between the raw weights of two checkpoints of the run."""
+    first, last = earlier(subject), subject.run.stored[-1]
+    start, end = (subject.run.weights(stored, "raw") for stored in (first, last))
+    return {
+        "shares": BETWEEN,
+        "ends": [f"step {first.record.step}", f"step {last.record.step}"],
+        "distance": float(evaluation.distance(start["params"], end["params"])),
+        "curves": line(subject, start, end, BETWEEN),
+    }
+
+
+def plane(subject: Subject, trace: Trace) -> dict[str, Any]:
+    """The loss in the plane through raw, average and an earlier checkpoint, with the path of training projected."""
+    first, last = earlier(subject), subject.run.stored[-1]
+    names = ("raw", subject.average)
+    points = {name: subject.run.weights(last, name) for name in names}
+    points[f"step {first.record.step}"] = subject.run.weights(first, "raw")
+    try:
+        found = Plane.through(*(weights["params"] for weights in points.values()))
+    except ValueError as error:
+        raise NotPossibleError(f"{', '.join(points)}: {error}") from error
+
+    def project(weights: Variables) -> tuple[float, float, float]:
+        return found.project(weights["params"])
+
+    paths = {
+        name: [project(subject.run.weights(stored, name)) for stored in subject.run.stored if name in stored.names]
+        for name in names
+    }
+    repeated = {name: [project(weights[name]) for weights in trace.iterates] for name in names}
+    corners = {name: project(weights)[:2] for name, weights in points.items()}
+    # Room around the corners; of a long path, what is far away is not shown.
+    xs, ys = np.array(list(corners.values())).T
+    margin = 0.3 * max(np.ptp(xs), np.ptp(ys))
+    x, y = (np.linspace(values.min() - margin, values.max() + margin, GRID) for values in (xs, ys))
+    losses: dict[str, list[list[float]]] = {split: [] for split in subject.images}
+    few = subject.with_half()  # for so many points
+    for height in tqdm(y, "rows", leave=False, disable=None):
+        row = [few.recomputed({**points["raw"], "params": found.at(place, height)}) for place in x]
+        for split, rows in losses.items():
+            rows.append([evaluation.summarize(few.scores(point, split))["loss"] for point in row])
+    return {"x": x, "y": y, "losses": losses, "corners": corners, "paths": paths, "repeated": repeated}
+
+
+def distances(subject: Subject, metrics: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """The distance of raw and averaged weights over training, from the lines of `metrics.jsonl`."""
+    logged = [entry for entry in metrics if entry["curve"] == f"{subject.average}-raw"]
+    found = {entry["step"]: entry["distance"] for entry in logged if "distance" in entry}
+    if not found:
+        raise NotPossibleError("the run was made before distances were logged")
+    return {"steps": list(found), "distances": list(found.values())}

@@ -10,16 +10,24 @@ not declare it.
 import collections
 import dataclasses
 import itertools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import pathlib
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 from flax import traverse_util
 from scipy import optimize
 
-Variables = Mapping[str, Any]
+import evaluation
+from runtime import fields
+from runtime.errors import UserError
+from tools.diagnosis.landscape import BETWEEN, line
+from tools.diagnosis.subject import Subject
+from tools.finished import FinishedRun, Variables
+
 Path = tuple[str, ...]  # of a leaf of the variables, such as ("params", "Conv_0", "kernel")
 
 # How far outputs may differ for rounding, as a share of their standard deviation. The coarsest type that models compute
@@ -176,3 +184,47 @@ def _candidates(apply_fn: Callable[..., Any], variables: Variables, images: jax.
                 (path, -1) for module in calls[start:end] for path in modules[module] if shapes[path][-1:] == (size,)
             ]
             yield Units(size, (*dict.fromkeys(axes), (kernels[calls[end]], -2)))
+
+
+def find_other(subject: Subject, other: pathlib.Path) -> Variables:
+    """The latest averaged weights of another run, whose workdir is `other`.
+
+    Raises:
+        UserError: it is of another model or data set, or lacks this average.
+    """
+    run = FinishedRun.read(other)
+    mine, theirs = (fields.flatten(config) for config in (subject.run.config, run.config))
+    for field in sorted(mine | theirs):
+        if (field == "dataset" or field.startswith("model.")) and mine.get(field) != theirs.get(field):
+            raise UserError(
+                f"{other} has {field} = {theirs.get(field)}, {subject.run.workdir} {mine.get(field)}; only runs of the "
+                "same model and data set can be compared"
+            )
+    if not run.stored or subject.average not in run.stored[-1].names:
+        raise UserError(f"{other} has stored no average named {subject.average}; name another with --average")
+    return subject.run.weights(run.stored[-1], subject.average)
+
+
+def between_runs(subject: Subject, other: pathlib.Path, end: Variables) -> dict[str, Any]:
+    """The line between the averages of two runs, as they are and after matching their hidden units.
+
+    Args:
+        subject: the one run.
+        other: the workdir of the other.
+        end: its averaged weights.
+    """
+    start = subject.run.weights(subject.run.stored[-1], subject.average)
+    found: dict[str, Any] = {
+        "shares": BETWEEN,
+        "ends": [str(subject.run.workdir), str(other)],
+        "distance": float(evaluation.distance(start["params"], end["params"])),
+        "curves": line(subject, start, end, BETWEEN, "as trained"),
+    }
+    images = subject.images["train"].batch(jnp.int32(0))["image"]
+    units = find_units(subject.run.experiment.state.apply_fn, end, images)
+    if units:
+        matched = permute(end, units, match(units, start, end))
+        found["curves"] += line(subject, start, matched, BETWEEN, "units matched")
+        found["matched_distance"] = float(evaluation.distance(start["params"], matched["params"]))
+    found["num_units"] = sum(group.size for group in units)
+    return found

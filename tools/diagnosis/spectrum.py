@@ -1,8 +1,25 @@
-"""What an average does to oscillations of the weights: its kernel's transfer function, and measured spectra."""
+"""Oscillations of the weights under averaging: the kernel's transfer function, and measured spectra."""
 
+import dataclasses
 import math
+from collections.abc import Mapping, Sequence
+from typing import Any
 
+import jax
 import numpy as np
+from jax.flatten_util import ravel_pytree
+from tqdm import tqdm
+
+import averaging
+from input_pipeline import TrainData
+from runtime.errors import UserError
+from runtime.stored import list_stored
+from tools.diagnosis.subject import NotPossibleError, Subject
+from tools.finished import Variables
+from train_state import CustomTrainState
+
+NUM_TRACED = 256  # weights
+NUM_ITERATES = 8  # whose weights and predictions are averaged
 
 
 def transfer(kernel: np.ndarray, num_frequencies: int) -> np.ndarray:
@@ -54,3 +71,76 @@ def ratio_interval(part: np.ndarray, whole: np.ndarray) -> tuple[float, float, f
     without = (part.sum() - part) / (whole.sum() - whole)
     error = math.sqrt((n - 1) / n * np.sum((without - without.mean()) ** 2))
     return ratio, ratio - 1.96 * error, ratio + 1.96 * error
+
+
+@dataclasses.dataclass(frozen=True)
+class Trace:
+    """Some hundred steps of training, repeated from a checkpoint.
+
+    Attributes:
+        step: of that checkpoint.
+        kernel: of the average by the end, if it is the same in all these steps.
+        weights: [2, steps, weights], of a few weights raw and averaged after each step.
+        iterates: raw and averaged weights by their names, after steps at equal distances.
+    """
+
+    step: int
+    kernel: np.ndarray | None
+    weights: np.ndarray
+    iterates: Sequence[Mapping[str, Variables]]
+
+
+def retrain(subject: Subject, num_steps: int) -> Trace:
+    """Repeats steps of training, from the latest checkpoint that has so many after it, or goes on after the last."""
+    experiment, name = subject.run.experiment, subject.average
+    average = next(average for average in experiment.state.averages if average.name == name)
+    # Not those from before the average was changed: it began anew then.
+    full = [one for one in list_stored(subject.run.workdir, ["checkpoints"]) if average in one.record.averages]
+    if not full:
+        raise UserError(f"{subject.run.workdir} holds no checkpoint with {name} to repeat steps of training from")
+    start = ([stored for stored in full if stored.record.step + num_steps <= full[-1].record.step] or full)[-1]
+    state = start.restore_state(experiment.state)
+    size = ravel_pytree(state.params)[0].size
+    chosen = np.random.default_rng(0).choice(size, min(size, NUM_TRACED), replace=False)
+
+    @jax.jit
+    def step(state: CustomTrainState, data: TrainData) -> Any:
+        state, _ = experiment.train_program(state, data)
+        return state, [ravel_pytree(params)[0][chosen] for params in (state.params, state.ema_params[name])]
+
+    weights, iterates = [], []
+    for number in tqdm(range(1, num_steps + 1), "steps", leave=False, disable=None):
+        state, traced = step(state, experiment.train_data)
+        weights.append(jax.device_get(traced))
+        if number * NUM_ITERATES % num_steps < NUM_ITERATES:
+            present = state.weights()
+            iterates.append({which: present[which] for which in ("raw", name)})
+    count = int(state.ema_count[name])
+    step_sizes = average.schedule(np.arange(max(1, count - num_steps), count + 1))
+    # Where these change, as in a running mean, so does the kernel, and no single one says what becomes of oscillations.
+    steady = bool(np.ptp(step_sizes) <= 0.05 * np.max(step_sizes))
+    kernel = averaging.kernel(average.schedule, count) if steady else None
+    return Trace(start.record.step, kernel, np.array(weights).swapaxes(0, 1), iterates)
+
+
+def oscillations(trace: Trace) -> dict[str, Any]:
+    """The power spectra of a few weights, raw and averaged, and what the average's kernel makes of the raw one."""
+    raw, averaged = trace.weights
+    if not np.any(np.ptp(raw, axis=0)):
+        raise NotPossibleError(f"the learning rate is 0 from step {trace.step} on, and the weights stand still")
+    (frequencies, before), (_, after) = map(power, (raw, averaged))
+    # The trend that was taken out has no power at 0.
+    frequencies, before, after = frequencies[1:], before[1:], after[1:]
+    found = {
+        "step": trace.step,
+        "num_steps": len(raw),
+        "num_weights": raw.shape[1],
+        "frequencies": frequencies,
+        "raw": before.mean(axis=1),
+        "averaged": after.mean(axis=1),
+        "left": ratio_interval(after.sum(axis=0), before.sum(axis=0)),
+    }
+    if trace.kernel is not None:
+        kept = transfer(trace.kernel, len(frequencies) + 1)[1:]
+        found |= {"kept": kept, "predicted": float(kept**2 @ before.sum(axis=1) / before.sum())}
+    return found

@@ -5,7 +5,7 @@ import shutil
 
 import pytest
 from conftest import digits_config
-from test_report import make_diagnosis, make_run, store_diagnosis
+from made_runs import make_diagnosis, make_run, store_diagnosis
 
 import train
 from reporting import page, runs

@@ -1,7 +1,7 @@
-"""tools.diagnose on real runs. Its methods are tested in test_landscape.py, words and pictures in test_report.py."""
+"""tools.diagnose on real runs. Its methods are tested in test_landscape.py, test_curvature.py, test_spectrum.py and
+test_matching.py, words and pictures in tests/reporting.
+"""
 
-import json
-import pathlib
 import subprocess
 import sys
 
@@ -9,27 +9,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import ROOT, digits_config, read_metrics
-from test_bad_inputs import contents
-from test_report import make_diagnosis
+from conftest import ROOT, contents, digits_config, read_metrics
+from diagnosed import ROUNDING, curve, run_diagnose
+from made_runs import make_diagnosis
 
 import train
 from configs import default
-from tools import diagnose
-from tools.diagnosis import landscape, matching
+from reporting import page
+from tools.diagnosis import landscape, matching, spectrum
+from tools.diagnosis.subject import Subject
 
 pytestmark = pytest.mark.slow
-
-LINES = ("line", "checkpoints", "runs")
-ROUNDING = 2e-6  # of a loss in float32, whose sums go another way for batches of another size
-
-
-def run_diagnose(*arguments) -> dict:
-    """What main does, without a process of its own, and what it stored."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sys, "argv", ["diagnose", *map(str, arguments)])
-        diagnose.main()
-    return json.loads((pathlib.Path(arguments[0]) / "diagnosis" / "numbers.json").read_text())
 
 
 @pytest.fixture(scope="module")
@@ -41,6 +31,7 @@ def runs(tmp_path_factory):
         # With this decay the bias correction is over by step 12.
         config = digits_config(seed=seed, duration="60 steps", keep_checkpoints=10, averages__ema__decay=0.7, **every)
         train.train_and_evaluate(config, folder / str(seed))
+        page.write(folder / str(seed))  # as main.py does
     return folder / "0", folder / "1"
 
 
@@ -58,12 +49,7 @@ def found(runs, before):
 
 @pytest.fixture(scope="module")
 def subject(runs):
-    return diagnose.Subject.of(runs[0], "", 2000)
-
-
-def curve(part, split, name=""):
-    [found] = [curve for curve in part["curves"] if (curve["name"], curve["split"]) == (name, split)]
-    return found
+    return Subject.read(runs[0], "", 2000)
 
 
 def same_structure(found, expected, where="numbers"):
@@ -113,17 +99,17 @@ def test_at_the_ends_of_the_line_raw_and_average_score_what_the_run_says_of_them
 
 def test_repeated_steps_are_the_runs_own(subject):
     """Single steps and chunks differ in the last bits, 4e-7 of a step, and 48 of them may add up."""
-    trace = diagnose.retrain(subject, 48)
+    trace = spectrum.retrain(subject, 48)
     assert trace.step == 12
     assert trace.weights.shape == (2, 48, 256)
-    stored = {point.record.step: point for point in subject.stored}
-    for step, raw, average in zip(range(18, 61, 6), trace.iterates, trace.averaged, strict=True):
+    stored = {point.record.step: point for point in subject.run.stored}
+    for step, iterate in zip(range(18, 61, 6), trace.iterates, strict=True):
         if step in stored:
-            for name, weights in (("raw", raw), ("ema", average)):
-                kept = subject.weights(stored[step], name)
+            for name, weights in iterate.items():
+                kept = subject.run.weights(stored[step], name)
                 jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=48 * 4e-7), weights, kept)
     # What is traced are those of the same weights, after every step, and the average is that of its kernel.
-    flat = [np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(w["params"])]) for w in trace.iterates]
+    flat = [np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(w["raw"]["params"])]) for w in trace.iterates]
     traced = trace.weights[0][5::6]
     assert all(np.isin(values, whole).all() for values, whole in zip(traced, flat, strict=True))
     assert trace.kernel.shape == (61,)
@@ -132,8 +118,7 @@ def test_repeated_steps_are_the_runs_own(subject):
 
 
 def test_between_a_run_and_itself_nothing_is_in_the_way_and_matching_changes_nothing(runs, subject):
-    [*_, latest] = subject.stored
-    part = diagnose.between_runs(subject, runs[0], latest)
+    part = matching.between_runs(subject, runs[0], subject.run.weights(subject.run.stored[-1], "ema"))
     assert (part["distance"], part["matched_distance"], part["num_units"]) == (0, 0, 32)
     for split in ("train", "test"):
         one, matched = (curve(part, split, name) for name in ("as trained", "units matched"))
@@ -144,17 +129,17 @@ def test_between_a_run_and_itself_nothing_is_in_the_way_and_matching_changes_not
 
 
 def test_to_a_copy_with_its_units_in_another_order_there_is_a_barrier_until_they_are_matched(subject):
-    weights = subject.weights(subject.stored[-1], "ema")
+    weights = subject.run.weights(subject.run.stored[-1], "ema")
     images = subject.images["train"].batch(jnp.int32(0))["image"]
-    units = matching.find_units(subject.experiment.state.apply_fn, weights, images)
+    units = matching.find_units(subject.run.experiment.state.apply_fn, weights, images)
     permuted = matching.permute(weights, units, [np.roll(np.arange(32), 5)])
-    curves = diagnose.line(subject, weights, permuted, diagnose.BETWEEN)
+    curves = landscape.line(subject, weights, permuted, landscape.BETWEEN)
     for one in curves:
         assert one["barrier"][1] > 0.1  # its interval is far from 0
         assert 0 < one["barrier_at"] < 1
         assert abs(one["difference"]["loss"]) < ROUNDING
     matched = matching.permute(permuted, units, matching.match(units, weights, permuted))
-    for one in diagnose.line(subject, weights, matched, diagnose.BETWEEN):
+    for one in landscape.line(subject, weights, matched, landscape.BETWEEN):
         np.testing.assert_allclose(one["barrier"], 0, atol=1e-15)
         assert len(set(one["loss"])) == 1
 
@@ -185,9 +170,9 @@ def test_averaged_predictions_and_weights_of_one_network_are_its_own(runs, found
 
 
 def test_the_plane_has_the_losses_of_its_points_and_its_corners_are_those_of_the_lines(subject, found):
-    part, latest = found["plane"], subject.stored[-1]
-    raw, average = (subject.weights(latest, name) for name in ("raw", "ema"))
-    before = subject.weights(subject.stored[1], "raw")
+    part, latest = found["plane"], subject.run.stored[-1]
+    raw, average = (subject.run.weights(latest, name) for name in ("raw", "ema"))
+    before = subject.run.weights(subject.run.stored[1], "raw")
     plane = landscape.Plane.through(*(weights["params"] for weights in (raw, average, before)))
     assert list(part["corners"]) == ["raw", "ema", "step 24"]
     lines = {"raw": ("line", 0), "ema": ("line", 1), "step 24": ("checkpoints", 0)}
@@ -244,98 +229,6 @@ def test_nothing_in_the_workdir_is_changed_but_the_diagnosis_and_the_report(runs
 
 
 PICTURES = ("line", "checkpoints", "runs", "plane", "ensembles", "oscillations", "distance")
-
-
-def test_with_batch_norm_the_line_comes_with_statistics_recomputed_and_not(tmp_path):
-    config = digits_config(
-        model__name="cnn", model__hidden_sizes=(256, 256), model__batch_norm=True,
-        duration="10 steps", eval_every="10 steps", checkpoint_every="5 steps",
-    )  # fmt: skip
-    config.averages.mean = default.average("running_mean")
-    train.train_and_evaluate(config, tmp_path)
-    subject = diagnose.Subject.of(tmp_path, "", 64)
-    part = diagnose.between_checkpoints(subject)
-    names = ["statistics recomputed", "not recomputed"]
-    assert [(one["name"], one["split"]) for one in part["curves"]] == [
-        (name, split) for name in names for split in ("train", "test")
-    ]
-    for split in ("train", "test"):
-        recomputed, kept = (curve(part, split, name)["loss"] for name in names)
-        assert min(np.abs(np.subtract(recomputed, kept))) > 1e-3
-    start, end = (subject.weights(stored, "raw") for stored in subject.stored)
-    for share in (0, 5, 10):
-        point = landscape.interpolate(start, end, part["shares"][share])
-        for name, weights in zip(names, (subject.recomputed(point), point), strict=True):
-            loss = subject.scores(weights, "test")["loss"].mean()
-            assert curve(part, "test", name)["loss"][share] == pytest.approx(loss, abs=ROUNDING)
-    # The shares of a running mean change at every step.
-    oscillations = run_diagnose(tmp_path, "--images=64", "--steps=48", "--average=mean")["oscillations"]
-    assert not {"kept", "predicted"} & set(oscillations)
-    assert oscillations["left"][0] < 1
-
-
-def test_what_a_run_does_not_allow_is_left_out_with_the_reason(tmp_path):
-    """Annealed to 0 with a checkpoint at its end alone."""
-    config = digits_config(
-        optimizer__schedule="cosine", duration="30 steps", eval_every="30 steps", checkpoint_every="30 steps"
-    )
-    train.train_and_evaluate(config, tmp_path)
-    found = run_diagnose(tmp_path, "--images=100", "--steps=48")
-    skipped = {name: part["skipped"] for name, part in found.items() if isinstance(part, dict) and "skipped" in part}
-    nothing = "the run has stored nothing but its latest weights"
-    assert skipped == {
-        "checkpoints": nothing,
-        "plane": nothing,
-        "oscillations": "the learning rate is 0 from step 30 on, and the weights stand still",
-    }
-    assert found["ensembles"]["steps"] == []
-    page = (tmp_path / "report.html").read_text()
-    for reason in skipped.values():
-        assert f"Left out: {reason}." in page
-    assert not (tmp_path / "diagnosis" / "plane.png").exists()
-    assert (tmp_path / "diagnosis" / "line.png").exists()
-
-
-def squared_loss(params, state, batch, **options):
-    outputs, batch_stats = train.apply_model(params, state, batch)
-    loss = jnp.sum((outputs - batch["target"]) ** 2, axis=-1)
-    return loss.mean(), ({"loss": (loss.sum(), loss.size)}, batch_stats)
-
-
-def squared_score(apply_fn, variables, batch):
-    outputs = apply_fn(variables, batch["image"], train=False)
-    return {"loss": jnp.sum((outputs - jax.nn.one_hot(batch["label"], 10)) ** 2, axis=-1)}
-
-
-def test_a_task_of_ones_own_on_a_validation_set_and_a_linear_model_whose_averages_are_all_the_same(task, tmp_path):
-    """Of a linear model, averaged weights give what averaged outputs are, and the loss is a parabola on each line."""
-    config = digits_config(
-        task=task(squared_loss, squared_score), model__hidden_sizes=(), num_validation=200, snapshot_every="5 steps",
-        optimizer__learning_rate=0.002,
-    )  # fmt: skip
-    train.train_and_evaluate(config, tmp_path)
-    found = run_diagnose(tmp_path, tmp_path, "--images=2000", "--steps=48")
-    assert found["num_images"] == {"train": 701, "validation": 200}
-    assert "test" not in {one["split"] for name in LINES for one in found[name]["curves"]}
-    assert set(found["plane"]["losses"]) == {"train", "validation"}
-    logged = [line for line in read_metrics(tmp_path, "raw") if line["split"] == "validation"][-1]
-    of_validation = curve(found["line"], "validation")
-    assert "accuracy" not in of_validation
-    at = found["line"]["shares"].index(0)
-    assert of_validation["loss"][at] == pytest.approx(logged["loss"], rel=1e-6)
-    assert found["ensembles"]["split"] == "validation"
-    for weights, outputs in zip(found["ensembles"]["weights"], found["ensembles"]["predictions"], strict=True):
-        assert weights["loss"] == pytest.approx(outputs["loss"], rel=1e-5)  # sums of 64 products in float32
-    assert len({scores["loss"] for scores in found["ensembles"]["single"]}) == 4
-    for split in ("train", "validation"):
-        losses = np.array(curve(found["line"], split)["loss"])
-        np.testing.assert_allclose(np.diff(losses, 3), 0, atol=1e-5 * losses.max())
-        # The curvature is the same everywhere, and so is the mean over fewer images of it.
-    raw, average = (found["sharpness"][name] for name in ("raw", "ema"))
-    np.testing.assert_allclose(raw["eigenvalues"], average["eigenvalues"], rtol=1e-2)  # the tolerance of Lanczos
-    assert found["sharpness"]["difference"]["trace"] == pytest.approx([0, 0, 0], abs=1e-3 * raw["trace"][0])
-    assert found["runs"]["num_units"] == 0
-    assert "No hidden units can be put into another order" in (tmp_path / "report.html").read_text()
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,65 @@
+"""Averages from the fields of `config.averages`."""
+
+import inspect
+import math
+from collections.abc import Callable, Mapping
+from fractions import Fraction
+from typing import Any
+
+import numpy as np
+
+import averaging
+from train_state import Average
+
+# The fields of an average that every kind has.
+SHARED_FIELDS = ("start", "every", "restart_every", "batch_stats")
+
+
+def fields_of(kind: str) -> frozenset[str]:
+    """The fields of an average that only some kinds have, and this kind does."""
+    if kind == "none":
+        return frozenset()
+    taken = frozenset(inspect.signature(averaging.SCHEDULES[kind]).parameters)
+    return taken | {"half_life"} if "decay" in taken else taken
+
+
+def resolve(average: Mapping[str, Any], steps: Callable[[str, str], Fraction | int]) -> dict[str, Any]:
+    """The fields of an average that count, in plain numbers.
+
+    Durations round up to whole updates; `half_life` stays exact and sets `decay`, per update.
+
+    Args:
+        average: all fields of `configs.default.average`.
+        steps: turns a duration, after the name of its field, into steps.
+    """
+    names = ("kind", *sorted(fields_of(average["kind"])), *SHARED_FIELDS)
+    resolved = {name: average[name] for name in names}
+    if resolved.get("half_life"):
+        resolved["half_life"] = steps("half_life", resolved["half_life"])
+        resolved["decay"] = averaging.half_life_to_decay(float(resolved["half_life"]))
+    for name, value in resolved.items():
+        if isinstance(value, str) and name not in ("kind", "batch_stats", "half_life"):
+            resolved[name] = math.ceil(steps(name, value))
+    return resolved
+
+
+def create(name: str, average: Mapping[str, Any]) -> Average:
+    """The average of this name, from its resolved fields."""
+    shared = {key: average[key] for key in SHARED_FIELDS}
+    arguments = {key: average[key] for key in fields_of(average["kind"]) - {"half_life"}}
+    if "decay" in arguments:  # meant per update, and taken per firing
+        arguments["decay"] **= average["every"]
+    return Average(name, average["kind"], tuple(sorted(arguments.items())), **shared)
+
+
+def check_step_sizes(average: Average, num_updates: int) -> None:
+    """Evaluates an average's schedule at the first updates and at fewer and fewer of the later ones.
+
+    Raises:
+        ValueError: its arguments are out of range, or a step size is.
+    """
+    schedule = average.schedule
+    updates = np.unique(np.geomspace(1, num_updates, 1000).round().astype(np.int64))
+    for update, size in zip(updates, np.broadcast_to(schedule(updates), updates.shape), strict=True):
+        if not 0 <= size <= 1:
+            raise ValueError(f"step_size({update}) = {size:g}: must be in [0, 1]")

@@ -1,0 +1,114 @@
+"""Checks of single fields of a config: each rule gives the problem with a value in words, or an empty string."""
+
+import difflib
+from collections.abc import Callable, Mapping
+from fractions import Fraction
+from typing import Any
+
+import ml_collections
+
+from runtime import durations
+from runtime.errors import UserError
+
+Rule = Callable[[Any], str]
+
+
+def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """`{"a": {"b": 1}}` as `{"a.b": 1}`."""
+    flat: dict[str, Any] = {}
+    for key, value in config.items():
+        nested = isinstance(value, (Mapping, ml_collections.ConfigDict))
+        flat |= flatten(value, f"{prefix}{key}.") if nested else {f"{prefix}{key}": value}
+    return flat
+
+
+def duration(value: str) -> str:
+    """Requires a duration such as "10 epochs"."""
+    try:
+        durations.parse(value)
+    except ValueError as error:
+        return str(error)
+    return ""
+
+
+def period(value: str) -> str:
+    """Requires a duration longer than 0."""
+    problem = duration(value)
+    return problem or ("a period must be longer than 0" if durations.parse(value).number == 0 else "")
+
+
+def length(value: str) -> str:
+    """Requires the length of training."""
+    problem = period(value)
+    is_share = not problem and durations.parse(value).unit == "%"
+    return problem or ("the length of training cannot be a percentage of itself" if is_share else "")
+
+
+def or_empty(rule: Rule) -> Rule:
+    """Allows an empty string, too."""
+    return lambda value: rule(value) if value else ""
+
+
+def needs(holds: Callable[[Any], bool], right: str) -> Rule:
+    """Requires that `holds` is true; `right` completes "must be ..."."""
+    return lambda value: "" if holds(value) else f"must be {right}"
+
+
+def one_of(names: Any) -> Rule:
+    """Requires one of these names."""
+
+    def problem(value: str) -> str:
+        if value in names:
+            return ""
+        close = difflib.get_close_matches(value, names, n=1)
+        return f"must be one of {', '.join(map(repr, names))}" + (f"; did you mean {close[0]!r}?" if close else "")
+
+    return problem
+
+
+POSITIVE_INT = needs(lambda value: value >= 1, "at least 1")
+NOT_NEGATIVE = needs(lambda value: 0 <= value < 2**127, "a finite number of at least 0")  # in float32
+SHARE = needs(lambda value: 0 <= value < 1, "in [0, 1)")
+
+
+def problems(config: Mapping[str, Any], defaults: Mapping[str, Any], rules: Mapping[str, Rule]) -> list[str]:
+    """The problems with each field by itself, in words.
+
+    Args:
+        config: nested.
+        defaults: the default of every field that it may have, nested.
+        rules: by name, with "averages.*.FIELD" for the fields of all averages.
+    """
+    known, values = flatten(defaults), flatten(config)
+    found = [f"{name} is missing; its default is {known[name]!r}" for name in sorted(known.keys() - values.keys())]
+    for name, value in values.items():
+        if name not in known:
+            close = difflib.get_close_matches(name, known, n=1)
+            found.append(f"{name} is unknown" + (f"; did you mean {close[0]}?" if close else ""))
+        elif type(value) is not type(known[name]):
+            expected = type(known[name]).__name__
+            found.append(
+                f"{name} = {value!r} is a {type(value).__name__}; must be a {expected} such as {known[name]!r}"
+            )
+        else:
+            parts = name.split(".")
+            rule = rules.get(f"averages.*.{parts[-1]}" if parts[0] == "averages" else name)
+            if rule and (problem := rule(value)):
+                found.append(f"{name} = {value!r}: {problem}")
+    return found
+
+
+def to_steps(
+    name: str, text: str, *, batch_size: int, num_examples: int, total: Fraction | int | None
+) -> Fraction | int:
+    """A duration in steps, exactly; 0 for an empty one. See `durations.Duration.to_steps`.
+
+    Raises:
+        UserError: it is longer than can be counted.
+    """
+    if not text:
+        return 0
+    exact = durations.parse(text).to_steps(batch_size=batch_size, num_examples=num_examples, total=total)
+    if exact >= 2**31:  # steps and updates are counted in int32
+        raise UserError(f"{name} = {text!r}: is {float(exact):g} steps; must be below 2**31 steps")
+    return exact.numerator if exact.denominator == 1 else exact

@@ -1,0 +1,77 @@
+"""The order of the training images: a random permutation for each epoch, as a pure function of (key, step)."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+
+
+def example_indices(key: jax.Array, step: jax.Array, *, batch_size: int, num_examples: int) -> jax.Array:
+    """The training images of a step's batch, a pure function of (key, step).
+
+    Example `i = step * batch_size + j` is position `i % num_examples` of the permutation of epoch `i // num_examples`.
+
+    Args:
+        key: typed key of all permutations.
+        step: int32 scalar.
+        batch_size: number of images in a batch.
+        num_examples: number of training images.
+
+    Returns:
+        int32 [batch_size], below `num_examples`.
+    """
+    # step * batch_size overflows int32 in long runs. After `cycle` steps batches and epochs are aligned again, and
+    # within a cycle the product stays below batch_size * num_examples.
+    common = math.gcd(batch_size, num_examples)
+    cycle, epochs_per_cycle = num_examples // common, batch_size // common
+    step = step.astype(jnp.uint32)
+    i = step % cycle * batch_size + jnp.arange(batch_size, dtype=jnp.uint32)
+    epoch = step // cycle * epochs_per_cycle + i // num_examples
+    return permute(i % num_examples, key, epoch, num_examples).astype(jnp.int32)
+
+
+def permute(position: jax.Array, key: jax.Array, epoch: jax.Array, num_examples: int) -> jax.Array:
+    """The elements at some positions of the random permutations of `range(num_examples)`, one for each epoch.
+
+    A Feistel network permutes the next larger power of two; what falls outside is sent through again until it is
+    inside (Black & Rogaway 2002, cycle walking). Unlike `jax.random.permutation` it needs no array of the data set's
+    size, nor a sort at the start of each epoch.
+
+    Args:
+        position: uint32 [n], below `num_examples`.
+        key: typed key of all permutations.
+        epoch: uint32 [n], which permutation to use for each position.
+        num_examples: length of the permutations.
+
+    Returns:
+        uint32 [n].
+    """
+    rounds = 8  # even, so that halves of unequal width have changed places back at the end
+    # Narrower networks are measurably not uniform.
+    num_bits = max(8, (num_examples - 1).bit_length())
+    widths = (num_bits - num_bits // 2, num_bits // 2)
+    round_keys = jax.vmap(lambda e: jax.random.bits(jax.random.fold_in(key, e), (rounds,), jnp.uint32))(epoch)
+
+    def encrypt(x: jax.Array) -> jax.Array:
+        left_bits, right_bits = widths
+        for r in range(rounds):
+            left, right = x >> right_bits, x & ((1 << right_bits) - 1)
+            left = left ^ (_mix(right ^ round_keys[:, r]) & ((1 << left_bits) - 1))
+            x = (right << left_bits) | left
+            left_bits, right_bits = right_bits, left_bits
+        return x
+
+    def outside(x: jax.Array) -> jax.Array:
+        return jnp.any(x >= num_examples)
+
+    def send_again(x: jax.Array) -> jax.Array:
+        return jnp.where(x >= num_examples, encrypt(x), x)
+
+    return jax.lax.while_loop(outside, send_again, encrypt(position))
+
+
+def _mix(x: jax.Array) -> jax.Array:
+    """The finaliser of MurmurHash3 (Appleby): every bit of the uint32 input moves every bit of the output."""
+    x = (x ^ (x >> 16)) * jnp.uint32(0x85EBCA6B)
+    x = (x ^ (x >> 13)) * jnp.uint32(0xC2B2AE35)
+    return x ^ (x >> 16)

@@ -1,0 +1,108 @@
+"""The config of a run: `config.json`, and whether a run may continue with another config."""
+
+import json
+import pathlib
+from collections.abc import Mapping
+from fractions import Fraction
+from typing import Any
+
+import ml_collections
+
+from runtime.durations import PERIODS
+from runtime.errors import UserError
+from runtime.fields import flatten
+from runtime.files import replace_file
+
+# Fields that may differ when a run is continued: they change what is kept or printed, not what is computed. Whether a
+# longer `duration` may differ is decided in `check_same_run`.
+MAY_CHANGE = (
+    "log_every",
+    "snapshot_every",
+    "steps_per_dispatch",
+    "eval_batch_size",
+    "keep_checkpoints",
+    "best_",
+    "profile",
+    "averages.",
+    "recompute_batches",
+    "duration",
+)
+
+
+def to_json(config: Mapping[str, Any]) -> str:
+    """A resolved config as JSON; fractions of steps become strings such as "1875/2"."""
+    return json.dumps(ml_collections.ConfigDict(config).to_dict(), indent=2, default=str) + "\n"
+
+
+def write(config: ml_collections.FrozenConfigDict, workdir: pathlib.Path) -> None:
+    """Writes `config.json`."""
+    replace_file(workdir / "config.json", to_json(config))
+
+
+def read(workdir: pathlib.Path) -> ml_collections.FrozenConfigDict:
+    """The resolved config of a run, from its `config.json`.
+
+    Raises:
+        UserError: there is none, or it is damaged.
+    """
+    try:
+        config = json.loads((workdir / "config.json").read_text())
+        for group in (config, *config["averages"].values()):
+            for name in {*PERIODS, "half_life"} & group.keys():
+                group[name] = Fraction(group[name]) if isinstance(group[name], str) and group[name] else group[name]
+        config = {name: tuple(value) if isinstance(value, list) else value for name, value in config.items()}
+        config["model"]["hidden_sizes"] = tuple(config["model"]["hidden_sizes"])
+        if type(config["duration"]) is not int:
+            raise TypeError(f"duration = {config['duration']!r}")
+        return ml_collections.FrozenConfigDict(config)
+    except OSError as error:
+        raise UserError(
+            f"{workdir} holds no run: {error.strerror}: config.json. main.py --workdir=... makes one"
+        ) from error
+    except (ValueError, KeyError, TypeError, AttributeError, ZeroDivisionError) as error:
+        raise UserError(
+            f"{workdir / 'config.json'} is damaged ({error}). Restore the file, or use another --workdir."
+        ) from error
+
+
+def check_same_run(
+    old: Mapping[str, Any], new: Mapping[str, Any], workdir: pathlib.Path, *, accept: bool = False
+) -> list[str]:
+    """Checks that a run made with one resolved config may be continued with another.
+
+    Args:
+        old: the config that the run was started with.
+        new: the present config.
+        workdir: for the message.
+        accept: whether everything may differ.
+
+    Returns:
+        What differs, in words, for the log.
+
+    Raises:
+        UserError: naming the fields that differ and may not, and always if those differ that a run starts from.
+    """
+    before, now = (flatten(json.loads(to_json(config))) for config in (old, new))
+    for name in ("init_from", "init_weights"):
+        if before.get(name) != now.get(name):
+            raise UserError(
+                f"{workdir} holds a run with {name} = {before.get(name)!r}, not {now.get(name)!r}: where it started "
+                "from cannot be changed. Use another --workdir."
+            )
+    differing = {
+        name: f"{name}: {before.get(name, 'absent')} before, {now.get(name, 'absent')} now"
+        for name in [*before, *(name for name in now if name not in before)]
+        if before.get(name) != now.get(name)
+    }
+    refused = [text for name, text in differing.items() if not name.startswith(MAY_CHANGE)]
+    was = before.get("duration", 0)
+    if now["duration"] < was:
+        refused.append(differing["duration"])
+    if refused and not accept:
+        if now["duration"] > was:
+            refused.append("(Fields given in % change with the duration; in steps or epochs they do not.)")
+        raise UserError(
+            f"{workdir} holds a run of another config:\n" + "\n".join(refused) + "\nUse another --workdir, repeat the "
+            "run's own config, or pass --config_change=accept to continue the run with this one."
+        )
+    return list(differing.values())

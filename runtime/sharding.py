@@ -1,0 +1,38 @@
+"""Where arrays lie: a mesh of all devices, and how state, data and batches are laid out on it."""
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import jax
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
+
+from runtime.progress import first_time
+
+T = TypeVar("T")
+
+
+def create_mesh() -> jax.sharding.Mesh:
+    """All devices in one axis, "data", over which batches are split."""
+    # Linen modules work on Auto axes only; make_mesh would make Explicit ones.
+    return jax.make_mesh((jax.device_count(),), ("data",), axis_types=(AxisType.Auto,))
+
+
+def replicated(mesh: jax.sharding.Mesh) -> NamedSharding:
+    """The sharding of state and data sets: a copy on every device."""
+    return NamedSharding(mesh, PartitionSpec())
+
+
+def split_batch(mesh: jax.sharding.Mesh) -> NamedSharding:
+    """The sharding of batches: an equal part on every device."""
+    return NamedSharding(mesh, PartitionSpec("data"))
+
+
+def create(function: Callable[..., T], rng: jax.Array, mesh: jax.sharding.Mesh) -> T:
+    """Creates the state that `function(rng)` returns, on all devices of the mesh.
+
+    In a compiled program whose results are laid out as those of training are: so the training program compiles once,
+    and not a second time for the state that it returns itself.
+    """
+    with first_time("Compiling the initial state"):
+        state: Any = jax.jit(function, out_shardings=replicated(mesh))(rng)
+    return state

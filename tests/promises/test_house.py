@@ -1,0 +1,92 @@
+"""The house stays one: who may import whom, and how long a file may get."""
+
+import ast
+import functools
+import pathlib
+import subprocess
+import sys
+
+import pytest
+from conftest import ROOT
+
+ROOMS = ("configs", "runtime", "reporting", "tools")
+FILES = sorted([*ROOT.glob("*.py"), *(path for room in ROOMS for path in (ROOT / room).rglob("*.py"))])
+# From the bottom up. A module imports what stands below it, or in its own room.
+STOREYS = (
+    ("averaging", "streams", "configs"),
+    ("optimizers", "augmentation"),
+    ("train_state",),
+    ("runtime",),
+    ("reporting", "models", "input_pipeline"),
+    ("evaluation", "settings"),
+    ("train",),
+    ("tools",),
+    ("main",),
+)
+
+
+def name_of(path: pathlib.Path) -> str:
+    return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+
+
+@functools.cache
+def imports(path: pathlib.Path) -> frozenset[str]:
+    """The modules of the project that a file imports, inside functions too; `from runtime import a, b` counts 2."""
+    modules, found = {name_of(file) for file in FILES}, set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names = {f"{node.module}.{alias.name}" for alias in node.names}
+            found |= names & modules or {node.module}
+    return frozenset(found & modules)
+
+
+def room_of(name: str) -> str:
+    return name.partition(".")[0]
+
+
+@pytest.mark.parametrize("path", FILES, ids=name_of)
+def test_imports_run_downwards(path):
+    storey = {room: number for number, rooms in enumerate(STOREYS) for room in rooms}
+    room = room_of(name_of(path))
+    above = {name for name in imports(path) if room_of(name) != room and storey[room_of(name)] >= storey[room]}
+    assert not above
+
+
+def test_runtime_knows_little_of_the_project():
+    allowed = {"runtime", "train_state", "averaging", "optimizers", "streams"}
+    for path in (ROOT / "runtime").glob("*.py"):
+        assert {room_of(name) for name in imports(path)} <= allowed, path.name
+
+
+def test_averaging_imports_nothing_of_the_project_and_configs_only_configs():
+    assert not imports(ROOT / "averaging.py")
+    for path in (ROOT / "configs").glob("*.py"):
+        assert {room_of(name) for name in imports(path)} <= {"configs"}, path.name
+
+
+def test_reporting_needs_no_jax():
+    modules = ", ".join(name_of(path) for path in (ROOT / "reporting").glob("*.py"))
+    script = f"import sys, {modules}, tools.report; sys.exit('jax' in sys.modules)"
+    subprocess.run([sys.executable, "-c", script], cwd=ROOT, check=True, timeout=120)
+
+
+def test_the_front_of_the_house_can_be_taken_in_at_a_glance():
+    assert len(list(ROOT.glob("*.py"))) <= 11
+    source = (ROOT / "train.py").read_text()
+    assert len(source.splitlines()) <= 350
+    assert len(imports(ROOT / "train.py")) <= 15
+    [function] = [node for node in ast.parse(source).body if getattr(node, "name", "") == "train_and_evaluate"]
+    [loop] = [node for node in ast.walk(function) if isinstance(node, ast.While)]
+    assert loop.lineno - function.body[1].lineno <= 30  # the set-up, after the docstring
+    core = ("main.py", "train.py", "train_state.py", "evaluation.py")
+    assert sum(len((ROOT / name).read_text().splitlines()) for name in core) <= 950
+
+
+def test_no_file_is_too_long_to_read():
+    files = subprocess.run(["git", "ls-files", "*.py"], cwd=ROOT, capture_output=True, text=True, check=True)
+    for name in files.stdout.splitlines():
+        limit = 400 if name in ("averaging.py", "models.py") else 360
+        path = ROOT / name
+        assert not path.exists() or len(path.read_text().splitlines()) <= limit, name

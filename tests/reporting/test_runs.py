@@ -1,0 +1,182 @@
+import re
+
+import numpy as np
+import pytest
+from made_runs import make_run
+
+from reporting import pictures, runs
+from reporting.runs import Run
+from runtime.errors import UserError
+
+
+def test_the_last_evaluation_is_that_of_the_test_set():
+    lines = [
+        {"step": 1, "curve": "raw", "split": "validation"},
+        {"step": 2, "curve": "train"},
+        {"step": 2, "curve": "raw", "split": "validation"},
+        {"step": 2, "curve": "raw", "split": "test"},
+        {"step": 2, "curve": "ema", "split": "test"},
+    ]
+    assert runs.last_evaluation(lines) == lines[3:]
+
+
+def test_with_a_validation_set_the_row_is_the_test_sets_and_the_best_is_the_validation_sets(tmp_path):
+    validation = [
+        {"step": step, "curve": "raw", "split": "validation", "accuracy": accuracy, "loss": 1.0}
+        for step, accuracy in ((5, 0.9), (20, 0.2))
+    ]
+    run = make_run(tmp_path / "run", accuracies=((0.7, 0.8),), steps=(20,))
+    lines = [*validation, *run.lines]
+    group = runs.Group((Run(run.workdir, lines, run.timing, run.config, run.environment, run.averages),))
+    raw = group.rows()[0]
+    assert (group.curve_split, group.last_split, raw["accuracy"]) == ("validation", "test", 0.7)
+    assert (raw["best"], raw["best_step"]) == (0.9, 5)
+
+
+def test_runs_that_differ_only_in_the_seed_are_pooled_and_paired_over_the_seeds(tmp_path):
+    raw, ema = np.array([0.70, 0.60, 0.65]), np.array([0.78, 0.70, 0.71])
+    made = [
+        make_run(tmp_path / str(seed), seed=seed, accuracies=((0.9, 0.5), (raw[seed], ema[seed]))) for seed in range(3)
+    ]
+    groups, remarks = runs.group(made)
+    assert [len(group.runs) for group in groups] == [3]
+    [few] = remarks
+    assert "(3 seeds) are few" in few
+    assert runs.group([made[0]])[1] == []
+    of_raw, of_ema = groups[0].rows()
+    # By hand: the mean of 8, 10 and 6 points is 8, their standard deviation 2, and Student's t for 2 degrees 4.3027.
+    half_width = 4.302653 * 0.02 / np.sqrt(3)
+    np.testing.assert_allclose(
+        [of_ema["difference"], of_ema["low"], of_ema["high"]], [0.08, 0.08 - half_width, 0.08 + half_width], atol=1e-6
+    )
+    assert (of_ema["over"], of_ema["runs"]) == ("seeds", 3)
+    assert of_raw["accuracy"] == pytest.approx(0.65, abs=1e-12)
+    assert of_raw["accuracy_sd"] == pytest.approx(0.05, abs=1e-12)
+    assert (of_raw["best"], of_raw["best_step"]) == (pytest.approx(0.9, abs=1e-12), 10)
+    assert runs.verdict(of_ema).startswith("ema scores better than raw: +8.00 (+3.03 .. +12.97) points of accuracy")
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "of", "claim"),
+    [
+        (0.01, 0.03, "accuracy", "scores better than raw"),
+        (-0.01, 0.03, "accuracy", "cannot be told from raw"),
+        (-0.03, -0.01, "accuracy", "scores worse than raw"),
+        (-0.03, -0.01, "loss", "scores better than raw"),
+        (0.01, 0.03, "loss", "scores worse than raw"),
+    ],
+)
+def test_only_of_several_seeds_it_is_claimed_that_averaging_helps(low, high, of, claim):
+    row = {"curve": "ema", "runs": 5, "difference": (low + high) / 2, "low": low, "high": high, "of": of}
+    assert claim in runs.verdict(row | {"over": "seeds"})
+    of_one_run = runs.verdict(row | {"over": "images", "runs": 1})
+    assert not re.search("scores better|scores worse|cannot", of_one_run)
+
+
+def test_a_run_of_another_config_is_not_pooled_and_the_page_says_what_differs(tmp_path):
+    first = make_run(tmp_path / "a")
+    second = make_run(tmp_path / "b", seed=1, config={"optimizer": {"name": "adamw", "b1": 0.9}})
+    groups, _ = runs.group([first, second])
+    assert [len(group.runs) for group in groups] == [1, 1]
+    assert runs.differences(groups) == {"optimizer.b1": [None, 0.9], "optimizer.name": ["sgd", "adamw"]}
+
+
+def test_what_should_not_be_pooled_without_a_thought_is_said(tmp_path):
+    first, repeated = make_run(tmp_path / "a"), make_run(tmp_path / "b")
+    (tmp_path / "c").mkdir()
+    unfinished = make_run(tmp_path / "c" / "d", seed=1, steps=(5, 10))
+    (tmp_path / "c" / "d" / "environment.json").write_text('{"commit": "def"}')
+    groups, remarks = runs.group([first, repeated, Run.read(unfinished.workdir)])
+    assert [[run.workdir.name for run in group.runs] for group in groups] == [["a", "d"]]
+    assert len(remarks) == 5
+    assert f"{repeated.workdir} has the config and the seed of {first.workdir}" in remarks[0]
+    assert "differ in more than the seed: in their commit" in remarks[2]
+    assert f"{unfinished.workdir} is not finished: it is at step 10 of 20" in remarks[4]
+    assert groups[0].last_step == 10  # the last one that both have
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "config.json",
+        "environment.json",
+        "averages.json",
+        "metrics.jsonl",
+        "timing.jsonl",
+        "diagnosis/numbers.json",
+    ],
+)
+def test_a_damaged_file_is_named(tmp_path, name):
+    make_run(tmp_path / "run")
+    (tmp_path / "run" / name).parent.mkdir(exist_ok=True)
+    (tmp_path / "run" / name).write_text("[]\n")
+    with pytest.raises(UserError, match=re.escape(f"{tmp_path / 'run' / name}")):
+        Run.read(tmp_path / "run")
+
+
+def test_the_best_is_that_of_the_mean_over_the_seeds(tmp_path):
+    accuracies = [((0.9, 0.5), (0.6, 0.6)), ((0.2, 0.5), (0.6, 0.6))]
+    made = [make_run(tmp_path / str(seed), seed=seed, accuracies=accuracies[seed]) for seed in range(2)]
+    (group,), _ = runs.group(made)
+    raw = group.rows()[0]
+    assert (raw["best"], raw["best_step"]) == (pytest.approx(0.6, abs=1e-12), 20)  # not 0.9 of one, nor 0.55 of both
+
+
+def test_the_best_loss_is_the_smallest(tmp_path):
+    run = make_run(tmp_path / "run")
+    lines = [
+        {"step": step, "curve": "raw", "split": "test", "loss": loss} for step, loss in ((1, 3.0), (2, 1.0), (3, 2.0))
+    ]
+    group = runs.Group((Run(run.workdir, lines, [], {}, {}, {}),))
+    assert [(row["best"], row["best_step"]) for row in group.rows()] == [(1.0, 2)]
+
+
+def test_a_curve_that_only_one_run_has_is_left_out_of_what_is_pooled(tmp_path):
+    extra = [
+        {"step": step, "curve": "new", "split": "test", "accuracy": 0.9, "loss": 0.1, "calibration_error": 0.1}
+        for step in (10, 20)
+    ]
+    made = [make_run(tmp_path / "a", lines=extra), make_run(tmp_path / "b", seed=1)]
+    (group,), _ = runs.group(made)
+    assert group.names == ["raw", "ema"]
+    assert [row["curve"] for row in group.rows()] == ["raw", "ema"]
+    pictures.curves(group)
+
+
+def test_an_evaluation_that_is_still_being_written_is_not_the_last(tmp_path):
+    run = make_run(tmp_path / "run")
+    lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines(keepends=True)
+    for kept, ending in ((lines[:-2], ""), (lines[:-1], ""), (lines[:-1], lines[-1][:9])):
+        (tmp_path / "run" / "metrics.jsonl").write_text("".join(kept) + ending)
+        (group,), _ = runs.group([Run.read(run.workdir)])
+        assert group.last_step == (10 if kept == lines[:-2] else 20)
+        assert [row["curve"] for row in group.rows()] == ["raw", "ema"]
+
+
+def test_a_longer_run_with_a_validation_set_is_shown_at_its_newest_evaluation(tmp_path):
+    """The test set was scored at what was the end before."""
+    run = make_run(tmp_path / "run")
+    validation = [line | {"split": "validation"} for line in run.lines if "split" in line]
+    later = [line | {"step": 30} for line in validation if line["step"] == 20]
+    tested = [line for line in run.lines if line.get("split") and line["step"] == 20]
+    group = runs.Group((Run(run.workdir, [*validation, *tested, *later], [], {}, {}, run.averages),))
+    assert (group.last_split, group.last_step) == ("validation", 30)
+
+
+def test_seeds_that_were_never_evaluated_at_the_same_step_are_refused(tmp_path):
+    made = [make_run(tmp_path / str(seed), seed=seed, steps=(10 + seed, 20 + seed)) for seed in range(2)]
+    (group,), _ = runs.group(made)
+    with pytest.raises(UserError, match="no evaluation at the same step"):
+        group.rows()
+
+
+def test_times_are_those_at_the_end_and_rates_those_of_training(tmp_path):
+    made = [make_run(tmp_path / str(seed), seed=seed, config={"batch_size": 8}) for seed in range(2)]
+    (tmp_path / "0" / "timing.jsonl").write_text(
+        '{"step": 10, "train_seconds": 1.0, "eval_seconds": 9.0}\n'
+        '{"step": 20, "train_seconds": 1.0, "eval_seconds": 3.0}\n'
+    )
+    (group,), _ = runs.group([Run.read(run.workdir) for run in made])
+    assert group.times() == {
+        "train_seconds": 2.5, "eval_seconds": 2.0, "steps_per_second": 8.0, "images_per_second": 64.0
+    }  # fmt: skip

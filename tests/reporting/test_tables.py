@@ -1,0 +1,45 @@
+import re
+
+from made_runs import make_run
+
+from reporting import runs, tables
+from reporting.page import write
+from reporting.runs import Run
+
+METRICS = {
+    "raw": {"accuracy": 0.75, "loss": 0.5, "calibration_error": 0.1},
+    "ema": {"accuracy": 0.8, "loss": None, "calibration_error": 0.05},
+    "ema-raw": {"accuracy": 0.05, "accuracy_low": 0.01, "accuracy_high": 0.09, "agreement": 0.9},
+}
+
+
+def test_the_table_shows_each_curve_and_its_paired_difference_in_points():
+    header, raw, ema = tables.table(runs.summarize([METRICS])).splitlines()
+    assert "minus raw (95 % interval)" in header
+    assert raw.split() == ["raw", "75.00%", "0.5", "10.00%"]
+    assert ema.split() == ["ema", "80.00%", "+5.00", "(+1.00", "..", "+9.00)", "points", "-", "5.00%", "90.00%"]
+
+
+def test_without_accuracy_the_table_has_the_loss_and_its_difference():
+    metrics = {
+        "raw": {"loss": 0.5},
+        "ema": {"loss": 0.25},
+        "ema-raw": {"loss": -0.25, "loss_low": -0.5, "loss_high": 0.1},
+    }
+    header, _, ema = tables.table(runs.summarize([metrics])).splitlines()
+    assert "accuracy" not in header
+    assert ema.split() == ["ema", "-0.25", "(-0.5", "..", "+0.1)", "loss", "0.25"]
+
+
+def test_a_difference_that_is_not_finite_is_a_dash_and_no_claim(tmp_path):
+    run = make_run(tmp_path / "run")
+    text = (tmp_path / "run" / "metrics.jsonl").read_text()
+    (tmp_path / "run" / "metrics.jsonl").write_text(
+        re.sub(r'("(accuracy|loss|learning_rate)(_low|_high)?"): [\d.-]+', r"\1: null", text)
+    )
+    (group,), _ = runs.group([Run.read(run.workdir)])
+    row = group.rows()[1]
+    assert (row["accuracy"], row["difference"]) == (None, None)
+    assert "not all of its scores are finite" in runs.verdict(row)
+    assert tables.cells(group.rows())[2][1:3] == ["-", "-"]
+    write(run.workdir)
