@@ -212,13 +212,13 @@ def create_experiment(config: ml_collections.FrozenConfigDict, source: input_pip
         UserError: model, averages and data set do not fit each other, or the data set is damaged.
     """
     mesh = sharding.create_mesh()
+    train_data, eval_data = input_pipeline.load(source, mesh, **settings.taken_by(input_pipeline.load, config))
     model = models.create_model(num_classes=source.num_classes, **config.model)
     tx = optimizers.create_optimizer(**config.optimizer)
     averages = settings.create_averages(config.averages)
     init = functools.partial(create_train_state, model=model, tx=tx, averages=averages, image_shape=source.image_shape)
     state = sharding.create(init, jax.random.key(config.seed), mesh)
     settings.check_batch_stats(state)
-    train_data, eval_data = input_pipeline.load(source, mesh, **settings.taken_by(input_pipeline.load, config))
     loss_fn = functools.partial(task.loss_fn, **settings.taken_by(task.loss_fn, config.loss))
     program = create_train_program(loss_fn, mesh, config.accumulate)
     sums = zero_sums(program, state, train_data)

@@ -22,7 +22,7 @@ import orbax.checkpoint as ocp
 
 from runtime import average_table
 from runtime.errors import UserError
-from runtime.metric_writing import Written
+from runtime.metric_writing import Written, read_metrics
 from runtime.stored import (
     DIGESTS,
     Best,
@@ -66,22 +66,10 @@ class Checkpoints:
                 trained, or the latest is of another model or optimizer.
         """
         self._workdir, self._keep = pathlib.Path(workdir), keep
-        metrics = self._workdir / "metrics.jsonl"
-        num_bytes = metrics.stat().st_size if metrics.exists() else 0
-        self.latest, self._damaged = find_latest(self._workdir, num_bytes=num_bytes)
+        self.latest, self._damaged = _find_start(self._workdir)
         self.record = self.latest.record if self.latest else Record()
         if self.latest:
             self.latest.check_fits(like)
-        elif self._damaged:
-            raise UserError(
-                "\n".join([f"{workdir} has no checkpoint to go on from", *map(str, self._damaged)])
-                + "\nRestore one from a copy, or start again with another --workdir."
-            )
-        elif num_bytes or saved_folders(self._workdir / "snapshots"):
-            raise UserError(
-                f"{workdir} has metrics or snapshots of a run and no checkpoint. Restore "
-                f"{self._workdir / 'checkpoints'}, or start again with another --workdir."
-            )
         # Directories are created by the thread that trains: in the background, an error would keep the threads that
         # wait for them, and so the process, for minutes.
         self._checkpointer = ocp.AsyncCheckpointer(
@@ -259,11 +247,34 @@ def _is_not_from_orbax(record: logging.LogRecord) -> bool:
     return record.levelno < logging.ERROR or "orbax" not in record.pathname
 
 
-def check_run(workdir: pathlib.Path) -> None:
-    """Checks that a workdir's newest checkpoint is of this version and that its config is there; reads no arrays.
+def _find_start(workdir: pathlib.Path) -> tuple[Stored | None, list[DamagedError]]:
+    """The checkpoint that a run continues from, None for a new run, and what is wrong with newer ones.
 
     Raises:
-        UserError: the checkpoint has another format, or there is no config.json.
+        UserError: there are checkpoints and none to continue from, or none although the run has been trained.
+    """
+    metrics = workdir / "metrics.jsonl"
+    num_bytes = metrics.stat().st_size if metrics.exists() else 0
+    latest, damaged = find_latest(workdir, num_bytes=num_bytes)
+    if latest is None and damaged:
+        raise UserError(
+            "\n".join([f"{workdir} has no checkpoint to go on from", *map(str, damaged)])
+            + "\nRestore one from a copy, or start again with another --workdir."
+        )
+    if latest is None and (num_bytes or saved_folders(workdir / "snapshots")):
+        raise UserError(
+            f"{workdir} has metrics or snapshots of a run and no checkpoint. Restore "
+            f"{workdir / 'checkpoints'}, or start again with another --workdir."
+        )
+    return latest, damaged
+
+
+def check_run(workdir: pathlib.Path) -> None:
+    """Checks that a run can continue in this workdir, as far as its files say; reads no arrays.
+
+    Raises:
+        UserError: the newest checkpoint has another format, there is no config.json, no checkpoint to continue from, or
+            the metrics are damaged.
     """
     folders = saved_folders(workdir / "checkpoints")
     for folder in folders[-1:]:
@@ -273,6 +284,9 @@ def check_run(workdir: pathlib.Path) -> None:
         raise UserError(
             f"{workdir} has checkpoints and no config.json, which says of what. Restore it, or use another --workdir."
         )
+    latest, _ = _find_start(workdir)
+    if latest:
+        read_metrics(workdir / "metrics.jsonl", latest.record.writer.lengths.get("metrics.jsonl", 0))
 
 
 def find_origin(workdir: pathlib.Path, init_from: str, weights: str, like: CustomTrainState) -> Stored | None:

@@ -66,7 +66,7 @@ class _JsonLines:
         self._file.close()
 
 
-def _read_metrics(path: pathlib.Path, length: int) -> list[tuple[int, str, str | None, dict[str, float | None]]]:
+def read_metrics(path: pathlib.Path, length: int) -> list[tuple[int, str, str | None, dict[str, float | None]]]:
     """Step, curve, split and metrics of each line in the first bytes of the file, as many as `length`."""
     found = []
     for number, line in enumerate(path.read_bytes()[:length].splitlines() if length else (), 1):
@@ -132,7 +132,7 @@ class MetricWriter:
         """
         self._workdir = pathlib.Path(workdir)
         self._num_steps = num_steps
-        lines = _read_metrics(self._workdir / "metrics.jsonl", before.lengths.get("metrics.jsonl", 0))
+        lines = read_metrics(self._workdir / "metrics.jsonl", before.lengths.get("metrics.jsonl", 0))
         self._files = {name: _JsonLines(self._workdir / name, before.lengths.get(name, 0)) for name in self.FILES}
         self._seconds = {clock: before.seconds.get(clock, 0.0) for clock in CLOCKS}
         self._previous = before.step, self._seconds["train_seconds"]  # at the last line of progress
