@@ -62,7 +62,7 @@ WORKDIRS = {
         "has metrics or snapshots of a run and no checkpoint",
     ),
     "checkpoints are damaged": (flip_all, [], "has no checkpoint to go on from"),
-    "checkpoints are damaged, and scored": (flip_all, ["--mode=eval"], "holds no checkpoint; --mode=train makes one"),
+    "checkpoints are damaged, and scored": (flip_all, ["--mode=eval"], "has no checkpoint to go on from"),
     "metrics are gone": (lambda run: (run / "metrics.jsonl").unlink(), [], "bytes of metrics.jsonl, which has 0"),
     "metrics are damaged": (
         lambda run: (run / "metrics.jsonl").write_bytes((run / "metrics.jsonl").read_bytes().replace(b"{", b"[", 1)),
