@@ -139,6 +139,11 @@ TOOLS = {
         "dataset = 'huggingface:mnist': must be a name",
         code_for_data,
     ),
+    "export: model from elsewhere": (
+        ["tools.export", "RUN", "--average=ema", "--out=x"],
+        "model.name = 'nets.Mine': must be one of 'mlp', ",
+        lambda run: edit_json(run / "config.json", model={"name": "nets.Mine", "hidden_sizes": [8]}),
+    ),
     "report: damaged metrics": (
         ["tools.report", "RUN"],
         "metrics.jsonl, line 1, is damaged",
