@@ -89,14 +89,16 @@ def sample(mutants: list[Mutant], commit: str, changed: set[str]) -> list[Mutant
 def catch(mutant: Mutant) -> str:
     """Runs a mutant's tests against it: "caught by" the first test that fails, or else what happened."""
     with tempfile.TemporaryDirectory() as folder:
-        root = pathlib.Path(folder)
+        root = pathlib.Path(folder, "tree")
         files = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
         for name in files.splitlines():
             if (ROOT / name).is_file():
                 (root / name).parent.mkdir(parents=True, exist_ok=True)
                 (root / name).write_bytes((ROOT / name).read_bytes())
         mutant.apply(root)
+        # Temporary folders of its own: two processes that clean up the same ones at once fail with a warning.
         command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", "-m", "slow or not slow"]
+        command.append(f"--basetemp={folder}/tests")
         result = subprocess.run([*command, *mutant.tests], cwd=root, env=os.environ, capture_output=True, text=True)
     failed = re.search(r"^(FAILED|ERROR) \S*?::(\S+)", result.stdout, re.MULTILINE)
     if result.returncode == 1 and failed:
