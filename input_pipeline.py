@@ -1,6 +1,7 @@
 """Images: loaded once, kept on the device as uint8, served as pure functions of (key, step).
 
-A fork with data of its own adds a function to `SOURCES`; nothing else needs to know.
+A fork with data of its own adds a function to `SOURCES`; nothing else needs to know. It makes a `Source` from `Images`,
+uint8 [n, height, width, channels] with a label for each: a class, int32 [n], or numbers to predict, float32 [n, k].
 """
 
 import dataclasses

@@ -1,7 +1,8 @@
 """Linen models, chosen by `config.model.name`.
 
 A model is called as `model(images, train)`. With `train`, dropout acts and batch norm uses the statistics of the batch.
-It maps float images [batch, height, width, channels] to float32 logits [batch, num_classes].
+It maps float images [batch, height, width, channels] to float32 logits [batch, num_classes]. Its attributes are
+`num_classes`, `dtype` and any fields of `config.model`. The only collection that it may change is `batch_stats`.
 """
 
 import functools

@@ -70,8 +70,8 @@ def get_config() -> ml_collections.ConfigDict:
     # goes to WORKDIR/profile.
     config.profile = (0, 0)
 
-    # A step with a non-finite loss or gradient is rejected: it changes nothing. After this many rejections in a row,
-    # training ends with an error.
+    # A step with a non-finite loss or gradient is rejected: it leaves parameters, optimizer and averages as they are.
+    # Training ends with an error if so many in a row were rejected when it next logs, evaluates or saves.
     config.max_rejected_steps = 100
 
     # Random changes to the training images; 0 or False turns one off.
