@@ -2,6 +2,7 @@
 
 import functools
 import math
+import re
 from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
@@ -22,6 +23,8 @@ Scores = dict[str, Any]  # by name, an array [batch] or [number of images]
 ScoreFn = Callable[[Callable[..., Any], Any, Mapping[str, jax.Array]], Scores]
 EvalStep = Callable[[dict[str, Any], EvalData, ArrayLike], tuple[jax.Array, dict[str, Scores]]]
 Metrics = dict[str, dict[str, float]]  # by name of the weights, or of a difference, and of the metric
+# Scores that are no metrics themselves: the first gives `agreement`, the second, with `accuracy`, `calibration_error`.
+NO_METRICS = ("predicted", "confidence")
 
 
 def score_fn(apply_fn: Callable[..., jax.Array], variables: Any, batch: Mapping[str, jax.Array]) -> Scores:
@@ -33,15 +36,15 @@ def score_fn(apply_fn: Callable[..., jax.Array], variables: Any, batch: Mapping[
         batch: `image` [batch, height, width, channels] and `label` [batch].
 
     Returns:
-        Arrays [batch]: `loss` (the negative log-likelihood), `correct`, `predicted` (the class) and `confidence` (its
-        probability). Only `loss` is obligatory; without the others, what `summarize` and `compare` make of them is
-        left out.
+        Arrays [batch]: `loss` (the negative log-likelihood), `accuracy` (True or False), `predicted` (the class) and
+        `confidence` (its probability). Any name may be added, and becomes a metric: the mean over the images, in points
+        if it is of booleans. `Task.metrics` says of which metrics it is known what is better.
     """
     logits, label = apply_fn(variables, batch["image"], train=False), classes(batch)
     predicted = jnp.argmax(logits, axis=-1)
     return {
         "loss": optax.softmax_cross_entropy_with_integer_labels(logits, label),
-        "correct": predicted == label,
+        "accuracy": predicted == label,
         "predicted": predicted,
         "confidence": jnp.max(jax.nn.softmax(logits), axis=-1),
     }
@@ -156,30 +159,67 @@ def distance(params: Any, others: Any) -> jax.Array:
     return optax.tree.norm(optax.tree.sub(params, others))
 
 
+def check_scores(scores: Scores, metrics: Mapping[str, str]) -> tuple[str, ...]:
+    """Checks what a `score_fn` returns, before anything is computed.
+
+    Args:
+        scores: of one batch, only their shapes and types.
+        metrics: `Task.metrics`.
+
+    Returns:
+        The metrics that are proportions: means of booleans.
+
+    Raises:
+        UserError: a score is not one value per example or has a reserved name, or one of `metrics` has no score.
+    """
+    taken = ("step", "curve", "split", "agreement", "calibration_error", "distance")
+    for name, values in scores.items():
+        if not hasattr(values, "ndim") or values.ndim != 1:
+            found = jax.tree.map(lambda x: f"{x.dtype}{list(x.shape)}", values)
+            raise UserError(f"score_fn returns {name} = {found}; expected one value per example, [batch]")
+        if name in taken or not re.fullmatch(r"[A-Za-z]\w*(?<!_low)(?<!_high)", name, re.ASCII):
+            raise UserError(
+                f"score_fn returns {name!r}; a metric's name must be letters, digits and _, must not end in _low or "
+                f"_high, and must be none of {', '.join(taken)}"
+            )
+    if missing := [name for name in metrics if name not in summarized(scores)]:
+        raise UserError(f"Task.metrics has {', '.join(missing)}; score_fn returns only {', '.join(scores)}")
+    return tuple(name for name, values in scores.items() if name not in NO_METRICS and values.dtype == bool)
+
+
+def summarized(scores: Scores) -> list[str]:
+    """The names of the metrics that `summarize` makes of these scores."""
+    calibrated = ["calibration_error"] if {"accuracy", "confidence"} <= scores.keys() else []
+    return [name for name in scores if name not in NO_METRICS] + calibrated
+
+
 def summarize(scores: Scores) -> dict[str, float]:
-    """The metrics of one set of weights: mean `loss`, `accuracy`, `calibration_error`, as far as the scores go."""
-    metrics = {"loss": float(np.mean(scores["loss"]))}
-    if "correct" in scores:
-        metrics["accuracy"] = float(np.mean(scores["correct"]))
-        if "confidence" in scores:
-            metrics["calibration_error"] = calibration_error(scores["confidence"], scores["correct"])
-    return metrics
+    """The metrics of one set of weights: the mean of each score, and `calibration_error` if there is a `confidence`."""
+    return {
+        name: float(np.mean(scores[name]))
+        if name in scores
+        else calibration_error(scores["confidence"], scores["accuracy"])
+        for name in summarized(scores)
+    }
 
 
 def compare(scores: Scores, reference: Scores) -> dict[str, float]:
     """The metrics of a paired difference, `scores` minus `reference`, on the same images.
 
     Returns:
-        `accuracy` and `loss` with the 95 % intervals `accuracy_low` .. `accuracy_high` and `loss_low` .. `loss_high`,
-        and `agreement`, the share of images for which both predict the same class. The intervals say how far the
-        difference could be off because of which images the test set has, for these weights of this one run. They say
-        nothing of how it varies from run to run.
+        Each metric NAME with its 95 % interval `NAME_low` .. `NAME_high` (of booleans Agresti & Min's, of numbers
+        Student's), and `agreement`, the share of images for which both predict the same class. The intervals say how
+        far the difference could be off because of which images the test set has, for these weights of this one run.
+        They say nothing of how it varies from run to run.
     """
-    mean, low, high = intervals.mean_interval(scores["loss"] - reference["loss"])
-    metrics = {"loss": mean, "loss_low": low, "loss_high": high}
-    if "correct" in scores:
-        mean, low, high = intervals.paired_proportions_interval(scores["correct"], reference["correct"])
-        metrics |= {"accuracy": mean, "accuracy_low": low, "accuracy_high": high}
+    metrics: dict[str, float] = {}
+    for name in (name for name in scores if name not in NO_METRICS):
+        new, old = scores[name], reference[name]
+        if new.dtype == bool:
+            interval = intervals.paired_proportions_interval(new, old)
+        else:
+            interval = intervals.mean_interval(new - old)
+        metrics |= zip((name, f"{name}_low", f"{name}_high"), interval, strict=True)
     if "predicted" in scores:
         metrics["agreement"] = float(np.mean(scores["predicted"] == reference["predicted"]))
     return metrics
@@ -215,12 +255,7 @@ def better(
         name: of the weights that count.
         metric: that counts.
         directions: for each metric, whether a higher or a lower value is better.
-
-    Raises:
-        UserError: there is no such metric.
     """
-    if metric not in metrics[name]:
-        raise UserError(f"best_metric = {metric!r}: what is scored has only {', '.join(metrics[name])}")
     value = metrics[name][metric]
     new = Best(step, name, metric, value)
     if best is None or (best.weights, best.metric) != (name, metric):

@@ -290,6 +290,8 @@ def create_model(name: str, *, num_classes: int, dtype: str, **fields: Any) -> n
     if name not in MODELS:
         raise UserError(f"model.name = {name!r}: must be one of {', '.join(map(repr, MODELS))}")
     taken = {key: value for key, value in fields.items() if key in model_fields(name)}
+    if missing := {"num_classes", "dtype"} - MODELS[name].__dataclass_fields__.keys():
+        raise UserError(f"models.MODELS[{name!r}] must have the attribute {min(missing)}")
     return MODELS[name](num_classes=num_classes, dtype=jnp.dtype(dtype), **taken)
 
 

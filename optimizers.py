@@ -2,7 +2,7 @@
 
 import functools
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -145,6 +145,17 @@ OPTIMIZERS: dict[str, Callable[..., optax.GradientTransformation]] = {
 def optimizer_fields(name: str) -> frozenset[str]:
     """The fields of `config.optimizer` that the optimizer of this name takes."""
     return frozenset(inspect.signature(OPTIMIZERS[name]).parameters) - {"learning_rate"}
+
+
+def unused_fields(config: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """The fields of `config.optimizer` that others of it make meaningless, each with the reason."""
+    name, schedule = config["name"], config["schedule"]
+    for field in sorted(frozenset().union(*map(optimizer_fields, OPTIMIZERS)) - optimizer_fields(name)):
+        yield field, f"optimizer {name!r} has no such field"
+    if name == "sgd" and config["momentum"] == 0:
+        yield "nesterov", "there is no momentum"
+    if schedule != "wsd":
+        yield "decay", f"schedule {schedule!r} has no such field"
 
 
 def create_optimizer(

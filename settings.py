@@ -82,9 +82,11 @@ _RULES: Mapping[str, fields.Rule] = {
 }
 
 
-def _with_defaults(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The config as a dict, with the defaults of what its averages leave out."""
+def _with_defaults(config: Mapping[str, Any], task: Any) -> dict[str, Any]:
+    """The config as a dict, with the defaults of what its loss, its model and its averages leave out."""
     filled = ml_collections.ConfigDict(config).to_dict()
+    for group, declared in declared_fields(filled, task).items():
+        filled[group] = declared | filled[group]
     if not isinstance(filled.setdefault("averages", {}), dict):
         raise UserError(f"averages = {filled['averages']!r}: must be a dict of averages by their names")
     for name, average in filled["averages"].items():
@@ -96,10 +98,20 @@ def _with_defaults(config: Mapping[str, Any]) -> dict[str, Any]:
     return filled
 
 
-def _defaults(config: Mapping[str, Any]) -> dict[str, Any]:
+def _defaults(config: Mapping[str, Any], task: Any) -> dict[str, Any]:
     """The default of every field that this config may have."""
-    averages = {name: default.average("ema").to_dict() for name in config["averages"]}
-    return {**default.get_config().to_dict(), "averages": averages}
+    known = default.get_config().to_dict()
+    groups = {group: declared | known[group] for group, declared in declared_fields(config, task).items()}
+    return {**known, **groups, "averages": {name: default.average("ema").to_dict() for name in config["averages"]}}
+
+
+def declared_fields(config: Mapping[str, Any], task: Any) -> dict[str, dict[str, Any]]:
+    """The fields of `config.loss` and `config.model` that loss and model declare themselves, with their defaults."""
+    model = models.MODELS.get(config["model"]["name"])
+    return {
+        "loss": fields.declared(task.loss_fn),
+        "model": fields.declared(model, without=("parent", "name", "num_classes", "dtype")) if model else {},
+    }
 
 
 def _joint_problems(config: Mapping[str, Any], task: Any) -> Iterator[str]:
@@ -115,7 +127,7 @@ def _joint_problems(config: Mapping[str, Any], task: Any) -> Iterator[str]:
     for kind in {average["kind"] for average in config["averages"].values()}:
         if missing := averages.fields_of(kind).difference(default.average("ema")):
             yield f"averaging.SCHEDULES[{kind!r}] takes {', '.join(missing)}, which configs/default.py does not have"
-    defaults, values = fields.flatten(_defaults(config)), fields.flatten(config)
+    defaults, values = fields.flatten(_defaults(config, task)), fields.flatten(config)
     for name, reason in _unused_fields(config, task):
         if values[name] != defaults[name]:
             yield f"{name} = {values[name]!r}: {reason}; leave it at its default, --config.{name}={defaults[name]}"
@@ -130,29 +142,15 @@ def _joint_problems(config: Mapping[str, Any], task: Any) -> Iterator[str]:
 
 def _unused_fields(config: Mapping[str, Any], task: Any) -> Iterator[tuple[str, str]]:
     """The fields that other fields make meaningless, each with the reason."""
-    model, optimizer = config["model"]["name"], config["optimizer"]["name"]
-    for field in sorted(set(config["model"]) - models.model_fields(model) - {"name"}):
-        yield f"model.{field}", f"model {model!r} has no such field"
-    for field in sorted(set().union(*map(optimizers.optimizer_fields, optimizers.OPTIMIZERS))):
-        if field not in optimizers.optimizer_fields(optimizer):
-            yield f"optimizer.{field}", f"optimizer {optimizer!r} has no such field"
+    for field in sorted(set(config["model"]) - models.model_fields(config["model"]["name"]) - {"name"}):
+        yield f"model.{field}", f"model {config['model']['name']!r} has no such field"
     for field in sorted(set(config["loss"]) - taken_by(task.loss_fn, config["loss"]).keys()):
         yield f"loss.{field}", f"the loss of task {config['task']!r} has no such field"
-    if optimizer == "sgd" and config["optimizer"]["momentum"] == 0:
-        yield "optimizer.nesterov", "there is no momentum"
-    if config["optimizer"]["schedule"] != "wsd":
-        yield "optimizer.decay", f"schedule {config['optimizer']['schedule']!r} has no such field"
+    for field, reason in optimizers.unused_fields(config["optimizer"]):
+        yield f"optimizer.{field}", reason
     if not config["init_from"]:
         yield "init_weights", "init_from is empty"
-    for name, average in config["averages"].items():
-        kind = average["kind"]
-        if kind == "none":
-            continue  # switched off, with whatever it had
-        unused = set().union(*map(averages.fields_of, averaging.SCHEDULES)) - averages.fields_of(kind)
-        for field in sorted(unused & average.keys()):
-            yield f"averages.{name}.{field}", f"kind {kind!r} has no such field"
-        if kind == "hard_update":
-            yield f"averages.{name}.every", "kind 'hard_update' moves at its own period"
+    yield from averages.unused_fields(config["averages"])
     kept = (average for average in config["averages"].values() if average["kind"] != "none")
     if all(average["batch_stats"] != "recompute" for average in kept):
         yield "recompute_batches", "no average has batch_stats = 'recompute'"
@@ -184,7 +182,7 @@ def prepare(
     if (workdir / "config.json").exists():
         old = run_config.read(workdir)
         if resolved.chunked is None:
-            resolved = with_chunked(resolved, old.get("chunked"))
+            resolved = completed(resolved, chunked=old.get("chunked"))
         for change in run_config.check_same_run(old, resolved, workdir, accept=config_change == "accept"):
             print(f"Differs from the run's config: {change}", flush=True)
     return resolved, source
@@ -200,8 +198,8 @@ def check(config: Mapping[str, Any], task: Any) -> list[str]:
         UserError: names every wrong field, its value and what would be right. Fields that are wrong in view of others
             are reported once each is right by itself.
     """
-    config = _with_defaults(config)
-    problems = fields.problems(config, _defaults(config), _RULES) or [*_joint_problems(config, task)]
+    config = _with_defaults(config, task)
+    problems = fields.problems(config, _defaults(config, task), _RULES) or [*_joint_problems(config, task)]
     if problems:
         raise UserError("\n".join([WRONG, *problems]))
     unused = default.average("ema").decay
@@ -218,9 +216,10 @@ def resolve(
     """The config in plain numbers, which is what training runs on and what `config.json` holds.
 
     Durations become numbers of steps: `duration` and those of `optimizer` are rounded up, periods stay exact (int or
-    Fraction), 0 for never. Averages are what `averages.resolve` returns, `best_curve` and `best_metric` have names. The
-    learning rate has three phases: `optimizer.warmup`, `.stable` and `.decay`, of which only the warm-up counts where
-    it is constant. `chunked` says whether steps are dispatched in chunks; None if `dispatch.suits_chunks` is to say.
+    Fraction), 0 for never. Averages are what `averages.resolve` returns, `best_curve` and `best_metric` have names, and
+    `metrics` are the task's. The learning rate has three phases: `optimizer.warmup`, `.stable` and `.decay`, of which
+    only the warm-up counts where it is constant. `chunked` says whether steps are dispatched in chunks; None if
+    `dispatch.suits_chunks` is to say.
 
     Args:
         config: one that passed `check`.
@@ -231,7 +230,7 @@ def resolve(
     Raises:
         UserError: naming the fields that do not fit the data set or the devices.
     """
-    resolved = _with_defaults(config)
+    resolved = _with_defaults(config, task)
     num_examples = num_train - resolved["num_validation"]
     batch_size = resolved["batch_size"]
     if num_examples < 1:
@@ -291,13 +290,14 @@ def resolve(
     first = "ema" if "ema" in kept else next(iter(kept), "raw")
     resolved["best_curve"] = resolved["best_curve"] or first
     resolved["best_metric"] = resolved["best_metric"] or next(iter(task.metrics))
+    resolved["metrics"] = dict(task.metrics)
     resolved["chunked"] = resolved["steps_per_dispatch"] > 1 if resolved["steps_per_dispatch"] else None
     return ml_collections.FrozenConfigDict(resolved)
 
 
-def with_chunked(config: ml_collections.FrozenConfigDict, chunked: bool) -> ml_collections.FrozenConfigDict:
-    """A resolved config that says whether steps are dispatched in chunks."""
-    return ml_collections.FrozenConfigDict({**config.to_dict(), "chunked": chunked})
+def completed(config: ml_collections.FrozenConfigDict, **found: Any) -> ml_collections.FrozenConfigDict:
+    """A resolved config with what is known only once model and data are: `chunked` and `proportions`."""
+    return ml_collections.FrozenConfigDict({**config.to_dict(), **found})
 
 
 def next_due_step(config: ml_collections.FrozenConfigDict, step: int) -> int:
@@ -324,11 +324,10 @@ def check_batch_stats(state: CustomTrainState) -> None:
         UserError: an average asks for some.
     """
     for average in state.averages:
+        field = f"averages.{average.name}.batch_stats"
         if average.batch_stats != "average" and not state.batch_stats:
-            raise UserError(
-                f"averages.{average.name}.batch_stats = {average.batch_stats!r}: the model has no batch statistics; "
-                f'leave it at its default, --config.averages.{average.name}.batch_stats="average"'
-            )
+            what = f"{field} = {average.batch_stats!r}: the model has no batch statistics"
+            raise UserError(f'{what}; leave it at its default, --config.{field}="average"')
 
 
 def taken_by(function: Callable[..., Any], group: Mapping[str, Any]) -> dict[str, Any]:
@@ -336,6 +335,12 @@ def taken_by(function: Callable[..., Any], group: Mapping[str, Any]) -> dict[str
     parameters = inspect.signature(function).parameters
     takes_all = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
     return {name: value for name, value in group.items() if takes_all or name in parameters}
+
+
+def with_fields(loss_fn: Callable[..., Any], config: Mapping[str, Any]) -> Callable[..., Any]:
+    """A loss with its fields of `config.loss`, and with the length of training if its signature names `num_steps`."""
+    length = {"num_steps": config["duration"]} if "num_steps" in inspect.signature(loss_fn).parameters else {}
+    return functools.partial(loss_fn, **taken_by(loss_fn, config["loss"]), **length)
 
 
 def find(field: str, name: str, known: Mapping[str, T], registry: str) -> T:

@@ -22,19 +22,19 @@ import settings
 from runtime import interruption, nonfinite, run_folder, sharding
 from runtime.checkpointing import Checkpoints, find_origin
 from runtime.convolution import FastApply
-from runtime.dispatch import Dispatcher, Metrics, Program, counted_if, suits_chunks, zero_sums
+from runtime.dispatch import Dispatcher, Program, Sums, counted_if, suits_chunks, zero_sums
 from runtime.metric_writing import MetricWriter
 from streams import stream_key
 from train_state import Average, CustomTrainState
 
 Batch = Mapping[str, jax.Array]
 # (params, state, batch) -> objective, (metrics, updates); see `loss_fn`
-LossFn = Callable[[Any, CustomTrainState, Batch], tuple[jax.Array, tuple[Metrics, dict[str, Any]]]]
+LossFn = Callable[[Any, CustomTrainState, Batch], tuple[jax.Array, tuple[Sums, dict[str, Any]]]]
 
 
 def loss_fn(
     params: Any, state: CustomTrainState, batch: Batch, *, label_smoothing: float = 0.0, l2_penalty: float = 0.0
-) -> tuple[jax.Array, tuple[Metrics, dict[str, Any]]]:
+) -> tuple[jax.Array, tuple[Sums, dict[str, Any]]]:
     """Cross-entropy with smoothed labels plus an L2 penalty.
 
     Args:
@@ -77,9 +77,11 @@ class Task:
     """What is minimized and what is scored. The defaults are classification.
 
     Attributes:
-        loss_fn: the objective; it gets those fields of `config.loss` that its signature names.
-        score_fn: the scores of each evaluated example.
-        metrics: which direction is better for each metric; the first is the default of `config.best_metric`.
+        loss_fn: the objective. Its keyword arguments with a default are fields of `config.loss`, and it gets the length
+            of training if it has a `num_steps`.
+        score_fn: the scores of each evaluated example, each of them a metric.
+        metrics: which direction is better for each metric that is to be judged and drawn; the first is the default of
+            `config.best_metric`.
     """
 
     loss_fn: Callable[..., Any] = loss_fn
@@ -102,7 +104,7 @@ def find_task(name: str) -> Task:
 
 def compute_gradients(
     state: CustomTrainState, batch: Batch, loss_fn: LossFn, num_microbatches: int
-) -> tuple[jax.Array, Metrics, dict[str, Any], Any]:
+) -> tuple[jax.Array, Sums, dict[str, Any], Any]:
     """Objective, metrics, fields of the state to replace, and gradients (like the parameters) of a batch.
 
     Args:
@@ -122,7 +124,7 @@ def compute_gradients(
     # Only to learn which fields the loss replaces: each microbatch starts from those that the one before has left.
     _, (_, replaced) = jax.eval_shape(loss_fn, state.params, state, jax.tree.map(lambda x: x[0], parts))
 
-    def accumulate(carry: Any, microbatch: tuple[jax.Array, Batch]) -> tuple[Any, tuple[jax.Array, Metrics]]:
+    def accumulate(carry: Any, microbatch: tuple[jax.Array, Batch]) -> tuple[Any, tuple[jax.Array, Sums]]:
         (updates, total), (index, part) = carry, microbatch
         part_state = state.replace(**updates, rng=jax.random.fold_in(state.rng, index))
         (objective, (metrics, updates)), grads = gradient_fn(state.params, part_state, part)
@@ -138,7 +140,7 @@ def compute_gradients(
 @functools.partial(jax.jit, static_argnames=("loss_fn", "num_microbatches", "reject"))
 def train_step(
     state: CustomTrainState, batch: Batch, loss_fn: LossFn, num_microbatches: int = 1, reject: bool = True
-) -> tuple[CustomTrainState, Metrics]:
+) -> tuple[CustomTrainState, Sums]:
     """One step: gradients, the optimizer's update, then the averages' update, which sees the new parameters.
 
     Args:
@@ -155,10 +157,9 @@ def train_step(
     grad_norm = optax.tree.norm(grads)
     candidate = state.apply_gradients(grads=grads, **updates)
     learning_rate = optimizers.learning_rate(candidate.opt_state)
-    metrics |= {"objective": (objective, 1), "grad_norm": (grad_norm, 1), "learning_rate": (learning_rate, 1)}
-
     ok = jnp.isfinite(objective) & jnp.isfinite(grad_norm) if reject else jnp.bool_(True)
-    return state.accept_if(ok, candidate).apply_ema(moved=ok), counted_if(ok, metrics)
+    metrics = counted_if(ok, metrics, objective=objective, grad_norm=grad_norm, learning_rate=learning_rate)
+    return state.accept_if(ok, candidate).apply_ema(moved=ok), metrics
 
 
 def create_train_program(loss_fn: LossFn, mesh: jax.sharding.Mesh, num_microbatches: int = 1) -> Program:
@@ -166,7 +167,7 @@ def create_train_program(loss_fn: LossFn, mesh: jax.sharding.Mesh, num_microbatc
     # --debug_nans looks for NaNs in what a program returns, and rejecting a step would hide them.
     reject = not jax.config.jax_debug_nans  # type: ignore[attr-defined]  # made at run time
 
-    def program(state: CustomTrainState, data: input_pipeline.TrainData) -> tuple[CustomTrainState, Metrics]:
+    def program(state: CustomTrainState, data: input_pipeline.TrainData) -> tuple[CustomTrainState, Sums]:
         batch = jax.lax.with_sharding_constraint(data.batch(state.rng, state.step), sharding.split_batch(mesh))
         return train_step(state, batch, loss_fn, num_microbatches, reject)
 
@@ -197,7 +198,7 @@ class Experiment:
     task: Task
     mesh: jax.sharding.Mesh
     state: CustomTrainState  # at step 0
-    sums: Metrics  # over no steps
+    sums: Sums  # over no steps
     train_data: input_pipeline.TrainData
     eval_data: Mapping[str, input_pipeline.EvalData]  # "test", preceded by "validation" if images were set aside
     loss_fn: LossFn  # with its fields of `config.loss`
@@ -219,14 +220,16 @@ def create_experiment(config: ml_collections.FrozenConfigDict, source: input_pip
     init = functools.partial(create_train_state, model=model, tx=tx, averages=averages, image_shape=source.image_shape)
     state = sharding.create(init, jax.random.key(config.seed), mesh)
     settings.check_batch_stats(state)
-    loss_fn = functools.partial(task.loss_fn, **settings.taken_by(task.loss_fn, config.loss))
+    loss_fn = settings.with_fields(task.loss_fn, config)
     program = create_train_program(loss_fn, mesh, config.accumulate)
     sums = zero_sums(program, state, train_data)
     if config.chunked is None:
-        config = settings.with_chunked(config, suits_chunks(program, state, train_data))
+        config = settings.completed(config, chunked=suits_chunks(program, state, train_data))
     eval_step = functools.partial(
         evaluation.eval_step, apply_fn=state.apply_fn, score_fn=task.score_fn, sharding=sharding.split_batch(mesh)
     )
+    _, scores = jax.eval_shape(eval_step, {"raw": state.weights()["raw"]}, eval_data["test"], 0)
+    config = settings.completed(config, proportions=evaluation.check_scores(scores["raw"], task.metrics))
     return Experiment(config, task, mesh, state, sums, train_data, eval_data, loss_fn, program, eval_step)
 
 
@@ -265,7 +268,9 @@ def train_and_evaluate(
         stack.enter_context(run_folder.hold(workdir))
         checkpoints = stack.enter_context(Checkpoints(workdir, config.keep_checkpoints, experiment.state))
         step, best = checkpoints.record.step, checkpoints.record.best
-        writer = stack.enter_context(MetricWriter(workdir, config.duration, checkpoints.record.writer))
+        writer = stack.enter_context(
+            MetricWriter(workdir, config.duration, checkpoints.record.writer, config.best_metric, config.proportions)
+        )
         checkpoints.discard_newer()
         state, sums = checkpoints.restore_or_initialize(experiment.state, experiment.sums, origin, config.init_weights)
         run_folder.describe(workdir, config, state)

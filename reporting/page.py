@@ -6,7 +6,7 @@ import shlex
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from reporting import runs, tables
+from reporting import runs, scores, tables
 from reporting.runs import Group, Run
 from runtime.files import replace_file
 
@@ -49,7 +49,7 @@ def page(groups: Sequence[Group], remarks: Sequence[str], curves: Sequence[Mappi
                 "name": group.name,
                 "title": tables.title(group),
                 "setup": group.setup,
-                "cells": tables.cells(rows, wide=True),
+                "cells": tables.cells(rows, group.scoring, wide=True),
                 "verdicts": says,
                 "curves": inline(drawn, alt, f"curves-{number}"),
             }
@@ -92,8 +92,8 @@ def page(groups: Sequence[Group], remarks: Sequence[str], curves: Sequence[Mappi
     return template.render(
         names=[group.name for group in groups],
         sections=sections,
-        together=[row[:5] for row in tables.cells(tables.to_rows(groups))] if len(groups) > 1 else [],
-        one_run=any(len(group.runs) == 1 and len(group.names) > 1 for group in groups) and runs.ONE_RUN,
+        together=tables.together(groups) if len(groups) > 1 else [],
+        one_run=any(len(group.runs) == 1 and len(group.names) > 1 for group in groups) and scores.ONE_RUN,
         remarks=remarks,
         differences=runs.differences(groups),
         kernels=kernels,

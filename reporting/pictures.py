@@ -14,6 +14,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from reporting.runs import Group
+from reporting.scores import Scoring
 from runtime import intervals
 
 WIDTHS = {"wide": 8.0, "narrow": 4.4}  # inches: for a desk, and for a phone
@@ -49,7 +50,7 @@ def styles(names: Sequence[str]) -> dict[str, dict[str, Any]]:
 
 @matplotlib.rc_context(STYLE)
 def curves(group: Group, width: float = WIDTHS["wide"]) -> Figure:
-    """Accuracy, loss, the difference to the raw weights with its 95 % band, and the learning rate, over the steps.
+    """Each metric, the difference to the raw weights with its 95 % band, and the learning rate, over the steps.
 
     Runs that differ in their seed are shown by their mean, with a band of one standard deviation; the difference with
     the interval of its mean over the seeds.
@@ -69,20 +70,19 @@ def curves(group: Group, width: float = WIDTHS["wide"]) -> Figure:
     for number, name in enumerate(names):
         # Markers at other places on each curve.
         style = looks[name] | {"shift": number / len(names)}
-        for metric in ("accuracy", "loss"):
-            if metric in axes:
-                _draw_scores(axes[metric], group, name, metric, style)
+        for metric in group.scoring.directions.keys() & axes.keys():
+            _draw_scores(axes[metric], group, name, metric, style)
         if name != "raw":
             _draw_difference(axes["difference"], group, name, style)
     if "learning rate" in axes:
         _draw_learning_rate(axes["learning rate"], group)
 
     images = f"({split} images, {f'mean ± sd of {len(group.runs)} seeds' if pooled else 'one run'})"
-    of = "accuracy minus raw, points" if "accuracy" in axes else "loss minus raw"
-    titles = {
-        "accuracy": ("accuracy, %", images),
-        "loss": ("negative log-likelihood" if "accuracy" in axes else "loss", images),
-        "difference": (of, f"(band: 95 % over {'seeds' if pooled else 'images'}, paired)"),
+    scoring = group.scoring
+    points = ", points" if scoring.is_percent(scoring.metric) else ""
+    difference = f"{scoring.metric.replace('_', ' ')} minus raw{points}"
+    titles = {metric: (title(metric, scoring), images) for metric in scoring.directions} | {
+        "difference": (difference, f"(band: 95 % over {'seeds' if pooled else 'images'}, paired)"),
         "learning rate": ("learning rate",),
     }
     for panel, axis in axes.items():
@@ -90,17 +90,24 @@ def curves(group: Group, width: float = WIDTHS["wide"]) -> Figure:
         # The title is above the panel, where it is horizontal and takes no width.
         axis.set_title((" " if width > 6 else "\n").join(titles[panel]), loc="left", fontsize=10)
     stacked[-1].set_xlabel("step")
-    curves = [line for line in axes["loss"].lines if line.get_marker() != "None"]
+    curves = [line for line in stacked[0].lines if line.get_marker() != "None"]
     figure.legend(curves, map(_short, names), loc="upper left", ncols=columns, frameon=False)
     return figure
 
 
 def panels(group: Group) -> list[str]:
     """The names of the panels of `curves` for these runs, from top to bottom."""
-    accuracy = ["accuracy"] if group.series("raw", "accuracy", group.curve_split)[0].size else []
+    metrics = [name for name in group.scoring.directions if group.series("raw", name, group.curve_split)[0].size]
     rate = ["learning rate"] if group.series("train", "learning_rate", "")[0].size else []
     difference = ["difference"] if len(group.names) > 1 else []
-    return [*accuracy, "loss", *difference, *rate]
+    return [*metrics, *difference, *rate]
+
+
+def title(metric: str, scoring: Scoring) -> str:
+    """What a panel of a metric is called."""
+    if metric == "loss" and "accuracy" in scoring.directions:
+        return "negative log-likelihood"
+    return metric.replace("_", " ") + (", %" if scoring.is_percent(metric) else "")
 
 
 def align(figures: Sequence[Figure]) -> None:
@@ -142,22 +149,28 @@ def stack(width: float, heights: Sequence[float], above: float, lines: int) -> t
 
 
 def _draw_scores(axis: Axes, group: Group, name: str, metric: str, style: Mapping[str, Any]) -> None:
-    """A metric of one curve, accuracy in %: the mean of the runs, with a band of one standard deviation."""
+    """A metric of one curve: the mean of the runs, with a band of one standard deviation."""
     steps, values = group.series(name, metric, group.curve_split)
-    values = values * (100 if metric == "accuracy" else 1)
+    values = values * (100 if group.scoring.is_percent(metric) else 1)
     mean = values.mean(axis=0)
     _line(axis, steps, mean, **style)
     if len(group.runs) > 1:
         spread = np.std(values, axis=0, ddof=1)
         axis.fill_between(steps, mean - spread, mean + spread, **_band(style))
     finite = mean[np.isfinite(mean)]
-    if metric == "loss" and finite.size and finite.min() > 0 and finite.max() > 50 * np.median(finite):
+    if (
+        group.scoring.directions[metric] == "lower"
+        and finite.size
+        and finite.min() > 0
+        and finite.max() > 50 * np.median(finite)
+    ):
         axis.set_yscale("log")  # a high start would leave no room for the rest
 
 
 def _draw_difference(axis: Axes, group: Group, name: str, style: Mapping[str, Any]) -> None:
     """The difference of one average to raw, with its 95 % interval: over seeds if there are several, else images."""
-    metric, factor = ("accuracy", 100) if "accuracy" in panels(group) else ("loss", 1)
+    metric = group.scoring.metric
+    factor = 100 if group.scoring.is_percent(metric) else 1
     steps, values = group.series(f"{name}-raw", metric, group.curve_split)
     if len(group.runs) > 1:
         middle, low, high = intervals.mean_interval(values)

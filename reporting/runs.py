@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from runtime import intervals
+from reporting.scores import FEW_SEEDS, Scoring
 from runtime.errors import UserError
 from runtime.fields import flatten
 
@@ -149,6 +149,12 @@ class Group:
             f"{config['batch_size']} images"
         )
 
+    @functools.cached_property
+    def scoring(self) -> Scoring:
+        """By which metrics the runs are judged."""
+        first = next(line for line in self.runs[0].lines if "split" in line)
+        return Scoring.of(self.runs[0].config, [name for name in first if name not in ("step", "curve", "split")])
+
     @property
     def curve_split(self) -> str:
         """The images that the curves come from, "test" or "validation"."""
@@ -209,7 +215,7 @@ class Group:
         return found
 
     def rows(self) -> list[dict[str, Any]]:
-        """A row for each curve at the last evaluation, as `summarize` makes them, with the best of its curve.
+        """A row for each curve at the last evaluation, as `Scoring.summarize` makes them, with the best of its curve.
 
         For pooled runs, `best` is the best of the mean over the seeds. It is the best of many evaluations on the same
         images, and therefore too good. `best_split` names these images.
@@ -220,16 +226,17 @@ class Group:
         ]
         curves = sorted(set.intersection(*found), key=_order)
         metrics = [{curve: run.curves[curve, split][step] for curve in curves} for run in self.runs]
-        return [{"split": split} | row | self._best(row["curve"]) for row in summarize(metrics)]
+        rows = self.scoring.summarize(metrics)
+        return [{"split": split} | row | self.best(row["curve"], self.scoring.metric) for row in rows]
 
-    def _best(self, curve: str) -> dict[str, Any]:
-        for metric, sign in (("accuracy", 1), ("loss", -1)):
-            steps, values = self.series(curve, metric, self.curve_split)
-            means = values.mean(axis=0)
-            if np.isfinite(means).any():
-                best = int(np.nanargmax(sign * means))
-                return {"best": float(means[best]), "best_step": int(steps[best]), "best_split": self.curve_split}
-        return {}
+    def best(self, curve: str, metric: str) -> dict[str, Any]:
+        """The best value of a metric, its step and its images; {} if it is not known what is better."""
+        steps, values = self.series(curve, metric, self.curve_split)
+        means = values.mean(axis=0)
+        if metric not in self.scoring.directions or not np.isfinite(means).any():
+            return {}
+        best = int(np.nanargmax(means) if self.scoring.directions[metric] == "higher" else np.nanargmin(means))
+        return {"best": float(means[best]), "best_step": int(steps[best]), "best_split": self.curve_split}
 
 
 def _order(curve: str) -> tuple[bool, bool, str]:
@@ -260,8 +267,8 @@ def group(runs: Iterable[Run]) -> tuple[list[Group], list[str]]:
     for pooled in groups:
         if 1 < len(pooled.runs) < FEW_SEEDS:
             remarks.append(
-                f"{pooled.name} are few: the interval is wide, and right only if differences are normally distributed. "
-                f"Take {FEW_SEEDS} or more to decide by."
+                f"{pooled.name}: {len(pooled.runs)} seeds are few. The interval is wide, and right only if differences "
+                f"are normally distributed. Take {FEW_SEEDS} or more to decide by."
             )
         for field in ("commit", "packages", "devices", "averages"):
             found = [run.averages if field == "averages" else run.environment.get(field) for run in pooled.runs]
@@ -280,81 +287,3 @@ def differences(groups: Sequence[Group]) -> dict[str, list[Any]]:
     fields = sorted(set().union(*configs) - {"seed"})
     values = {field: [config.get(field) for config in configs] for field in fields}
     return {field: found for field, found in values.items() if len(set(map(json.dumps, found))) > 1}
-
-
-def summarize(metrics: Sequence[Mapping[str, Mapping[str, Any]]]) -> list[dict[str, Any]]:
-    """One evaluation of one run, or of several that differ only in the seed, as a row for each curve.
-
-    Args:
-        metrics: of each run, by curve and paired difference `NAME-raw`, as `evaluation.evaluate` returns them.
-
-    Returns:
-        For each curve its name `curve` and the number of `runs`; the means of `accuracy`, `loss`, `calibration_error`
-        and `agreement`, if scored; with several runs, the standard deviations `accuracy_sd` and `loss_sd`. Also the
-        difference to the raw weights: `difference` of the metric `of`, accuracy or else the loss, with the 95 %
-        interval `low` .. `high` over `over`: "images", for a single run, or "seeds", paired by Student's t; the same of
-        the loss as `loss_difference`, `loss_low` and `loss_high`. Values that were not finite are None.
-    """
-    rows = []
-    for curve in metrics[0]:
-        if curve.endswith("-raw"):
-            continue
-        row: dict[str, Any] = {"curve": curve, "runs": len(metrics)}
-        scores = [{**run[curve], "agreement": run.get(f"{curve}-raw", {}).get("agreement")} for run in metrics]
-        for name in ("accuracy", "loss", "calibration_error", "agreement"):
-            if any(name in run for run in metrics[0].values()):
-                values = [run[name] for run in scores if run.get(name) is not None]
-                finite = len(values) == len(scores)
-                row[name] = float(np.mean(values)) if finite else None
-                if name in ("accuracy", "loss") and finite and len(values) > 1:
-                    row[f"{name}_sd"] = float(np.std(values, ddof=1))
-        pairs = [run.get(f"{curve}-raw", {}) for run in metrics]
-        if pairs[0]:
-            of = "accuracy" if "accuracy" in pairs[0] else "loss"
-            row |= {"of": of, "over": "seeds" if len(pairs) > 1 else "images"}
-            row |= zip(("difference", "low", "high"), _interval(pairs, of), strict=True)
-            names = ("loss_difference", "loss_low", "loss_high")
-            row |= zip(names, _interval(pairs, "loss"), strict=True)
-        rows.append(row)
-    return rows
-
-
-FEW_SEEDS = 5  # below it, Student's interval depends on the normal distribution, and is wide
-# A limit of the interval of a single run.
-ONE_RUN = "This is one run. To judge whether averaging helps, report several seeds (--config.seed=1, ...) together."
-
-
-def _interval(pairs: Sequence[Mapping[str, Any]], metric: str) -> tuple[float | None, float | None, float | None]:
-    """A difference and its bounds, each None if not finite: over the images of one run, or over several runs."""
-    if len(pairs) == 1:
-        return pairs[0].get(metric), pairs[0].get(f"{metric}_low"), pairs[0].get(f"{metric}_high")
-    values = [pair[metric] for pair in pairs if pair.get(metric) is not None]
-    if len(values) < len(pairs):
-        return None, None, None
-    mean, low, high = intervals.mean_interval(np.array(values))
-    return float(mean), float(low), float(high)
-
-
-def verdict(row: Mapping[str, Any]) -> str:
-    """A sentence on the interval of a row's difference. Only over seeds does it claim that averaging helps."""
-    accuracy, curve = row["of"] == "accuracy", row["curve"]
-    if None in (row["difference"], row["low"], row["high"], row.get("loss", 0.0)):
-        return f"{curve}: not all of its scores are finite, so they say nothing."
-    size = format_difference(row) + (" points of accuracy" if accuracy else " in loss (less is better)")
-    sign = 1 if accuracy else -1
-    if row["over"] == "images":
-        return f"{curve} minus raw: {size}, 95 % interval over images like these."
-    if min(sign * row["low"], sign * row["high"]) > 0:
-        outcome = "scores better than raw"
-    elif max(sign * row["low"], sign * row["high"]) < 0:
-        outcome = "scores worse than raw"
-    else:
-        outcome = "cannot be told from raw"
-    return f"{curve} {outcome}: {size}, 95 % interval over {row['runs']} seeds, paired."
-
-
-def format_difference(row: Mapping[str, Any]) -> str:
-    """A difference with its interval: `+9.38 (+6.32 .. +12.39)`, in points of accuracy or in loss."""
-    accuracy = row["of"] == "accuracy"
-    values = (row[name] * (100 if accuracy else 1) for name in ("difference", "low", "high"))
-    return ("{:+.2f} ({:+.2f} .. {:+.2f})" if accuracy else "{:+.3g} ({:+.3g} .. {:+.3g})").format(*values)

@@ -1,92 +1,104 @@
 """The table of runs, as text, Markdown, CSV and JSON."""
 
 import csv
+import dataclasses
+import functools
 import io
 import json
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from reporting import runs
+from reporting import runs, scores
 from reporting.runs import Group
+from reporting.scores import Scoring
+from runtime.fields import flatten
+
+Row = Mapping[str, Any]
 
 
-def _percent(row: Mapping[str, Any], name: str) -> str:
-    spread = f" ± {row[f'{name}_sd']:.2%}" if f"{name}_sd" in row else ""
-    return _or_dash(row, name, lambda value: f"{value:.2%}{spread}")
-
-
-def _number(row: Mapping[str, Any], name: str) -> str:
-    spread = f" ± {row[f'{name}_sd']:.2g}" if f"{name}_sd" in row else ""
-    return _or_dash(row, name, lambda value: f"{value:.4g}{spread}")
-
-
-def _best(row: Mapping[str, Any]) -> str:
-    value = "{:.2%}" if "accuracy" in row else "{:.4g}"
-    images = "" if row.get("best_split") in (None, row.get("split")) else f", {row['best_split']}"
-    return _or_dash(row, "best", lambda best: f"{value.format(best)} ({row['best_step']}{images})")
-
-
-def _difference(row: Mapping[str, Any]) -> str:
-    if "difference" not in row or row["difference"] is None:
-        return "-" if "difference" in row else ""
-    return runs.format_difference(row) + (" points" if row["of"] == "accuracy" else " loss")
-
-
-def _loss_difference(row: Mapping[str, Any]) -> str:
-    if row.get("of") != "accuracy":  # otherwise it is in the column before
-        return ""
-    names = ("loss_difference", "loss_low", "loss_high")
-    if None in (row[name] for name in names):
-        return "-"
-    return "{:+.3g} ({:+.3g} .. {:+.3g})".format(*(row[name] for name in names))
-
-
-def _or_dash(row: Mapping[str, Any], name: str, text: Callable[[float], str]) -> str:
-    """An empty text if a value was not measured, a dash if it was not finite."""
-    if name not in row:
-        return ""
-    return "-" if row[name] is None else text(row[name])
-
-
-# Header and text of each column; columns without any text are left out.
-_COLUMNS: Sequence[tuple[str, Callable[[Mapping[str, Any]], str]]] = (
-    ("run", lambda row: row.get("run", "")),
-    ("weights", lambda row: row["curve"]),
-    ("accuracy", lambda row: _percent(row, "accuracy")),
-    ("minus raw (95 % interval)", _difference),
-    ("loss", lambda row: _number(row, "loss")),
-    ("best (step)", _best),
-    ("calibration error", lambda row: _percent(row, "calibration_error")),
-    ("agreement", lambda row: _percent(row, "agreement") if row["curve"] != "raw" else ""),
-)
-
-
-def cells(rows: Sequence[Mapping[str, Any]], *, wide: bool = False) -> list[list[str]]:
-    """The header and the rows of the table, as text.
+def cells(rows: Sequence[Row], scoring: Scoring, *, wide: bool = False) -> list[list[str]]:
+    """The header and the rows of the table, as text. Columns without any text are left out.
 
     Args:
-        rows: of `runs.summarize`.
-        wide: whether there is room for the difference of the loss as well.
+        rows: of `Scoring.summarize`.
+        scoring: which metrics are proportions.
+        wide: whether there is room for the difference of every metric, not only of the first.
     """
-    shown = [*_COLUMNS, ("loss minus raw (95 % interval)", _loss_difference)] if wide else _COLUMNS
-    columns = [[header, *map(text, rows)] for header, text in shown]
-    return [list(row) for row in zip(*(column for column in columns if any(column[1:])), strict=True)]
+    first = list(dict.fromkeys(row["of"] for row in rows))
+    named = dict.fromkeys(name.removesuffix("_difference") for row in rows for name in row if "_difference" in name)
+    others = [name for name in (*named, "loss", "calibration_error") if name not in first]
+    columns: list[tuple[str, Callable[[Row], str]]] = [
+        ("run", lambda row: row.get("run", "")),
+        ("weights", lambda row: row["curve"]),
+        *((_in_words(name), functools.partial(_value, scoring, name)) for name in first),
+        ("minus raw (95 % interval)", lambda row: _difference(scoring, row["of"], row, unit=True)),
+        ("best (step)", functools.partial(_best, scoring)),
+    ]
+    for name in dict.fromkeys(others):
+        columns.append((_in_words(name), functools.partial(_value, scoring, name)))
+        if wide:
+            header = f"{_in_words(name)} minus raw (95 % interval)"
+            columns.append((header, functools.partial(_difference, scoring, name)))
+    columns.append(("agreement", functools.partial(_value, scoring, "agreement")))
+    texts = [[header, *map(text, rows)] for header, text in columns]
+    return [list(row) for row in zip(*(column for column in texts if any(column[1:])), strict=True)]
 
 
-def table(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Rows of `runs.summarize` as aligned text."""
-    lines = cells(rows)
+def _in_words(name: str) -> str:
+    return name.replace("_", " ")
+
+
+def _value(scoring: Scoring, name: str, row: Row) -> str:
+    """A metric with its spread; a dash if it was not finite, empty if it was not measured."""
+    if row.get(name) is None:
+        return "-" if name in row else ""
+    value, spread = row[name], row.get(f"{name}_sd")
+    if scoring.is_percent(name):
+        return f"{value:.2%}" + (f" ± {spread:.2%}" if spread is not None else "")
+    return f"{value:.4g}" + (f" ± {spread:.2g}" if spread is not None else "")
+
+
+def _best(scoring: Scoring, row: Row) -> str:
+    if row.get("best") is None:
+        return ""
+    images = "" if row["best_split"] == row.get("split") else f", {row['best_split']}"
+    return f"{_value(scoring, row['of'], {row['of']: row['best']})} ({row['best_step']}{images})"
+
+
+def _difference(scoring: Scoring, name: str, row: Row, unit: bool = False) -> str:
+    values = [row.get(f"{name}_{what}") for what in ("difference", "low", "high")]
+    if None in values:
+        return "-" if f"{name}_difference" in row else ""
+    what = " points" if scoring.is_percent(name) else f" {name}"
+    return scoring.format_difference(row, name) + (what if unit else "")
+
+
+def table(rows: Sequence[Row], scoring: Scoring) -> str:
+    """Rows of `Scoring.summarize` as aligned text."""
+    lines = cells(rows, scoring)
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     return "\n".join("  ".join(map(str.ljust, line, widths)).rstrip() for line in lines)
+
+
+def of_evaluation(metrics: Mapping[str, Mapping[str, Any]], config: Mapping[str, Any]) -> str:
+    """The table of one evaluation.
+
+    Args:
+        metrics: as `evaluation.evaluate` returns them.
+        config: of the run, resolved.
+    """
+    scoring = Scoring.of(flatten(config), next(iter(metrics.values())))
+    return table(scoring.summarize([metrics]), scoring)
 
 
 def to_text(groups: Sequence[Group], markdown: bool = False) -> str:
     """A title for each group, the table, and verdicts."""
     rows = to_rows(groups)
-    body = _markdown(rows) if markdown else table(rows)
+    scoring = scoring_of(groups)
+    body = _markdown(rows, scoring) if markdown else table(rows, scoring)
     says = [verdict for group in groups for verdict in verdicts(group, len(groups) > 1) if len(group.runs) > 1]
     if any(len(group.runs) == 1 and len(group.names) > 1 for group in groups):
-        says.append(runs.ONE_RUN)
+        says.append(scores.ONE_RUN)
     if markdown:
         body, says = f"\n{body}\n", [f"* {sentence}" for sentence in says]
     return "\n".join([*map(title, groups), body, *says])
@@ -95,7 +107,19 @@ def to_text(groups: Sequence[Group], markdown: bool = False) -> str:
 def verdicts(group: Group, named: bool) -> list[str]:
     """A sentence on the difference of each average, with the group's name if there are several groups."""
     prefix = f"{group.name}: " if named else ""
-    return [prefix + runs.verdict(row) for row in group.rows() if "difference" in row]
+    return [prefix + group.scoring.verdict(row) for row in group.rows() if f"{row['of']}_difference" in row]
+
+
+def together(groups: Sequence[Group]) -> list[list[str]]:
+    """The first columns of the table of all groups: the first metric of each, and its difference to raw."""
+    rows = to_rows(groups)
+    return [row[: 4 + len({row["of"] for row in rows})] for row in cells(rows, scoring_of(groups))]
+
+
+def scoring_of(groups: Sequence[Group]) -> Scoring:
+    """The first group's scoring, with the proportions of all of them."""
+    proportions = [name for group in groups for name in group.scoring.proportions]
+    return dataclasses.replace(groups[0].scoring, proportions=tuple(proportions))
 
 
 def title(group: Group) -> str:
@@ -104,8 +128,8 @@ def title(group: Group) -> str:
     return f"{group.name}, step {group.last_step}, {group.last_split} images{pooled}"
 
 
-def _markdown(rows: Sequence[Mapping[str, Any]]) -> str:
-    header, *lines = cells(rows, wide=True)
+def _markdown(rows: Sequence[Row], scoring: Scoring) -> str:
+    header, *lines = cells(rows, scoring, wide=True)
     return "\n".join(f"| {' | '.join(line)} |" for line in (header, ["---"] * len(header), *lines))
 
 

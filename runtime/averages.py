@@ -2,7 +2,7 @@
 
 import inspect
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from fractions import Fraction
 from typing import Any
 
@@ -63,3 +63,16 @@ def check_step_sizes(average: Average, num_updates: int) -> None:
     for update, size in zip(updates, np.broadcast_to(schedule(updates), updates.shape), strict=True):
         if not 0 <= size <= 1:
             raise ValueError(f"step_size({update}) = {size:g}: must be in [0, 1]")
+
+
+def unused_fields(configs: Mapping[str, Mapping[str, Any]]) -> Iterator[tuple[str, str]]:
+    """The fields of averages that their kind makes meaningless, each with the reason."""
+    for name, average in configs.items():
+        kind = average["kind"]
+        if kind == "none":
+            continue  # switched off, with whatever it had
+        unused = set().union(*map(fields_of, averaging.SCHEDULES)) - fields_of(kind)
+        for field in sorted(unused & average.keys()):
+            yield f"averages.{name}.{field}", f"kind {kind!r} has no such field"
+        if kind == "hard_update":
+            yield f"averages.{name}.every", "kind 'hard_update' moves at its own period"

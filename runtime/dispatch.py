@@ -13,27 +13,43 @@ import numpy as np
 from jax.typing import ArrayLike
 
 from runtime import interruption
+from runtime.errors import UserError
 from runtime.profiling import Profiler
 from runtime.progress import first_time
 
-# A metric is a sum and the count it is divided by in the end. Sums add up over steps; means would not.
-Metrics = dict[str, tuple[ArrayLike, ArrayLike]]
+# Each metric as a sum and the count it is divided by in the end. Sums add up over steps; means would not.
+Sums = dict[str, tuple[ArrayLike, ArrayLike]]
 # (state, data) -> (state, metrics) after one more step
-Program = Callable[[Any, Any], tuple[Any, Metrics]]
+Program = Callable[[Any, Any], tuple[Any, Sums]]
+# What a line of metrics.jsonl has besides metrics.
+RESERVED = ("step", "curve", "split", "rejected_steps")
 
 # A dispatch cannot be interrupted, so it is to last no longer than a user or a preemption notice is willing to wait.
 MAX_SECONDS = 5.0
 
 
-def counted_if(ok: jax.Array, metrics: Metrics) -> Metrics:
-    """The metrics of a step, or 0 of 0 for each where `ok`, a bool scalar, is False."""
-    return {
-        name: (jnp.where(ok, total, 0).astype(jnp.float32), jnp.where(ok, count, 0).astype(jnp.int32))
-        for name, (total, count) in metrics.items()
-    }
+def counted_if(ok: jax.Array, metrics: Sums, **values: jax.Array) -> Sums:
+    """The metrics of a step, or 0 of 0 for each where `ok` is False.
+
+    Args:
+        ok: bool scalar.
+        metrics: of the loss. Counts are integers, or numbers where they are sums of weights.
+        **values: scalars to count once, under these names.
+
+    Raises:
+        UserError: a metric of the loss has one of these names, or a reserved one.
+    """
+    if taken := metrics.keys() & {*values, *RESERVED}:
+        raise UserError(f"the loss returns a metric {min(taken)!r}, a name that is taken: give it another")
+
+    def counted(total: ArrayLike, count: ArrayLike) -> tuple[jax.Array, jax.Array]:
+        dtype = jnp.float32 if jnp.issubdtype(jnp.result_type(count), jnp.floating) else jnp.int32
+        return jnp.where(ok, total, 0).astype(jnp.float32), jnp.where(ok, count, 0).astype(dtype)
+
+    return {name: counted(*pair) for name, pair in (metrics | {name: (x, 1) for name, x in values.items()}).items()}
 
 
-def zero_sums(program: Program, state: Any, data: Any) -> Metrics:
+def zero_sums(program: Program, state: Any, data: Any) -> Sums:
     """Metric sums over no steps, for the metrics that this program gives, laid out as `state.step` is."""
     _, metrics = jax.eval_shape(program, state, data)
     return jax.tree.map(lambda m: jnp.zeros(m.shape, m.dtype, device=state.step.sharding), metrics)
@@ -86,21 +102,21 @@ class Dispatcher:
             progress: called after each dispatch with the number of steps done.
         """
 
-        def step(state: Any, sums: Metrics, data: Any) -> tuple[Any, Metrics]:
+        def step(state: Any, sums: Sums, data: Any) -> tuple[Any, Sums]:
             state, metrics = program(state, data)
             return state, jax.tree.map(jnp.add, sums, metrics)
 
-        def chunk(state: Any, sums: Metrics, data: Any, num_steps: jax.Array) -> tuple[Any, Metrics]:
+        def chunk(state: Any, sums: Sums, data: Any, num_steps: jax.Array) -> tuple[Any, Sums]:
             return jax.lax.fori_loop(0, num_steps, lambda _, carry: step(carry[0], carry[1], data), (state, sums))
 
-        def single(state: Any, sums: Metrics, data: Any, num_steps: jax.Array) -> tuple[Any, Metrics]:
+        def single(state: Any, sums: Sums, data: Any, num_steps: jax.Array) -> tuple[Any, Sums]:
             del num_steps
             return step(state, sums, data)
 
         # Where a chunk gives a NaN, JAX would name the loop instead of the operation.
         self.chunked = chunked and not jax.config.jax_debug_nans  # type: ignore[attr-defined]  # made at run time
         self._advance = chunk if self.chunked else single
-        self._program: Callable[..., tuple[Any, Metrics]] | None = None
+        self._program: Callable[..., tuple[Any, Sums]] | None = None
         self._progress = progress
         self._profiler = Profiler(workdir / "profile", profile)
         self._max_steps = max_steps if self.chunked and max_steps else 2**31 - 1
@@ -114,7 +130,7 @@ class Dispatcher:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
         self._profiler.stop()
 
-    def compiled_for(self, state: Any, sums: Metrics) -> Callable[..., tuple[Any, Metrics]]:
+    def compiled_for(self, state: Any, sums: Sums) -> Callable[..., tuple[Any, Sums]]:
         """The jitted function of (state, sums, data, num_steps), whose results lie as the first state and sums do."""
         if self._program is None:
             shardings = jax.tree.map(lambda x: x.sharding, (state, sums))

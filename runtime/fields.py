@@ -1,7 +1,8 @@
 """Checks of single fields of a config: each rule gives the problem with a value in words, or an empty string."""
 
 import difflib
-from collections.abc import Callable, Mapping
+import inspect
+from collections.abc import Callable, Collection, Mapping
 from fractions import Fraction
 from typing import Any
 
@@ -64,6 +65,18 @@ def one_of(names: Any) -> Rule:
         return f"must be one of {', '.join(map(repr, names))}" + (f"; did you mean {close[0]!r}?" if close else "")
 
     return problem
+
+
+def declared(function: Callable[..., Any], without: Collection[str] = ()) -> dict[str, Any]:
+    """The parameters of a function that have a default which a config can hold, with these defaults.
+
+    Args:
+        function: or a class.
+        without: parameters to leave out.
+    """
+    parameters = inspect.signature(function).parameters.items()
+    kinds = (bool, int, float, str, tuple)
+    return {name: p.default for name, p in parameters if isinstance(p.default, kinds) and name not in without}
 
 
 POSITIVE_INT = needs(lambda value: value >= 1, "at least 1")

@@ -8,7 +8,7 @@ import os
 import pathlib
 import re
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from types import TracebackType
 from typing import Any, Self
 
@@ -18,7 +18,7 @@ from tensorboard.compat.proto.summary_pb2 import Summary
 from tensorboard.summary.writer.record_writer import RecordWriter
 
 from runtime import clocks
-from runtime.dispatch import Metrics
+from runtime.dispatch import Sums
 from runtime.errors import UserError
 from runtime.progress import Progress, format_seconds, say
 
@@ -118,7 +118,14 @@ class MetricWriter:
 
     FILES = ("metrics.jsonl", "timing.jsonl")
 
-    def __init__(self, workdir: str | pathlib.Path, num_steps: int, before: Written) -> None:
+    def __init__(
+        self,
+        workdir: str | pathlib.Path,
+        num_steps: int,
+        before: Written,
+        metric: str = "accuracy",
+        proportions: Collection[str] = ("accuracy",),
+    ) -> None:
         """Opens the files.
 
         Args:
@@ -126,12 +133,15 @@ class MetricWriter:
             num_steps: of the whole training.
             before: what `record()` returned when the checkpoint was made that the run continues from; `Written()` for
                 a new run. The files are cut back to what they were then.
+            metric: the one to show while training goes on.
+            proportions: metrics to show in %.
 
         Raises:
             UserError: `metrics.jsonl` is damaged.
         """
         self._workdir = pathlib.Path(workdir)
         self._num_steps = num_steps
+        self._metric, self._in_percent = metric, metric in proportions
         lines = read_metrics(self._workdir / "metrics.jsonl", before.lengths.get("metrics.jsonl", 0))
         self._files = {name: _JsonLines(self._workdir / name, before.lengths.get(name, 0)) for name in self.FILES}
         self._seconds = {clock: before.seconds.get(clock, 0.0) for clock in CLOCKS}
@@ -186,7 +196,7 @@ class MetricWriter:
         """Adds the time since `train_and_evaluate` was called to "startup_seconds"; see `clocks.start_of_run`."""
         self.add_time("startup_seconds", clocks.start_of_run(called))
 
-    def write_means(self, step: int, sums: Metrics, *, rejected_steps: int) -> None:
+    def write_means(self, step: int, sums: Sums, *, rejected_steps: int) -> None:
         """Writes the training metrics, each sum divided by its count; null where every step was rejected.
 
         Args:
@@ -195,7 +205,7 @@ class MetricWriter:
             rejected_steps: number of steps rejected so far.
         """
         found = jax.device_get(sums).items()
-        means = {name: float(total) / count if count else math.nan for name, (total, count) in found}
+        means = {name: float(total) / float(count) if count else math.nan for name, (total, count) in found}
         self.write(step, "train", means | {"rejected_steps": rejected_steps})
 
     def write_scores(self, step: int, scores: Mapping[str, Mapping[str, Mapping[str, float]]]) -> None:
@@ -237,7 +247,7 @@ class MetricWriter:
         self._boards[curve].write(step, scalars)
 
     def write_progress(self, step: int) -> None:
-        """Writes a line to `timing.jsonl`, and shows the latest loss and the accuracy of every curve."""
+        """Writes a line to `timing.jsonl`, and shows the latest scores of all weights."""
         previous_step, previous_seconds = self._previous
         self._previous = step, self._seconds["train_seconds"]
         steps_per_second = (step - previous_step) / max(1e-9, self._seconds["train_seconds"] - previous_seconds)
@@ -246,18 +256,17 @@ class MetricWriter:
         self._evaluated = False
 
     def _in_words(self) -> str:
-        """`train loss 1.4046  raw 74.00%  ema 83.37% (+9.38)`."""
+        """`ema 83.37% (+9.38)  raw 74.00%  train loss 1.4046`; the first fits on a terminal of 80 columns."""
+        parts = []
+        for name in (*(name for name in self._latest if f"{name}-raw" in self._latest), "raw"):
+            value = self._latest.get(name, {}).get(self._metric)
+            apart = self._latest.get(f"{name}-raw", {}).get(self._metric)
+            if value is not None:
+                parts.append(f"{name} {value:.2%}" if self._in_percent else f"{name} {self._metric} {value:.4g}")
+                if apart is not None:
+                    parts[-1] += f" ({100 * apart:+.2f})" if self._in_percent else f" ({apart:+.2g})"
         train_loss = self._latest.get("train", {}).get("loss")
-        parts = [] if train_loss is None else [f"train loss {train_loss:.4g}"]
-        for name in ("raw", *(name for name in self._latest if f"{name}-raw" in self._latest)):
-            scores, difference = self._latest.get(name, {}), self._latest.get(f"{name}-raw", {})
-            if scores.get("accuracy") is not None:
-                parts.append(f"{name} {scores['accuracy']:.2%}")
-                if difference.get("accuracy") is not None:
-                    parts[-1] += f" ({100 * difference['accuracy']:+.2f})"
-            elif scores.get("loss") is not None:
-                parts.append(f"{name} loss {scores['loss']:.4g}")
-        return "  ".join(parts)
+        return "  ".join([*parts, *([] if train_loss is None else [f"train loss {train_loss:.4g}"])])
 
     def say_times(self) -> None:
         """Prints how long each part of the run has taken."""

@@ -22,6 +22,8 @@ MAY_CHANGE = (
     "eval_batch_size",
     "keep_checkpoints",
     "best_",
+    "metrics.",
+    "proportions",
     "profile",
     "averages.",
     "recompute_batches",

@@ -5,11 +5,14 @@ import itertools
 import re
 import sys
 import traceback
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import ml_collections
 from absl import flags
 from ml_collections import config_flags
 
+from runtime import fields
 from runtime.errors import UserError
 
 
@@ -24,12 +27,15 @@ def parse(argv: list[str]) -> list[str]:
     """
     # absl would show INFO by default, and the libraries that log through it would drown what the run itself prints.
     argv = [argv[0], "--verbosity=-1", *argv[1:]]
+    flags.FLAGS["config"].parser = _ConfigParser(flags.FLAGS["config"].parser, argv)
     try:
         positional: list[str] = flags.FLAGS(argv)
         getattr(flags.FLAGS.config, "lock", None)  # reading any attribute reports a file that could not be read
         if not isinstance(flags.FLAGS.config, ml_collections.ConfigDict):
             sys.exit("error: the get_config() of the file that --config names must return an ml_collections.ConfigDict")
         return positional
+    except UserError as error:
+        sys.exit(f"error: {error}")
     except OSError as error:
         reason = str(error).strip().splitlines()[-1].strip()
         sys.exit(f"error: the file that --config names cannot be read: {reason}")
@@ -52,24 +58,62 @@ def parse(argv: list[str]) -> list[str]:
         sys.exit("error: " + "\n".join(problems))
 
 
+class _ConfigParser(flags.ArgumentParser):
+    """Reads a config, and gives it the fields that are overridden and that only its loss or its model declares."""
+
+    def __init__(self, parser: flags.ArgumentParser, argv: Sequence[str]) -> None:
+        self._parser, self._argv = parser, argv
+
+    def parse(self, argument: str) -> Any:
+        config = self._parser.parse(argument)
+        if isinstance(config, ml_collections.ConfigDict):
+            self._add_declared(config)
+        return config
+
+    def flag_type(self) -> str:
+        return str(self._parser.flag_type())
+
+    def _add_declared(self, config: ml_collections.ConfigDict) -> None:
+        values = {name: value for _, name, value in _overrides(self._argv)}
+        known = config.to_dict()
+        missing = {name for name in values if name.partition(".")[0] in ("loss", "model")} - fields.flatten(
+            known
+        ).keys()
+        if not missing:
+            return
+        import settings  # which takes as long as JAX, and is not needed for any other override
+        import train
+
+        task = train.find_task(values.get("task", config.task))
+        known["model"] |= {"name": values.get("model.name", config.model.name)}
+        for group, declared in settings.declared_fields(known, task).items():
+            with config.unlocked():
+                config[group].update({name: x for name, x in declared.items() if f"{group}.{name}" in missing})
+
+
+def _overrides(argv: Sequence[str]) -> Iterator[tuple[list[str], str, str]]:
+    """The overrides of a command line: each as it was given, its field and its value."""
+    for arg, following in itertools.pairwise([*argv[1:], "--"]):
+        flag = [arg] if "=" in arg or following.startswith("-") else [arg, following]
+        if override := re.match(r"--?(?:no)?config\.([^=]*)=?(.*)", "=".join(flag), re.DOTALL):
+            yield flag, override[1], override[2]
+
+
 def _wrong_overrides(argv: list[str]) -> list[str]:
     """The problems with each override of the config, and with the config that the others make."""
     import settings
     import train
-    from runtime import fields
 
     command = argv[:1]
-    overrides: list[tuple[list[str], str, str]] = []  # each as it was given, its field and the value
     for arg, following in itertools.pairwise([*argv[1:], "--"]):
-        flag = [arg] if "=" in arg or following.startswith("-") else [arg, following]
         if re.match(r"--?config(=|$)", arg):
-            command += flag
-        elif override := re.match(r"--?(?:no)?config\.([^=]*)=?(.*)", "=".join(flag), re.DOTALL):
-            overrides.append((flag, override[1], override[2]))
+            command += [arg] if "=" in arg else [arg, following]
+    overrides = [*_overrides(argv)]
 
     def config_with(*overrides: list[str]) -> ml_collections.ConfigDict:
         values, argv = flags.FlagValues(), [*command, *itertools.chain(*overrides)]
         config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=argv)
+        values["config"].parser = _ConfigParser(values["config"].parser, argv)
         values(argv)
         config: ml_collections.ConfigDict = values["config"].value
         return config

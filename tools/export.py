@@ -18,7 +18,7 @@ import safetensors.flax
 from flax import serialization, traverse_util
 
 import evaluation
-from reporting import runs, tables
+from reporting import tables
 from runtime import run_config, sharding
 from runtime.errors import UserError
 from runtime.files import replace_file
@@ -86,7 +86,7 @@ def main() -> None:
         metrics = export(args.workdir, args.average, args.out, args.checkpoint)
     except (UserError, OSError) as error:
         sys.exit(f"error: {error}")
-    print(tables.table(runs.summarize([metrics])))
+    print(tables.of_evaluation(metrics, run_config.read(args.workdir)))
     print(f"Written to {args.out}: weights.safetensors, weights.msgpack, weights.json")
 
 

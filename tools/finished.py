@@ -13,7 +13,7 @@ import input_pipeline
 import models
 import settings
 import train
-from reporting import runs, tables
+from reporting import tables
 from runtime import batch_statistics, run_config, sharding
 from runtime.stored import Stored, find_checkpoint, list_stored
 
@@ -119,5 +119,5 @@ def evaluate_checkpoint(
     state = checkpoint.restore_state(experiment.state.with_averages(averages))
     metrics = train.evaluate(experiment, state, ["test"])["test"]
     print(f"{workdir}, {which} checkpoint, step {checkpoint.record.step}, test images")
-    print(tables.table(runs.summarize([metrics])), flush=True)
+    print(tables.of_evaluation(metrics, experiment.config), flush=True)
     return metrics

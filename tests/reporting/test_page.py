@@ -6,6 +6,7 @@ from made_runs import make_diagnosis, make_run, store_diagnosis
 from reporting import diagnosis, runs
 from reporting.page import write, write_to
 from reporting.runs import Run
+from reporting.scores import ONE_RUN
 
 
 def words(run) -> str:
@@ -87,10 +88,10 @@ def test_the_page_says_all_there_is_to_say_and_takes_nothing_for_html(tmp_path):
     assert "<i>x" not in page
     text = html.unescape(re.sub(r"<[^>]*>", " ", page))
     for group in groups:
-        assert text.count(f"{group.name}: {runs.verdict(group.rows()[1])}") == 1
+        assert text.count(f"{group.name}: {group.scoring.verdict(group.rows()[1])}") == 1
         assert group.name in text
     assert remarks[0] in text
-    assert runs.ONE_RUN in text
+    assert ONE_RUN in text
     assert re.search(r"label\s+<i>x</i>\s+y", text)  # what differs
     for alt in re.findall(r'aria-label="([^"]*)"', page):
         assert "<b>" not in alt

@@ -6,6 +6,7 @@ from made_runs import make_run
 
 from reporting import pictures, runs
 from reporting.runs import Run
+from reporting.scores import Scoring
 from runtime.errors import UserError
 
 
@@ -41,19 +42,25 @@ def test_runs_that_differ_only_in_the_seed_are_pooled_and_paired_over_the_seeds(
     groups, remarks = runs.group(made)
     assert [len(group.runs) for group in groups] == [3]
     [few] = remarks
-    assert "(3 seeds) are few" in few
+    assert "3 seeds are few" in few
     assert runs.group([made[0]])[1] == []
     of_raw, of_ema = groups[0].rows()
     # By hand: the mean of 8, 10 and 6 points is 8, their standard deviation 2, and Student's t for 2 degrees 4.3027.
     half_width = 4.302653 * 0.02 / np.sqrt(3)
     np.testing.assert_allclose(
-        [of_ema["difference"], of_ema["low"], of_ema["high"]], [0.08, 0.08 - half_width, 0.08 + half_width], atol=1e-6
+        [of_ema[f"accuracy_{what}"] for what in ("difference", "low", "high")],
+        [0.08, 0.08 - half_width, 0.08 + half_width],
+        atol=1e-6,
     )
     assert (of_ema["over"], of_ema["runs"]) == ("seeds", 3)
     assert of_raw["accuracy"] == pytest.approx(0.65, abs=1e-12)
     assert of_raw["accuracy_sd"] == pytest.approx(0.05, abs=1e-12)
     assert (of_raw["best"], of_raw["best_step"]) == (pytest.approx(0.9, abs=1e-12), 10)
-    assert runs.verdict(of_ema).startswith("ema scores better than raw: +8.00 (+3.03 .. +12.97) points of accuracy")
+    assert (
+        groups[0]
+        .scoring.verdict(of_ema)
+        .startswith("ema scores better than raw: +8.00 (+3.03 .. +12.97) points of accuracy")
+    )
 
 
 @pytest.mark.parametrize(
@@ -67,9 +74,11 @@ def test_runs_that_differ_only_in_the_seed_are_pooled_and_paired_over_the_seeds(
     ],
 )
 def test_only_of_several_seeds_it_is_claimed_that_averaging_helps(low, high, of, claim):
-    row = {"curve": "ema", "runs": 5, "difference": (low + high) / 2, "low": low, "high": high, "of": of}
-    assert claim in runs.verdict(row | {"over": "seeds"})
-    of_one_run = runs.verdict(row | {"over": "images", "runs": 1})
+    scoring = Scoring(of)
+    interval = {f"{of}_difference": (low + high) / 2, f"{of}_low": low, f"{of}_high": high}
+    row = {"curve": "ema", "runs": 5, "of": of, "better": scoring.directions[of]} | interval
+    assert claim in scoring.verdict(row | {"over": "seeds"})
+    of_one_run = scoring.verdict(row | {"over": "images", "runs": 1})
     assert not re.search("scores better|scores worse|cannot", of_one_run)
 
 

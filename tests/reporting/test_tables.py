@@ -14,7 +14,7 @@ METRICS = {
 
 
 def test_the_table_shows_each_curve_and_its_paired_difference_in_points():
-    header, raw, ema = tables.table(runs.summarize([METRICS])).splitlines()
+    header, raw, ema = tables.of_evaluation(METRICS, {}).splitlines()
     assert "minus raw (95 % interval)" in header
     assert raw.split() == ["raw", "75.00%", "0.5", "10.00%"]
     assert ema.split() == ["ema", "80.00%", "+5.00", "(+1.00", "..", "+9.00)", "points", "-", "5.00%", "90.00%"]
@@ -26,9 +26,9 @@ def test_without_accuracy_the_table_has_the_loss_and_its_difference():
         "ema": {"loss": 0.25},
         "ema-raw": {"loss": -0.25, "loss_low": -0.5, "loss_high": 0.1},
     }
-    header, _, ema = tables.table(runs.summarize([metrics])).splitlines()
+    header, _, ema = tables.of_evaluation(metrics, {}).splitlines()
     assert "accuracy" not in header
-    assert ema.split() == ["ema", "-0.25", "(-0.5", "..", "+0.1)", "loss", "0.25"]
+    assert ema.split() == ["ema", "0.25", "-0.25", "(-0.5", "..", "+0.1)", "loss"]
 
 
 def test_a_difference_that_is_not_finite_is_a_dash_and_no_claim(tmp_path):
@@ -39,7 +39,7 @@ def test_a_difference_that_is_not_finite_is_a_dash_and_no_claim(tmp_path):
     )
     (group,), _ = runs.group([Run.read(run.workdir)])
     row = group.rows()[1]
-    assert (row["accuracy"], row["difference"]) == (None, None)
-    assert "not all of its scores are finite" in runs.verdict(row)
-    assert tables.cells(group.rows())[2][1:3] == ["-", "-"]
+    assert (row["accuracy"], row["accuracy_difference"]) == (None, None)
+    assert "not all of its scores are finite" in group.scoring.verdict(row)
+    assert tables.cells(group.rows(), group.scoring)[2][1:3] == ["-", "-"]
     write(run.workdir)

@@ -57,7 +57,7 @@ def test_in_a_log_a_line_is_written_for_each_evaluation_and_what_takes_long_says
     # On a machine so slow that evaluations are half a minute apart there are some in between.
     assert [step for step in (int(re.match(r"step (\d+)/1127", line)[1]) for line in lines) if step in steps] == steps
     assert re.fullmatch(
-        r"step 1127/1127 \(100%\)  \S+ steps/s  0\.0 s left  train loss \d\.\d+  raw \S+%  ema \S+% \(\S+\)", lines[-1]
+        r"step 1127/1127 \(100%\)  \S+ steps/s  0\.0 s left  ema \S+% \(\S+\)  raw \S+%  train loss \d\.\d+", lines[-1]
     )
     for what in ("Reading digits", "Compiling the initial state", "Compiling the training step", "Compiling the eval"):
         assert len(re.findall(rf"^{what}.* \.\.\.\n{what}.*: done in \d+\.\d s$", result.stdout, re.MULTILINE)) == 1

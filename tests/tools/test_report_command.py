@@ -28,7 +28,7 @@ def test_every_format_has_the_same_numbers(tmp_path):
     assert [(row["run"], row["curve"]) for row in rows] == [
         (str(tmp_path / run), curve) for run in "ab" for curve in ("raw", "ema")
     ]
-    assert rows[1]["difference"] == pytest.approx(0.1, abs=1e-12)
+    assert rows[1]["accuracy_difference"] == pytest.approx(0.1, abs=1e-12)
     as_csv = list(csv.DictReader(io.StringIO(printed("csv"))))
     assert [float(row["accuracy"]) for row in as_csv] == [row["accuracy"] for row in rows]
     for text in printed("table"), printed("markdown"):

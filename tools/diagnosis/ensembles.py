@@ -26,7 +26,7 @@ def ensembles(subject: Subject, trace: Trace) -> dict[str, Any]:
         steps, iterates = [], [weights["raw"] for weights in trace.iterates]
     _, split = subject.images
     score_fn, images = subject.run.experiment.task.score_fn, subject.images[split]
-    label = np.asarray(images.label)[np.asarray(images.mask)]
+    image, label = (np.asarray(leaf)[np.asarray(images.mask)] for leaf in (images.image, images.label))
     # Of classes, probabilities are averaged, by their logarithms, which are logits; of other tasks, the outputs.
     classes = score_fn is evaluation.score_fn
 
@@ -36,9 +36,14 @@ def ensembles(subject: Subject, trace: Trace) -> dict[str, Any]:
 
     outputs = [subject.scores(subject.recomputed(weights), split, output)["output"] for weights in iterates]
 
-    def score_outputs(some: Sequence[np.ndarray]) -> Scores:
-        given = special.logsumexp(some, axis=0) - math.log(len(some)) if classes else np.mean(some, axis=0)
-        scores = score_fn(lambda *_, **__: given, {}, {"image": given, "label": label})
+    def score_outputs(some: Sequence[Any]) -> Scores:
+        def mean(*of_each: np.ndarray) -> np.ndarray:
+            if classes:
+                return np.asarray(special.logsumexp(of_each, axis=0)) - math.log(len(of_each))
+            return np.mean(of_each, axis=0)
+
+        given = jax.tree.map(mean, *some)  # a model may have several outputs
+        scores = score_fn(lambda *_, **__: given, {}, {"image": image, "label": label})
         return {name: np.asarray(values) for name, values in scores.items()}
 
     found = collections.defaultdict(list)

@@ -58,6 +58,8 @@ class Subject:
         if average not in ("", *names) or not names:
             known = ", ".join(names) or "no average; a run with one is needed"
             raise UserError(f"--average={average or '...'}: {workdir} has {known}")
+        if "loss" not in run.config.get("metrics", ("loss",)):
+            raise UserError(f"{workdir}: its task {run.config.task!r} scores no loss, which tools.diagnose needs")
         average = average or (run.config.best_curve if run.config.best_curve in names else names[0])
         train_data, mesh = run.experiment.train_data, run.experiment.mesh
         held_out, eval_data = next(iter(run.experiment.eval_data.items()))

@@ -1,0 +1,143 @@
+"""What a loss and a score function of one's own return is reported, and what is mistyped is said."""
+
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from conftest import create_experiment, digits_config, read_metrics
+
+import evaluation
+import settings
+import train
+from reporting import page, pictures, runs, tables
+from runtime import run_config
+from runtime.dispatch import counted_if
+from runtime.errors import UserError
+from runtime.stored import find_checkpoint
+from tools.command_line import _ConfigParser
+
+
+def own_scores(apply_fn, variables, batch):
+    found = evaluation.score_fn(apply_fn, variables, batch)
+    logits = apply_fn(variables, batch["image"], train=False)
+    top5 = (jax.lax.top_k(logits, 5)[1] == batch["label"][:, None]).any(axis=-1)
+    return found | {"top5": top5, "margin": logits.max(axis=-1)}
+
+
+METRICS = {"accuracy": "higher", "top5": "higher", "margin": "higher", "loss": "lower"}
+
+
+def test_a_metric_of_ones_own_reaches_file_table_picture_page_and_best_checkpoint(tmp_path, task):
+    config = digits_config(task=task(score_fn=own_scores, metrics=METRICS), best_metric="margin")
+    _, metrics = train.train_and_evaluate(config, tmp_path)
+    raw, average, difference = (read_metrics(tmp_path, curve) for curve in ("raw", "ema", "ema-raw"))
+    for name in METRICS:
+        assert all(np.isfinite(line[name]) for line in (*raw, *average))
+        assert difference[-1][name] == pytest.approx(average[-1][name] - raw[-1][name], abs=1e-9)
+        assert difference[-1][f"{name}_low"] < difference[-1][name] < difference[-1][f"{name}_high"]
+    assert metrics["ema"]["top5"] > metrics["ema"]["accuracy"]
+    best = max(average, key=lambda line: line["margin"])
+    record = find_checkpoint(tmp_path, "best").record
+    assert (record.step, record.best.metric, record.best.value) == (best["step"], "margin", best["margin"])
+
+    (group,), _ = runs.group([runs.Run.read(tmp_path)])
+    header, _, of_ema = tables.cells(group.rows(), group.scoring, wide=True)
+    shown = dict(zip(header, of_ema, strict=True))
+    assert shown["margin"] == f"{average[-1]['margin']:.4g}"
+    assert shown["best (step)"] == f"{best['margin']:.4g} ({best['step']})"
+    assert shown["top5"] == f"{average[-1]['top5']:.2%}"  # a share of images, since its scores are booleans
+    assert shown["top5 minus raw (95 % interval)"].startswith(f"{100 * difference[-1]['top5']:+.2f} (")
+    assert "in margin, 95 % interval over images" in group.scoring.verdict(group.rows()[1])
+    assert [*pictures.panels(group)][:4] == ["margin", "accuracy", "loss", "top5"]
+    page.write(tmp_path)
+    assert "top5 minus raw" in (tmp_path / "report.html").read_text()
+
+
+def test_a_score_without_a_direction_is_reported_too(tmp_path, task):
+    config = digits_config(task=task(score_fn=own_scores), duration="10 steps", eval_every="10 steps")
+    train.train_and_evaluate(config, tmp_path)
+    (group,), _ = runs.group([runs.Run.read(tmp_path)])
+    assert {"top5", "margin"} <= set(tables.cells(group.rows(), group.scoring)[0])
+
+
+@pytest.mark.parametrize(
+    ("scores", "metrics", "message"),
+    [
+        ({}, {"top5": "higher"}, r"Task.metrics has top5; score_fn returns only"),
+        (
+            {"logits": lambda label: jnp.zeros((len(label), 3))},
+            {},
+            r"logits = float32\[\d+, 3\]; expected one value per",
+        ),
+        ({"mean": lambda label: label.mean()}, {}, r"mean = float32\[\]; expected one value per example"),
+        ({"two": lambda label: (label, label)}, {}, r"two = .*; expected one value per example"),
+        ({"step": lambda label: label}, {}, r"score_fn returns 'step'; a metric's name must be"),
+        ({"loss_low": lambda label: label}, {}, r"score_fn returns 'loss_low'; a metric's name must be"),
+        ({"top/5": lambda label: label}, {}, r"score_fn returns 'top/5'; a metric's name must be"),
+    ],
+)
+def test_a_score_that_cannot_be_a_metric_is_refused_before_training(task, scores, metrics, message):
+    def score_fn(apply_fn, variables, batch):
+        return evaluation.score_fn(apply_fn, variables, batch) | {
+            name: score(batch["label"]) for name, score in scores.items()
+        }
+
+    with pytest.raises(UserError, match=message):
+        create_experiment(digits_config(task=task(score_fn=score_fn, metrics={"loss": "lower"} | metrics)))
+
+
+def test_counts_that_are_sums_of_weights_keep_their_fractions():
+    sums = counted_if(jnp.bool_(True), {"weighted": (0.375, 0.75), "loss": (6.0, 4)}, objective=jnp.float32(2))
+    assert {name: (float(total), float(count)) for name, (total, count) in sums.items()} == {
+        "weighted": (0.375, 0.75), "loss": (6.0, 4.0), "objective": (2.0, 1.0),
+    }  # fmt: skip
+    assert sums["loss"][1].dtype == jnp.int32  # exact up to 2**31 examples
+
+
+@pytest.mark.parametrize("name", ["objective", "step", "rejected_steps"])
+def test_a_training_metric_with_a_name_that_is_taken_is_refused(name):
+    with pytest.raises(UserError, match=f"the loss returns a metric '{name}', a name that is taken"):
+        counted_if(jnp.bool_(True), {name: (1.0, 1)}, objective=jnp.float32(2))
+
+
+def focal(params, state, batch, *, num_steps, gamma: float = 2.0):
+    objective, aux = train.loss_fn(params, state, batch)
+    return objective * (1 + gamma * state.step / num_steps), aux
+
+
+def test_a_loss_gets_its_own_fields_with_their_defaults_and_the_length_of_training(tmp_path, task):
+    config = digits_config(task=task(loss_fn=focal), batch_size=64, duration="4 steps")
+    for name in ("log_every", "eval_every", "checkpoint_every"):
+        config[name] = "1 steps"
+    train.train_and_evaluate(config, tmp_path)
+    assert run_config.read(tmp_path).loss.gamma == 2.0
+    lines = read_metrics(tmp_path, "train")
+    # Of digits nothing is augmented here, so objective and loss of a step differ by the factor alone.
+    factors = [line["objective"] / line["loss"] for line in lines]
+    np.testing.assert_allclose(factors, [1 + 2 * step / 4 for step in range(4)], rtol=1e-5)  # a few float32 roundings
+
+
+@pytest.mark.parametrize("given", [["--config.loss.gamma=3"], ["--config.loss.gamma", "3"]])
+def test_a_field_that_only_the_loss_declares_can_be_overridden(task, given):
+    name = task(loss_fn=focal)
+    config = digits_config().lock()
+
+    class Parser:
+        def parse(self, argument):
+            return config
+
+    argv = ["main.py", "--config=configs/digits.py", f"--config.task={name}", *given]
+    assert _ConfigParser(Parser(), argv).parse("configs/digits.py").loss.gamma == 2.0  # of which 3 is an override
+
+
+def test_a_field_of_the_loss_that_no_loss_takes_is_refused_by_name(task):
+    config = digits_config(task=task(loss_fn=focal))
+    config.loss.gama = 3.0
+    with pytest.raises(UserError, match=re.escape("loss.gama is unknown; did you mean loss.gamma?")):
+        settings.check(config, train.find_task(config.task))
+    config = digits_config()
+    config.loss.gamma = 3.0
+    with pytest.raises(UserError, match=r"loss\.gamma is unknown"):
+        settings.check(config, train.find_task(config.task))
