@@ -15,6 +15,9 @@ import os
 import pathlib
 import sys
 
+import tools  # noqa: F401  # first: it says what to install where one of the next lines finds nothing
+
+# isort: split
 from absl import app, flags
 from ml_collections import config_flags
 

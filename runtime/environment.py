@@ -1,5 +1,6 @@
 """The surroundings of a run: versions, devices, command and commit."""
 
+import contextlib
 import json
 import os
 import pathlib
@@ -32,7 +33,7 @@ def describe() -> dict[str, Any]:
     devices = jax.devices()
     return {
         "python": platform.python_version(),
-        "packages": {name: metadata.version(name) for name in PACKAGES},
+        "packages": _versions(),
         "platform": platform.platform(),
         "processor": _processor(),
         "cpu_count": os.cpu_count(),
@@ -46,6 +47,15 @@ def describe() -> dict[str, Any]:
 def write(workdir: pathlib.Path) -> None:
     """Writes `environment.json`."""
     replace_file(workdir / "environment.json", json.dumps(describe(), indent=2) + "\n")
+
+
+def _versions() -> dict[str, str]:
+    """The versions of those of `PACKAGES` that are known: others are not installed, or under another name."""
+    versions = {}
+    for name in PACKAGES:
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            versions[name] = metadata.version(name)
+    return versions
 
 
 def _processor() -> str:
