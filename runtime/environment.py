@@ -67,17 +67,17 @@ def _processor() -> str:
 
 
 def _commit() -> str:
-    """The commit of this code, with "+changes" where the working tree differs from it; empty outside a repository."""
-    git = ["git", "-C", str(pathlib.Path(__file__).parent.parent)]
+    """The commit of this code, with "+changes" where the working tree differs from it; empty where it is in none."""
+
+    def git(*arguments: str) -> str:
+        command = ["git", "-C", str(pathlib.Path(__file__).parent.parent), *arguments]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
     results = (":!benchmarks/results", ":!examples/*/*.json")  # which change no run
     try:
-        commit = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
-        status = subprocess.run(
-            [*git, "status", "--porcelain", "-uno", "--", ".", *results],
-            capture_output=True,
-            text=True,
-            check=True,
+        git("ls-files", "--error-unmatch", __file__)  # none tells of what it does not have
+        return git("rev-parse", "HEAD") + (
+            "+changes" if git("status", "--porcelain", "-uno", "--", ".", *results) else ""
         )
     except (OSError, subprocess.CalledProcessError):
         return ""
-    return commit + ("+changes" if status.stdout else "")
