@@ -15,6 +15,9 @@ import os
 import pathlib
 import sys
 
+import tools  # noqa: F401  # first: it says what to install where one of the next lines finds nothing
+
+# isort: split
 from absl import app, flags
 from ml_collections import config_flags
 
@@ -47,30 +50,8 @@ def main(argv: list[str]) -> None:
     """Trains or scores, as the flags say."""
     if len(argv) > 1:
         sys.exit(f"error: unknown argument {argv[1]!r}; flags are written --name=value")
-    # Here, so that a wrong flag is reported without waiting for JAX, and signals are heard while it is imported.
-    import jax
-
-    import train
-    from reporting import page
-    from runtime import caching, clocks
-    from tools import finished
-
-    clocks.count_imports()
-    workdir = pathlib.Path(_WORKDIR.value).expanduser()
-    if _DEBUG_NANS.value:
-        jax.config.update("jax_debug_nans", True)
-    print(f"{jax.device_count()} x {jax.devices()[0].device_kind}", flush=True)
     try:
-        caching.check_chosen()
-        if _CACHE_DIR.value:
-            _enable_cache(_CACHE_DIR.value)
-        if _MODE.value == "train":
-            train.train_and_evaluate(_CONFIG.value, workdir, config_change=_CONFIG_CHANGE.value)
-            say(page.write(workdir))
-        else:
-            finished.evaluate_checkpoint(
-                _CONFIG.value, workdir, which=_CHECKPOINT.value, config_change=_CONFIG_CHANGE.value
-            )
+        _run()
     except UserError as error:
         interruption.end(f"error: {error}", 1)
     except OSError as error:
@@ -81,15 +62,42 @@ def main(argv: list[str]) -> None:
         interruption.end(message, interruption.STATUS)
 
 
+def _run() -> None:
+    # Here, so that a wrong flag is reported without waiting for JAX, and signals are heard while it is imported.
+    import jax
+
+    import train
+    from reporting import page
+    from runtime import caching, clocks, sharding
+    from tools import finished
+
+    clocks.count_imports()
+    workdir = pathlib.Path(_WORKDIR.value).expanduser()
+    if _DEBUG_NANS.value:
+        jax.config.update("jax_debug_nans", True)
+    devices = sharding.find_devices()
+    say(f"{len(devices)} x {devices[0].device_kind}")
+    caching.check_chosen()
+    if _CACHE_DIR.value:
+        _enable_cache(_CACHE_DIR.value)
+    if _MODE.value == "train":
+        train.train_and_evaluate(_CONFIG.value, workdir, config_change=_CONFIG_CHANGE.value)
+        say(page.write(workdir))
+    else:
+        finished.evaluate_checkpoint(
+            _CONFIG.value, workdir, which=_CHECKPOINT.value, config_change=_CONFIG_CHANGE.value
+        )
+
+
 def _enable_cache(directory: str) -> None:
     from runtime import caching
 
     try:
-        print(caching.enable(directory), flush=True)
+        say(caching.enable(directory))
     except UserError as error:
         if _CACHE_DIR.present:
             raise
-        print(f"Note: nothing is kept for later runs. {error}", flush=True)
+        say(f"Note: nothing is kept for later runs. {error}")
 
 
 if __name__ == "__main__":

@@ -11,7 +11,6 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, TypeVar
 
-import jax
 import ml_collections
 
 import averaging
@@ -19,14 +18,14 @@ import input_pipeline
 import models
 import optimizers
 from configs import default
-from runtime import averages, checkpointing, durations, fields, run_config, run_folder
+from runtime import averages, checkpointing, durations, fields, run_config, run_folder, sharding
 from runtime.errors import UserError
+from runtime.progress import say
 from train_state import Average, CustomTrainState
 
 T = TypeVar("T")
 
 WRONG = "the config is wrong; configs/default.py documents every field"
-
 
 # The rules of single fields that nothing else checks: not those that data sets, models and schedules check themselves.
 _RULES: Mapping[str, fields.Rule] = {
@@ -173,10 +172,11 @@ def prepare(
     Raises:
         UserError: what is wrong, before anything is read, compiled or written.
     """
+    num_devices = len(sharding.find_devices())
     for note in check(config, task):
-        print(f"Note: {note}", flush=True)
+        say(f"Note: {note}")
     source = input_pipeline.find_source(config["dataset"])
-    resolved = resolve(config, task, num_train=source.num_train, num_devices=jax.device_count())
+    resolved = resolve(config, task, num_train=source.num_train, num_devices=num_devices)
     run_folder.check(workdir)
     checkpointing.check_run(workdir)
     if (workdir / "config.json").exists():
@@ -184,7 +184,7 @@ def prepare(
         if resolved.chunked is None:
             resolved = completed(resolved, chunked=old.get("chunked"))
         for change in run_config.check_same_run(old, resolved, workdir, accept=config_change == "accept"):
-            print(f"Differs from the run's config: {change}", flush=True)
+            say(f"Differs from the run's config: {change}")
     return resolved, source
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from reporting import runs, scores, tables
 from reporting.runs import Group, Run
+from runtime.errors import missing_package
 from runtime.files import replace_file
 
 # The clocks of `Group.times`, with their labels.
@@ -136,13 +137,18 @@ def _environment(groups: Sequence[Group]) -> dict[str, dict[str, list[str]]]:
 
 
 def write(workdir: pathlib.Path) -> str:
-    """Writes the page and the picture of one run into its workdir.
+    """Writes the page and the picture of one run into its workdir, if the packages that draw are installed.
 
     Returns:
         The table of the last evaluation, with the page's path below it.
     """
     groups, remarks = runs.group([Run.read(workdir)])
-    return f"{tables.to_text(groups)}\n{write_to(workdir, groups, remarks)}"
+    try:
+        written = write_to(workdir, groups, remarks)
+    except ModuleNotFoundError as error:  # the run itself is done
+        command = shlex.join(["python", "-m", "tools.report", str(workdir)])
+        written = f"Note: there is no report yet, {missing_package(error)}. Then: {command}"
+    return f"{tables.to_text(groups)}\n{written}"
 
 
 def write_to(folder: pathlib.Path, groups: Sequence[Group], remarks: Sequence[str]) -> str:

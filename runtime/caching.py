@@ -19,6 +19,7 @@ import safetensors.numpy
 
 from runtime.errors import UserError
 from runtime.files import replace_file
+from runtime.progress import say
 
 _directory: pathlib.Path | None = None
 
@@ -111,7 +112,7 @@ class CachedArrays:
                 reason = "damaged"
             except OSError as error:
                 reason = f"not readable ({error})"
-            print(f"Note: {path} is {reason} and will be made again", flush=True)
+            say(f"Note: {path} is {reason} and will be made again")
         return None
 
     def write(self, arrays: Mapping[str, np.ndarray], values: Mapping[str, Any]) -> None:
@@ -126,7 +127,7 @@ class CachedArrays:
                 if old != path:
                     old.unlink(missing_ok=True)
         except OSError as error:
-            print(f"Note: {self._name} is not kept for later runs: {error}", flush=True)
+            say(f"Note: {self._name} is not kept for later runs: {error}")
 
     def _stored(self) -> list[pathlib.Path]:
         if _directory is None or not self._prefix:

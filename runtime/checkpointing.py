@@ -23,6 +23,7 @@ import orbax.checkpoint as ocp
 from runtime import average_table
 from runtime.errors import UserError
 from runtime.metric_writing import Written, read_metrics
+from runtime.progress import say
 from runtime.stored import (
     DIGESTS,
     Best,
@@ -100,11 +101,11 @@ class Checkpoints:
             aside = self._workdir.absolute() / "damaged" / f"{error.folder.name}-{time.time_ns()}"
             aside.parent.mkdir(exist_ok=True)
             error.folder.rename(aside)
-            print(f"{error}. It is now {aside}.", flush=True)
+            say(f"{error}. It is now {aside}.")
         for name in ("checkpoints", "snapshots"):
             for folder in self._workdir.absolute().glob(f"{name}/*/"):
                 if re.match(r"[0-9]+\.partial", folder.name):
-                    print(f"{folder} was not finished and is removed", flush=True)
+                    say(f"{folder} was not finished and is removed")
                     shutil.rmtree(folder)
         for folder in saved_folders(self._workdir / "snapshots"):
             if int(folder.name) > self.record.step:
@@ -127,10 +128,10 @@ class Checkpoints:
         if self.latest:
             state, sums = self.latest.restore_state(state), self.latest.restore_sums(sums)
             changes = average_table.changes(self.record.averages, state.averages)
-            print(f"Continuing {self._workdir} at step {self.record.step}", *changes, sep="\n", flush=True)
+            say("\n".join([f"Continuing {self._workdir} at step {self.record.step}", *changes]))
         elif origin:
             state = state.with_weights(**origin.read_weights(weights, state))
-            print(f"Starting from the {weights} weights of {origin.folder}")
+            say(f"Starting from the {weights} weights of {origin.folder}")
         return state, sums
 
     def save(self, state: CustomTrainState, sums: Any, best: Best | None, written: Written) -> None:

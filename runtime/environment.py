@@ -1,5 +1,6 @@
 """The surroundings of a run: versions, devices, command and commit."""
 
+import contextlib
 import json
 import os
 import pathlib
@@ -32,7 +33,7 @@ def describe() -> dict[str, Any]:
     devices = jax.devices()
     return {
         "python": platform.python_version(),
-        "packages": {name: metadata.version(name) for name in PACKAGES},
+        "packages": _versions(),
         "platform": platform.platform(),
         "processor": _processor(),
         "cpu_count": os.cpu_count(),
@@ -48,6 +49,15 @@ def write(workdir: pathlib.Path) -> None:
     replace_file(workdir / "environment.json", json.dumps(describe(), indent=2) + "\n")
 
 
+def _versions() -> dict[str, str]:
+    """The versions of those of `PACKAGES` that are known: others are not installed, or under another name."""
+    versions = {}
+    for name in PACKAGES:
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            versions[name] = metadata.version(name)
+    return versions
+
+
 def _processor() -> str:
     try:
         match = re.search(r"model name\s*:\s*(.+)", pathlib.Path("/proc/cpuinfo").read_text())
@@ -57,17 +67,17 @@ def _processor() -> str:
 
 
 def _commit() -> str:
-    """The commit of this code, with "+changes" where the working tree differs from it; empty outside a repository."""
-    git = ["git", "-C", str(pathlib.Path(__file__).parent.parent)]
+    """The commit of this code, with "+changes" where the working tree differs from it; empty where it is in none."""
+
+    def git(*arguments: str) -> str:
+        command = ["git", "-C", str(pathlib.Path(__file__).parent.parent), *arguments]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
     results = (":!benchmarks/results", ":!examples/*/*.json")  # which change no run
     try:
-        commit = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
-        status = subprocess.run(
-            [*git, "status", "--porcelain", "-uno", "--", ".", *results],
-            capture_output=True,
-            text=True,
-            check=True,
+        git("ls-files", "--error-unmatch", __file__)  # none tells of what it does not have
+        return git("rev-parse", "HEAD") + (
+            "+changes" if git("status", "--porcelain", "-uno", "--", ".", *results) else ""
         )
     except (OSError, subprocess.CalledProcessError):
         return ""
-    return commit + ("+changes" if status.stdout else "")

@@ -4,6 +4,8 @@ import pathlib
 
 import jax
 
+from runtime.progress import say
+
 
 class Profiler:
     """Traces the steps that `config.profile` asks for."""
@@ -28,7 +30,7 @@ class Profiler:
         elif step >= self._end:
             self.stop()
         if self._previous is None and step > self._first < self._end:
-            print(f"Steps {self._first} .. {self._end} are not traced: the run continues at step {step}", flush=True)
+            say(f"Steps {self._first} .. {self._end} are not traced: the run continues at step {step}")
         self._previous = step
 
     def stop(self) -> None:
@@ -36,4 +38,4 @@ class Profiler:
         if self._running:
             jax.profiler.stop_trace()
             self._running = False
-            print(f"Trace of steps {self._first} .. {self._end}: {self._folder}", flush=True)
+            say(f"Trace of steps {self._first} .. {self._end}: {self._folder}")

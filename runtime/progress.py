@@ -14,12 +14,26 @@ _done: set[str] = set()
 
 
 def say(text: str) -> None:
-    """Prints a line, above the live one if there is one."""
+    """Prints a line, above the live one if there is one. Everything that a run prints goes through here."""
+    with contextlib.suppress(OSError):  # a console that is full is no reason to stop, nor to end with a failure
+        output(text)
+
+
+def output(text: str) -> None:
+    """Prints what a command was asked for. Who stops reading has read enough; signs that a console lacks are escaped.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
     try:
         with tqdm.external_write_mode(file=sys.stdout):
-            print(text, flush=True)
-    except OSError:  # a console that is gone is no reason to stop, nor to end with a failure
+            print(text.encode(encoding, "backslashreplace").decode(encoding), flush=True)
+    except OSError as error:
+        # What could not be written would be tried again at the end of the process, which would fail for it.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        if not isinstance(error, BrokenPipeError):
+            raise
 
 
 @contextlib.contextmanager

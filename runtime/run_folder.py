@@ -13,6 +13,7 @@ from clu import parameter_overview
 from runtime import average_table, environment, run_config
 from runtime.durations import PERIODS
 from runtime.errors import UserError
+from runtime.progress import say
 from train_state import CustomTrainState
 
 # Everything that a run writes below its workdir.
@@ -90,9 +91,9 @@ def describe(workdir: pathlib.Path, config: ml_collections.FrozenConfigDict, sta
     table = average_table.write(workdir, state, config.duration, random_start=not config.init_from)
     devices = jax.device_count()
     part = config.batch_size // (devices * config.accumulate)
-    print(parameter_overview.get_parameter_overview(state.params, include_stats=False))
-    print(f"Batches of {config.batch_size} = {devices} devices x {config.accumulate} parts x {part} images")
-    print(f"Training for {lengths(config)}", *table, sep="\n", flush=True)
+    say(parameter_overview.get_parameter_overview(state.params, include_stats=False))
+    say(f"Batches of {config.batch_size} = {devices} devices x {config.accumulate} parts x {part} images")
+    say("\n".join([f"Training for {lengths(config)}", *table]))
 
 
 def lengths(config: ml_collections.FrozenConfigDict) -> str:

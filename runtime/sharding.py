@@ -6,15 +6,39 @@ from typing import Any, TypeVar
 import jax
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
+from runtime.errors import UserError
 from runtime.progress import first_time
 
 T = TypeVar("T")
 
 
+def find_devices() -> list[jax.Device]:
+    """All devices, which are of one kind.
+
+    Raises:
+        UserError: there are none of the kind that was asked for, or several processes share them.
+    """
+    try:
+        devices = jax.devices()
+    except (RuntimeError, AssertionError) as error:  # the latter for CUDA, without a word
+        asked: str = jax.config.jax_platforms  # type: ignore[attr-defined]  # made at run time
+        reason = str(error).partition("\n")[0].partition(" (set JAX_PLATFORMS")[0].rstrip(".")
+        raise UserError(
+            f"JAX_PLATFORMS={asked}: JAX finds no such device here{f' ({reason})' if reason else ''}. Install JAX for "
+            'it, pip install "jax[cuda13]" or "jax[tpu]", or run without: JAX_PLATFORMS=cpu'
+        ) from error
+    if jax.process_count() > 1:
+        raise UserError(
+            f"JAX runs in {jax.process_count()} processes, and a run is one process on the devices of one machine: "
+            "start it there alone, without jax.distributed.initialize()"
+        )
+    return devices
+
+
 def create_mesh() -> jax.sharding.Mesh:
     """All devices in one axis, "data", over which batches are split."""
     # Linen modules work on Auto axes only; make_mesh would make Explicit ones.
-    return jax.make_mesh((jax.device_count(),), ("data",), axis_types=(AxisType.Auto,))
+    return jax.make_mesh((len(find_devices()),), ("data",), axis_types=(AxisType.Auto,))
 
 
 def replicated(mesh: jax.sharding.Mesh) -> NamedSharding:

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from runtime.caching import CachedArrays
-from runtime.errors import UserError
+from runtime.errors import UserError, missing_package
 from runtime.progress import under_way
 
 SPLITS = ("train", "test")
@@ -149,9 +149,14 @@ def _tfds_folder() -> str:
 
 def _tfds_source(dataset: str, known: Collection[str]) -> Source:
     with under_way("Importing TensorFlow, which reads data sets"):
-        import_tensorflow()
-        import tensorflow as tf
-        import tensorflow_datasets as tfds
+        try:
+            import_tensorflow()
+            import tensorflow as tf
+            import tensorflow_datasets as tfds
+        except ModuleNotFoundError as error:
+            raise UserError(
+                f"dataset = {dataset!r} is read with TensorFlow Datasets: {missing_package(error)}"
+            ) from error
 
     builder = _find_builder(dataset, known)
     _prepare(dataset, builder)
@@ -255,9 +260,10 @@ def import_tensorflow() -> None:
     hide_keras = "keras" not in sys.modules
     if hide_keras:
         sys.modules["keras"] = None  # type: ignore[assignment]  # what makes an import fail
-    import tensorflow as tf
-
-    if hide_keras:
-        del sys.modules["keras"]
+    try:
+        import tensorflow as tf
+    finally:
+        if hide_keras:
+            del sys.modules["keras"]
     for kind in ("GPU", "TPU"):
         tf.config.set_visible_devices([], kind)

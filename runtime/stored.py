@@ -17,6 +17,7 @@ import orbax.checkpoint as ocp
 
 from runtime.errors import UserError
 from runtime.metric_writing import Written
+from runtime.progress import say
 from train_state import Average, CustomTrainState
 
 FORMAT = 5  # of what is saved; another one is refused
@@ -261,7 +262,7 @@ def find_checkpoint(workdir: str | pathlib.Path, which: str) -> Stored:
     if latest is None:
         raise UserError("\n".join([f"{workdir} holds no checkpoint; --mode=train makes one", *map(str, damaged)]))
     for error in damaged:
-        print(f"Note: {error}; looking at the one before it", flush=True)
+        say(f"Note: {error}; looking at the one before it")
     if which == "latest":
         return latest
     if latest.record.best is None:
@@ -285,7 +286,7 @@ def list_stored(workdir: str | pathlib.Path, kinds: Sequence[str] = ("checkpoint
                 if step := int(folder.name):
                     stored[step] = Stored.read(folder)
             except DamagedError as error:
-                print(f"Note: {error}; it is left out", flush=True)
+                say(f"Note: {error}; it is left out")
     return [stored[step] for step in sorted(stored)]
 
 

@@ -28,7 +28,7 @@ from reporting.runs import Run
 from runtime import environment
 from runtime.errors import UserError
 from runtime.files import replace_file
-from runtime.progress import under_way
+from runtime.progress import say, under_way
 from tools.diagnosis import curvature, ensembles, landscape, matching, spectrum
 from tools.diagnosis.curvature import NUM_BATCHES
 from tools.diagnosis.spectrum import NUM_ITERATES
@@ -114,8 +114,8 @@ def main() -> None:
         folder = args.workdir / "diagnosis"
         folder.mkdir(exist_ok=True)
         replace_file(folder / "numbers.json", json.dumps(found) + "\n")
-        print(diagnosis.write_pictures(folder, found))
-        print(page.write(args.workdir))
+        say(diagnosis.write_pictures(folder, found))
+        say(page.write(args.workdir))
     except (UserError, OSError) as error:
         sys.exit(f"error: {error}")
 

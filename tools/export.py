@@ -22,6 +22,7 @@ from reporting import tables
 from runtime import run_config, sharding
 from runtime.errors import UserError
 from runtime.files import replace_file
+from runtime.progress import say
 from runtime.stored import find_checkpoint
 from tools.finished import FinishedRun
 
@@ -86,8 +87,8 @@ def main() -> None:
         metrics = export(args.workdir, args.average, args.out, args.checkpoint)
     except (UserError, OSError) as error:
         sys.exit(f"error: {error}")
-    print(tables.of_evaluation(metrics, run_config.read(args.workdir)))
-    print(f"Written to {args.out}: weights.safetensors, weights.msgpack, weights.json")
+    say(tables.of_evaluation(metrics, run_config.read(args.workdir)))
+    say(f"Written to {args.out}: weights.safetensors, weights.msgpack, weights.json")
 
 
 if __name__ == "__main__":

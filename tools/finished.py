@@ -15,6 +15,7 @@ import settings
 import train
 from reporting import tables
 from runtime import batch_statistics, run_config, sharding
+from runtime.progress import say
 from runtime.stored import Stored, find_checkpoint, list_stored
 
 Variables = dict[str, Any]  # a model's parameters and batch statistics
@@ -118,6 +119,6 @@ def evaluate_checkpoint(
     averages = tuple(average for average in checkpoint.record.averages if average.name in experiment.config.averages)
     state = checkpoint.restore_state(experiment.state.with_averages(averages))
     metrics = train.evaluate(experiment, state, ["test"])["test"]
-    print(f"{workdir}, {which} checkpoint, step {checkpoint.record.step}, test images")
-    print(tables.of_evaluation(metrics, experiment.config), flush=True)
+    say(f"{workdir}, {which} checkpoint, step {checkpoint.record.step}, test images")
+    say(tables.of_evaluation(metrics, experiment.config))
     return metrics

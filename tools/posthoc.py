@@ -36,6 +36,7 @@ from reporting import page, runs
 from runtime import averages, fields
 from runtime.errors import UserError
 from runtime.files import replace_file
+from runtime.progress import say
 from runtime.sharding import replicated
 from runtime.stored import Stored
 from tools.finished import FinishedRun, Variables
@@ -205,13 +206,13 @@ def posthoc(
             coefficients, error = averaging.synthesize(kernel, num_updates, snapshots)
             said = f"step {step}: the fit of {target.name} is off by {error:.2%}"
             if error > max_error:
-                print(f"{said}, left out", flush=True)
+                say(f"{said}, left out")
                 continue
             combined = combine(coefficients, [read(i, name) for i, name, _ in sources])
             if target.batch_stats == "average" and has_negative_variance(combined["batch_stats"]):
-                print(f"{said}, left out: a variance would be negative; batch_stats=recompute avoids that", flush=True)
+                say(f"{said}, left out: a variance would be negative; batch_stats=recompute avoids that")
                 continue
-            print(said, flush=True)
+            say(said)
             if target.batch_stats == "copy":
                 combined["batch_stats"] = read(index, "raw")["batch_stats"]
             combined = jax.device_put(combined, replicated(experiment.mesh))
@@ -230,7 +231,7 @@ def posthoc(
                 lines.append({"step": step, "curve": name, "split": split, **values, **fit})
     for target in targets:
         if target.name not in fit_errors:
-            print(
+            say(
                 f"{target.name} could not be made at the end, at step {step}. More snapshots, or tracked averages "
                 "that are more like it, fit better."
             )
@@ -266,7 +267,7 @@ def main() -> None:
     try:
         lines = posthoc(args.workdir, args.average, args.basis, args.max_error)
         write(args.workdir, lines)
-        print(page.write(args.workdir) if lines else "Nothing was made")
+        say(page.write(args.workdir) if lines else "Nothing was made")
     except (UserError, OSError) as error:
         sys.exit(f"error: {error}")
     sys.exit(not lines)

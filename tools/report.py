@@ -17,6 +17,7 @@ import sys
 from reporting import page, runs, tables
 from reporting.runs import Run
 from runtime.errors import UserError
+from runtime.progress import output
 
 
 def main() -> None:
@@ -41,14 +42,14 @@ def main() -> None:
         workdirs = list({workdir.resolve(): workdir for workdir in args.workdirs}.values())
         groups, remarks = runs.group(map(Run.read, workdirs))
         if args.format == "csv":
-            print(tables.to_csv(groups))
+            output(tables.to_csv(groups))
         elif args.format == "json":
-            print(tables.to_json(groups, remarks))
+            output(tables.to_json(groups, remarks))
         else:
-            print("\n\n".join([tables.to_text(groups, args.format == "markdown"), *remarks]))
+            output("\n\n".join([tables.to_text(groups, args.format == "markdown"), *remarks]))
         if args.format == "html":
             folder = args.out or (workdirs[0] if len(workdirs) == 1 else workdirs[0].parent / "report")
-            print(page.write_to(folder, groups, remarks))
+            output(page.write_to(folder, groups, remarks))
     except (UserError, OSError) as error:
         sys.exit(f"error: {error}")
     except (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError) as error:

@@ -19,6 +19,7 @@ from ml_collections import config_flags
 
 from augmentation import Augmentation
 from runtime.errors import UserError
+from runtime.progress import say
 from tools import command_line, finished
 
 _CONFIG = config_flags.DEFINE_config_file("config", help_string="File with the config.")
@@ -69,7 +70,7 @@ def main(argv: list[str]) -> None:
         draw(_CONFIG.value, pathlib.Path(_OUT.value))
     except (UserError, OSError, ValueError) as error:  # the last is Matplotlib's, of a format that it does not know
         sys.exit(f"error: {error}")
-    print(_OUT.value)
+    say(_OUT.value)
 
 
 if __name__ == "__main__":

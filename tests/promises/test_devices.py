@@ -1,7 +1,8 @@
-"""Several devices compute what one does."""
+"""Several devices compute what one does, and those that a run cannot use are refused."""
 
 import functools
 import os
+import socket
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -9,7 +10,8 @@ from concurrent.futures import ThreadPoolExecutor
 import jax
 import numpy as np
 import pytest
-from conftest import ROOT, create_experiment, get_config, read_metrics, run_main
+from conftest import ROOT, command, create_experiment, get_config, read_metrics, run_main
+from refusals import check
 
 from runtime.stored import find_checkpoint
 
@@ -71,6 +73,65 @@ def test_eight_devices_compute_what_one_does_but_for_rounding(tmp_path):
 
     one, eight = map(averages, (1, 8))
     np.testing.assert_allclose(eight, one, rtol=0, atol=1e-11)  # 1e-16 grown by as much as 1e-7 grows to 3e-3
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("platform", ["cuda", "gpu", "tpu", "no_such_platform"])
+def test_devices_that_are_asked_for_and_not_there_are_one_message(tmp_path, platform):
+    if platform in ("cuda", "gpu", "tpu") and jax.default_backend() != "cpu":
+        pytest.skip("there is such a device")
+    result = run_main(f"--workdir={tmp_path / 'run'}", JAX_PLATFORMS=platform)
+    check(result, f"error: JAX_PLATFORMS={platform}: JAX finds no such device here")
+    assert len(result.stderr.splitlines()) == 1
+    assert 'pip install "jax[cuda13]"' in result.stderr
+    assert not (tmp_path / "run").exists()
+
+
+# Begins as several hosts do.
+CONFIG = """
+import os
+import jax
+from configs import digits
+
+def get_config():
+    jax.distributed.initialize(os.environ["ADDRESS"], 2, int(os.environ["RANK"]), initialization_timeout=60)
+    return digits.get_config()
+"""
+CALL = "import sys, config, train; train.train_and_evaluate(config.get_config(), sys.argv[1])"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("start", ["main.py", "Python"])
+def test_several_processes_are_refused_before_anything_is_done(tmp_path, start):
+    (tmp_path / "config.py").write_text(CONFIG)
+    workdir = tmp_path / "run"
+    run = command(f"--workdir={workdir}", config=str(tmp_path / "config.py"))
+    arguments = run if start == "main.py" else [sys.executable, "-c", CALL, str(workdir)]
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        address = f"localhost:{free.getsockname()[1]}"
+    environment = os.environ | {"ADDRESS": address, "PYTHONPATH": f"{ROOT}{os.pathsep}{tmp_path}"}
+    processes = [
+        subprocess.Popen(
+            arguments,
+            cwd=ROOT,
+            env=environment | {"RANK": rank},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in "01"
+    ]
+    try:
+        said = [process.communicate(timeout=120) for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+    for process, (_, errors) in zip(processes, said, strict=True):
+        assert process.returncode == 1, said
+        assert "error: JAX runs in 2 processes, and a run is one process" in errors.replace("UserError", "error")
+        assert ("Traceback" in errors) == (start == "Python")
+    assert not workdir.exists()
 
 
 def saved_state(workdir, config):

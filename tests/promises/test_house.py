@@ -72,6 +72,17 @@ def test_reporting_needs_no_jax():
     subprocess.run([sys.executable, "-c", script], cwd=ROOT, check=True, timeout=120)
 
 
+def test_everything_is_printed_in_one_place():
+    """Which knows what to do where a console is gone, full, or lacks a sign; what is an error goes elsewhere."""
+    printing = {
+        name_of(path)
+        for path in FILES
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "print"
+    }
+    assert printing == {"runtime.progress", "runtime.errors", "runtime.interruption"}
+
+
 def test_the_front_of_the_house_can_be_taken_in_at_a_glance():
     assert len(list(ROOT.glob("*.py"))) <= 11
     source = (ROOT / "train.py").read_text()

@@ -2,12 +2,14 @@ import os
 import pty
 import re
 import subprocess
+import sys
 import termios
 import time
 
 import jax
 import pytest
 from conftest import ROOT, command, read_metrics, run_main
+from made_runs import make_run
 
 from runtime import progress
 from runtime.metric_writing import MetricWriter, Written
@@ -107,19 +109,40 @@ def test_the_clocks_of_a_run_go_on_when_it_is_continued(tmp_path):
     assert after.seconds["checkpoint_seconds"] > before.seconds["checkpoint_seconds"] == 0
 
 
-@pytest.mark.slow
-def test_a_reader_that_goes_away_is_no_failure(tmp_path):
-    run = " ".join(command(f"--workdir={tmp_path}", "--config.duration='60 steps'"))
-    result = subprocess.run(
-        ["bash", "-c", f"{run} | head -3; exit ${{PIPESTATUS[0]}}"], cwd=ROOT, capture_output=True, text=True
+def in_bash(line: str, **environment: str) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        ["bash", "-o", "pipefail", "-c", line], cwd=ROOT, env=os.environ | environment, capture_output=True, text=True
     )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("console", ["| head -3", "| head -9", "| true", ">&-", ">/dev/full"])
+def test_a_run_is_as_good_on_a_console_that_goes_away_or_is_full_or_was_never_there(tmp_path, console):
+    run = " ".join(command(f"--workdir={tmp_path}", "--config.duration='60 steps'"))
+    result = in_bash(f"{run} {console}")
     assert (result.returncode, result.stderr) == (0, "")
     assert read_metrics(tmp_path, "raw")[-1]["step"] == 60
 
 
 @pytest.mark.slow
-def test_without_a_standard_output_a_run_is_as_good(tmp_path):
-    run = " ".join(command(f"--workdir={tmp_path}", "--config.duration='60 steps'"))
-    result = subprocess.run(["bash", "-c", f"{run} >&-"], cwd=ROOT, capture_output=True, text=True)
+def test_a_run_is_as_good_on_a_console_that_lacks_a_sign(tmp_path):
+    result = run_main(f"--workdir={tmp_path / '日'}", "--config.duration=60 steps", PYTHONIOENCODING="latin-1")
     assert (result.returncode, result.stderr) == (0, "")
-    assert read_metrics(tmp_path, "raw")[-1]["step"] == 60
+    assert f"{tmp_path}/\\u65e5, step 60" in result.stdout
+
+
+@pytest.mark.parametrize("console", ["| head -1", "| true", ">/dev/null"])
+def test_a_table_is_printed_as_far_as_the_console_can_and_no_file_is_blamed_for_it(tmp_path, console):
+    for seed in range(3):
+        make_run(tmp_path / str(seed), seed=seed)  # several, so that there is a plus-minus sign
+    report = f"{sys.executable} -m tools.report {tmp_path}/[012] --format=table {console}"
+    result = in_bash(report, PYTHONIOENCODING="ascii")
+    assert (result.returncode, result.stderr) == (0, "")
+    if console == ">/dev/null":
+        assert "\\xb1" in in_bash(report.replace(console, ""), PYTHONIOENCODING="ascii").stdout
+
+
+def test_a_table_that_cannot_be_written_where_it_should_go_is_an_error(tmp_path):
+    make_run(tmp_path / "run")
+    result = in_bash(f"{sys.executable} -m tools.report {tmp_path}/run --format=csv >/dev/full")
+    assert (result.returncode, result.stderr) == (1, "error: [Errno 28] No space left on device\n")
