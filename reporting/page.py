@@ -139,10 +139,10 @@ def write(workdir: pathlib.Path) -> str:
     """Writes the page and the picture of one run into its workdir.
 
     Returns:
-        The table of the last evaluation, with the page's path below it.
+        The table of the last evaluation, with remarks and the page's path below it.
     """
     groups, remarks = runs.group([Run.read(workdir)])
-    return f"{tables.to_text(groups)}\n{write_to(workdir, groups, remarks)}"
+    return "\n".join([tables.to_text(groups), *remarks, write_to(workdir, groups, remarks)])
 
 
 def write_to(folder: pathlib.Path, groups: Sequence[Group], remarks: Sequence[str]) -> str:
