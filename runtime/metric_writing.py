@@ -250,7 +250,8 @@ class MetricWriter:
         self._previous = step, self._seconds["train_seconds"]
         steps_per_second = (step - previous_step) / max(1e-9, self._seconds["train_seconds"] - previous_seconds)
         self._files["timing.jsonl"].write({"step": step, "steps_per_second": steps_per_second, **self._seconds})
-        self.progress.show(step, self._in_words(), news=self._evaluated or step == self._num_steps)
+        rate = step / max(1e-9, self._seconds["train_seconds"])  # as the report has it
+        self.progress.show(step, self._in_words(), rate=rate, news=self._evaluated or step == self._num_steps)
         self._evaluated = False
 
     def _in_words(self) -> str:
