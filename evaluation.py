@@ -137,6 +137,7 @@ def score(weights: dict[str, Any], data: EvalData, eval_step: EvalStep) -> dict[
     return {name: joined[name] for name in weights}  # in their order: JAX sorts the keys of a dict
 
 
+@np.errstate(over="ignore", invalid="ignore")  # weights that have diverged give metrics that are not finite
 def evaluate(weights: dict[str, Any], data: EvalData, eval_step: EvalStep) -> Metrics:
     """Metrics of each set of weights, and of each average's paired difference to the raw weights, named `NAME-raw`.
 

@@ -140,7 +140,7 @@ def write(workdir: pathlib.Path) -> str:
     """Writes the page and the picture of one run into its workdir, if the packages that draw are installed.
 
     Returns:
-        The table of the last evaluation, with the page's path below it.
+        The table of the last evaluation, with remarks and the page's path below it.
     """
     groups, remarks = runs.group([Run.read(workdir)])
     try:
@@ -148,7 +148,7 @@ def write(workdir: pathlib.Path) -> str:
     except ModuleNotFoundError as error:  # the run itself is done
         command = shlex.join(["python", "-m", "tools.report", str(workdir)])
         written = f"Note: there is no report yet, {missing_package(error)}. Then: {command}"
-    return f"{tables.to_text(groups)}\n{written}"
+    return "\n".join([tables.to_text(groups), *remarks, written])
 
 
 def write_to(folder: pathlib.Path, groups: Sequence[Group], remarks: Sequence[str]) -> str:

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from reporting.remarks import about_run
 from reporting.scores import FEW_SEEDS, Scoring
 from runtime.errors import UserError
 from runtime.fields import flatten
@@ -275,9 +276,7 @@ def group(runs: Iterable[Run]) -> tuple[list[Group], list[str]]:
             if len({json.dumps(value, sort_keys=True) for value in found}) > 1:
                 remarks.append(f"The runs of {pooled.name} differ in more than the seed: in their {field}.")
         for run in pooled.runs:
-            step, duration = max(step for _, curve in run.curves.items() for step in curve), run.config.get("duration")
-            if duration and step < duration:
-                remarks.append(f"{run.workdir} is not finished: it is at step {step} of {duration}.")
+            remarks += about_run(run.workdir, run.lines, run.config)
     return groups, remarks
 
 

@@ -1,6 +1,7 @@
 """What keeps a run going. A fork edits nothing here.
 
-The folder of a run     run_folder, run_config, files, checkpointing, stored, metric_writing, average_table, environment
+The folder of a run     run_folder, run_config, files, metric_writing, average_table, environment
+Checkpoints             checkpointing, stored, trees
 The process             errors, interruption, progress, clocks, profiling, caching
 The device              sharding, dispatch, nonfinite, convolution, batch_statistics
 Config and data         fields, averages, durations, sources, permutation

@@ -22,6 +22,7 @@ import orbax.checkpoint as ocp
 
 from runtime import average_table
 from runtime.errors import UserError
+from runtime.files import without_wildcards
 from runtime.metric_writing import Written, read_metrics
 from runtime.progress import say
 from runtime.stored import (
@@ -31,11 +32,11 @@ from runtime.stored import (
     Record,
     Stored,
     compute_digests,
-    describe_leaves,
     find_latest,
     list_stored,
     saved_folders,
 )
+from runtime.trees import describe_leaves, first_leaf, read_part
 from train_state import CustomTrainState
 
 WEIGHTS = ("params", "batch_stats", "ema_params", "ema_batch_stats")  # the fields of the state that a snapshot holds
@@ -79,8 +80,10 @@ class Checkpoints:
         )
         self._background = ThreadPoolExecutor(1)
         self._saving: Future[None] | None = None
+        self._stack = contextlib.ExitStack()
 
     def __enter__(self) -> Self:
+        self._place = self._stack.enter_context(without_wildcards(self._workdir))
         logging.getLogger("absl").addFilter(_is_not_from_orbax)
         return self
 
@@ -90,6 +93,7 @@ class Checkpoints:
         finally:
             self._background.shutdown()
             self._checkpointer.close()
+            self._stack.close()
             logging.getLogger("absl").removeFilter(_is_not_from_orbax)
 
     def discard_newer(self) -> None:
@@ -198,13 +202,15 @@ class Checkpoints:
         partial = folder.with_name(f"{folder.name}.partial")
         with self._errors():
             self._checkpointer.save(
-                partial, args=ocp.args.Composite(**items, record=ocp.args.JsonSave(record.to_json()))
+                self._place / partial.relative_to(self._workdir.absolute()),
+                args=ocp.args.Composite(**items, record=ocp.args.JsonSave(record.to_json())),
             )
-        self._saving = self._background.submit(self._finish, partial, folder, obsolete)
+        self._saving = self._background.submit(self._finish, partial, folder, first_leaf(trees["state"]), obsolete)
 
-    def _finish(self, partial: pathlib.Path, folder: pathlib.Path, obsolete: Sequence[pathlib.Path]) -> None:
-        """Waits until everything is written, adds the digests, and gives the folder its name."""
+    def _finish(self, partial: pathlib.Path, folder: pathlib.Path, leaf: Any, obsolete: Sequence[pathlib.Path]) -> None:
+        """Waits until everything is written, reads a leaf of it, adds the digests, and gives the folder its name."""
         self._checkpointer.wait_until_finished()
+        read_part(partial / "state", leaf)  # whole files are not all it takes: orbax has to find its way through them
         with (partial / DIGESTS).open("w") as file:
             json.dump(compute_digests(partial, sync=True), file, indent=2)
             file.flush()

@@ -51,6 +51,13 @@ def parse(text: str) -> Duration:
     return Duration(Fraction(match["number"]), unit)
 
 
+def in_words(period: Fraction | int) -> str:
+    """How often something with this period is due, as people say it: "every 5.6 steps" for 901/160."""
+    if period <= 1:
+        return "every step"
+    return f"every {period} steps" if isinstance(period, int) else f"every {float(period):.1f} steps"
+
+
 def next_due(step: int, period: Fraction | int) -> int:
     """The first step after `step` at which something with this period is due.
 

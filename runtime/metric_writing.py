@@ -20,7 +20,7 @@ from tensorboard.summary.writer.record_writer import RecordWriter
 from runtime import clocks
 from runtime.dispatch import Sums
 from runtime.errors import UserError
-from runtime.progress import Progress, format_seconds, say
+from runtime.progress import LOG_SECONDS, Progress, format_seconds, say
 
 # The parts of a run's time, none of which counts what another does.
 CLOCKS = ("train_seconds", "eval_seconds", "checkpoint_seconds", "compile_seconds", "startup_seconds")
@@ -157,6 +157,8 @@ class MetricWriter:
             events.unlink()
         for line in lines:
             self._show(*line)
+        self._rejected = self._latest.get("train", {}).get("rejected_steps") or 0
+        self._noted = -math.inf  # when it was last said that steps were rejected
         self.progress = Progress(num_steps)
 
     def __enter__(self) -> Self:
@@ -199,6 +201,8 @@ class MetricWriter:
     def write_means(self, step: int, sums: Sums, *, rejected_steps: int) -> None:
         """Writes the training metrics, each sum divided by its count; null where every step was rejected.
 
+        Says how many steps were rejected, if any were since it last said so, not more often than every half minute.
+
         Args:
             step: steps done.
             sums: of the metrics since they were written last.
@@ -206,6 +210,10 @@ class MetricWriter:
         """
         found = jax.device_get(sums).items()
         means = {name: float(total) / float(count) if count else math.nan for name, (total, count) in found}
+        if rejected_steps > self._rejected and time.monotonic() - self._noted > LOG_SECONDS:
+            steps = f"{rejected_steps} of {step} steps so far {'was' if rejected_steps == 1 else 'were'}"
+            say(f"Note: {steps} rejected: the loss or the gradient was not finite")
+            self._rejected, self._noted = rejected_steps, time.monotonic()
         self.write(step, "train", means | {"rejected_steps": rejected_steps})
 
     def write_scores(self, step: int, scores: Mapping[str, Mapping[str, Mapping[str, float]]]) -> None:
@@ -252,7 +260,8 @@ class MetricWriter:
         self._previous = step, self._seconds["train_seconds"]
         steps_per_second = (step - previous_step) / max(1e-9, self._seconds["train_seconds"] - previous_seconds)
         self._files["timing.jsonl"].write({"step": step, "steps_per_second": steps_per_second, **self._seconds})
-        self.progress.show(step, self._in_words(), news=self._evaluated or step == self._num_steps)
+        rate = step / max(1e-9, self._seconds["train_seconds"])  # as the report has it
+        self.progress.show(step, self._in_words(), rate=rate, news=self._evaluated or step == self._num_steps)
         self._evaluated = False
 
     def _in_words(self) -> str:

@@ -75,13 +75,12 @@ class Progress:
         """
         with contextlib.suppress(OSError):  # a console that is gone is no reason to stop
             if self._bar is None:
-                # The rate is that of the clock on the wall, evaluations and all, and so is the time left.
-                left = "[{remaining} left, {rate_noinv_fmt}]"
+                # The time left is that of the clock on the wall, evaluations and all; the rate is not.
+                left = "[{remaining} left{postfix}]"
                 self._bar = tqdm(
                     initial=step,
                     total=self._num_steps,
                     bar_format="{percentage:3.0f}%|{bar:10}| {n_fmt}/{total_fmt} " + left + " {desc}",
-                    unit=" steps",
                     dynamic_ncols=True,
                     file=sys.stdout,
                     disable=not self._live,
@@ -90,24 +89,29 @@ class Progress:
                 self._first = step
             self._bar.update(step - self._bar.n)
 
-    def show(self, step: int, text: str, *, news: bool) -> None:
+    def show(self, step: int, text: str, *, rate: float, news: bool) -> None:
         """Shows how things are: in a log, if there is news or it has been silent for long.
 
         Args:
             step: steps done.
             text: what there is to say, apart from how far training has come.
+            rate: steps per second of training time.
             news: whether something has come out since the last time, or training is over.
         """
         self.at(step)
         now = time.monotonic()
+        speed = f"{rate:.0f} steps/s" if rate >= 100 else f"{rate:.3g} steps/s"
         if self._live and self._bar is not None:
+            self._bar.set_postfix_str(speed, refresh=False)
             self._bar.set_description_str(text)
         elif news or now - self._printed > LOG_SECONDS:
             self._printed = now
             share = f"step {step}/{self._num_steps} ({step / self._num_steps:.0%})"
-            rate = (step - self._first) / max(1e-9, now - self._started)
-            left = [f"{rate:.3g} steps/s", f"{format_seconds((self._num_steps - step) / rate)} left"] if rate else []
-            say("  ".join([share, *left, text]))
+            parts = [share, speed]
+            if step > self._first:
+                seconds = (self._num_steps - step) * (now - self._started) / (step - self._first)
+                parts.append(f"{format_seconds(seconds)} left")
+            say("  ".join([*parts, text]))
 
     def close(self) -> None:
         """Ends the live line."""

@@ -2,6 +2,7 @@
 
 import json
 import pathlib
+import re
 from collections.abc import Mapping
 from fractions import Fraction
 from typing import Any
@@ -92,19 +93,26 @@ def check_same_run(
                 "from cannot be changed. Use another --workdir."
             )
     differing = {
-        name: f"{name}: {before.get(name, 'absent')} before, {now.get(name, 'absent')} now"
-        for name in [*before, *(name for name in now if name not in before)]
+        name: f"{name}: {_plain(before.get(name, 'absent'))} before, {_plain(now.get(name, 'absent'))} now"
+        # The duration first, for others may follow from it.
+        for name in dict.fromkeys(["duration", *before, *now])
         if before.get(name) != now.get(name)
     }
-    refused = [text for name, text in differing.items() if not name.startswith(MAY_CHANGE)]
-    was = before.get("duration", 0)
-    if now["duration"] < was:
-        refused.append(differing["duration"])
-    if refused and not accept:
-        if now["duration"] > was:
-            refused.append("(Fields given in % change with the duration; in steps or epochs they do not.)")
+    refused = [name for name in differing if not name.startswith(MAY_CHANGE)]
+    if (refused or now["duration"] < before.get("duration", 0)) and not accept:
+        if "duration" in differing:
+            refused = ["duration", *refused]
+        refused = [differing[name] for name in refused]
+        if len(refused) > 1 and "duration" in differing:
+            refused.append("(Fields given in % follow from the duration; in steps or epochs they do not.)")
         raise UserError(
             f"{workdir} holds a run of another config:\n" + "\n".join(refused) + "\nUse another --workdir, repeat the "
             "run's own config, or pass --config_change=accept to continue the run with this one."
         )
     return list(differing.values())
+
+
+def _plain(value: Any) -> str:
+    """A value of `config.json`, with a fraction of steps such as "4505/2" as 2252.5."""
+    is_fraction = isinstance(value, str) and re.fullmatch("[0-9]+/[0-9]+", value)
+    return f"{float(Fraction(value)):.7g}" if is_fraction else str(value)

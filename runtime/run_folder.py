@@ -11,7 +11,7 @@ import ml_collections
 from clu import parameter_overview
 
 from runtime import average_table, environment, run_config
-from runtime.durations import PERIODS
+from runtime.durations import PERIODS, in_words
 from runtime.errors import UserError
 from runtime.progress import say
 from train_state import CustomTrainState
@@ -99,7 +99,7 @@ def describe(workdir: pathlib.Path, config: ml_collections.FrozenConfigDict, sta
 def lengths(config: ml_collections.FrozenConfigDict) -> str:
     """The resolved lengths and periods, which a reader of the config cannot see, in one line."""
     parts = [f"{config.duration} steps"]
-    parts += [f"{name.replace('_', ' ')} {float(config[name]):g} steps" for name in PERIODS if config[name]]
+    parts += [f"{name.removesuffix('_every')} {in_words(config[name])}" for name in PERIODS if config[name]]
     phases = [f"{config.optimizer[name]} {name}" for name in ("warmup", "stable", "decay") if config.optimizer[name]]
     if phases:
         parts.append(f"learning rate {' + '.join(phases)} steps")

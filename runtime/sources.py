@@ -6,6 +6,7 @@ import json
 import os
 import pathlib
 import re
+import shlex
 import sys
 from collections.abc import Callable, Collection, Mapping
 from typing import Any
@@ -14,6 +15,7 @@ import numpy as np
 
 from runtime.caching import CachedArrays
 from runtime.errors import UserError, missing_package
+from runtime.files import has_wildcards
 from runtime.progress import under_way
 
 SPLITS = ("train", "test")
@@ -148,6 +150,11 @@ def _tfds_folder() -> str:
 
 
 def _tfds_source(dataset: str, known: Collection[str]) -> Source:
+    if has_wildcards(pathlib.Path(folder := _tfds_folder())):
+        raise UserError(
+            f"dataset = {dataset!r}: TFDS takes *, ? and [ in {folder} for patterns and finds nothing there. Use a "
+            f"link to it: ln -s {shlex.quote(folder)} data && export TFDS_DATA_DIR=data"
+        )
     with under_way("Importing TensorFlow, which reads data sets"):
         try:
             import_tensorflow()

@@ -13,11 +13,11 @@ from collections.abc import Sequence
 from typing import Any, Self
 
 import jax
-import orbax.checkpoint as ocp
 
 from runtime.errors import UserError
 from runtime.metric_writing import Written
 from runtime.progress import say
+from runtime.trees import abstract, describe_leaves, difference, read_part, read_tree
 from train_state import Average, CustomTrainState
 
 FORMAT = 5  # of what is saved; another one is refused
@@ -139,9 +139,9 @@ class Stored:
             UserError: it is of another model or optimizer.
         """
         like = jax.eval_shape(lambda s: s.with_averages(self.record.averages), like)
-        if difference := _difference(self.record.leaves, describe_leaves(like)):
+        if found := difference(self.record.leaves, describe_leaves(like)):
             raise UserError(
-                f"{self.folder} does not fit the config's model or optimizer: {difference}. "
+                f"{self.folder} does not fit the config's model or optimizer: {found}. "
                 "Repeat the run's own config, or use another --workdir."
             )
 
@@ -157,7 +157,7 @@ class Stored:
         # A checkpoint can only be read as what it is, so the averages are exchanged before and after.
         like = jax.eval_shape(lambda s: s.with_averages(self.record.averages), state)
         sharding = state.step.sharding
-        restored = self._restore("state", jax.tree.map(lambda x: _abstract(x, sharding), like))
+        restored = read_tree(self.folder / "state", jax.tree.map(lambda x: abstract(x, sharding), like))
         unchanged = tuple(average for average in self.record.averages if average in state.averages)
         return restored.with_averages(unchanged).with_averages(state.averages)
 
@@ -168,16 +168,12 @@ class Stored:
             UserError: they are of other metrics.
         """
         try:
-            return self._restore("sums", jax.tree.map(lambda x: _abstract(x, x.sharding), sums))
+            return read_tree(self.folder / "sums", jax.tree.map(lambda x: abstract(x, x.sharding), sums))
         except ValueError as error:
             raise UserError(
                 f"{self.folder} holds sums of other metrics than {', '.join(sums)}, which the loss function gives: "
                 "it has changed since. Continue with the one of before, or use another --workdir."
             ) from error
-
-    def _restore(self, item: str, abstract: Any) -> Any:
-        with ocp.StandardCheckpointer() as checkpointer:
-            return checkpointer.restore(self.folder / item, abstract)
 
     def weights_like(self, name: str, like: CustomTrainState) -> dict[str, Any]:
         """The part of the saved state that holds some weights, with the leaves of a state that they are for.
@@ -197,8 +193,8 @@ class Stored:
             roots = tuple(f"ema_{field}/{name}/" for field in fields)
         # What is read is compared first: orbax would leave what it does not find as it happens to be.
         saved = {path: leaf for path, leaf in self.record.leaves.items() if path.startswith(roots)}
-        if difference := _difference(saved, describe_leaves(tree)):
-            raise UserError(f"{self.folder} does not fit the config's model: {difference}")
+        if found := difference(saved, describe_leaves(tree)):
+            raise UserError(f"{self.folder} does not fit the config's model: {found}")
         return tree
 
     def read_weights(self, name: str, state: CustomTrainState) -> dict[str, Any]:
@@ -214,12 +210,8 @@ class Stored:
         Raises:
             UserError: they are of another model.
         """
-        abstract = jax.tree.map(lambda x: _abstract(x, x.sharding), self.weights_like(name, state))
-        args = ocp.args.PyTreeRestore(
-            abstract, restore_args=ocp.checkpoint_utils.construct_restore_args(abstract), partial_restore=True
-        )
-        with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
-            restored = checkpointer.restore(self.folder / "state", args=args)
+        wanted = jax.tree.map(lambda x: abstract(x, x.sharding), self.weights_like(name, state))
+        restored = read_part(self.folder / "state", wanted)
         if name == "raw":
             return restored
         return {field: restored[f"ema_{field}"][name] for field in ("params", "batch_stats")}
@@ -326,23 +318,3 @@ def compute_digests(folder: pathlib.Path, *, sync: bool = False) -> dict[str, st
                 if sync:
                     os.fsync(file.fileno())
     return digests
-
-
-def describe_leaves(tree: Any) -> dict[str, str]:
-    """Dtype and shape of every leaf, such as "float32[3, 4]", by its path."""
-    leaves = jax.tree_util.tree_leaves_with_path(tree)
-    return {
-        jax.tree_util.keystr(path, simple=True, separator="/"): f"{leaf.dtype}{list(leaf.shape)}"
-        for path, leaf in leaves
-    }
-
-
-def _difference(saved: dict[str, str], wanted: dict[str, str]) -> str:
-    """The first leaf that a checkpoint has otherwise than is wanted, in words; empty if there is none."""
-    differing = sorted(name for name in saved | wanted if saved.get(name) != wanted.get(name))
-    name = differing[0] if differing else ""
-    return f"it has {saved.get(name, 'no')} {name}, the config {wanted.get(name, 'none')}" if differing else ""
-
-
-def _abstract(x: Any, sharding: jax.sharding.Sharding) -> jax.ShapeDtypeStruct:
-    return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)

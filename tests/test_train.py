@@ -15,6 +15,7 @@ import input_pipeline
 import models
 import train
 from configs import default
+from reporting import page
 from runtime.errors import UserError
 from runtime.metric_writing import CLOCKS
 
@@ -166,6 +167,18 @@ def test_one_poisoned_batch_is_one_rejection_and_training_finishes(tmp_path, tas
     lines = read_metrics(tmp_path, "train")
     assert [line["rejected_steps"] for line in lines] == [0, 1, 1, 1]
     assert all(np.isfinite(line["loss"]) for line in lines)
+
+
+@pytest.mark.parametrize("schedule", ["constant", "cosine"])
+def test_rejected_steps_are_told_while_they_happen_at_the_end_and_on_the_page(tmp_path, schedule, capsys):
+    config = digits_config(optimizer__learning_rate=1e38, optimizer__schedule=schedule)
+    train.train_and_evaluate(config, tmp_path)
+    notes = [line for line in capsys.readouterr().out.splitlines() if "rejected" in line]
+    assert notes == ["Note: 4 of 5 steps so far were rejected: the loss or the gradient was not finite"]  # calm
+    told = f"{tmp_path}: 19 of 20 steps were rejected, because the loss or the gradient was not finite."
+    annealed = f"{told} The learning-rate schedule therefore stands at step 1."
+    sentences = page.write(tmp_path).splitlines() + re.findall("<p.*>(.*)</p>", (tmp_path / "report.html").read_text())
+    assert [line for line in sentences if "were rejected" in line] == 2 * [told if schedule == "constant" else annealed]
 
 
 def test_too_many_rejected_steps_in_a_row_end_the_run(tmp_path, task):

@@ -13,6 +13,7 @@ reads the files of workdirs only, also of runs that are still running.
 import argparse
 import pathlib
 import sys
+from collections.abc import Sequence
 
 from reporting import page, runs, tables
 from reporting.runs import Run
@@ -40,7 +41,9 @@ def main() -> None:
     args = parser.parse_args()
     try:
         workdirs = list({workdir.resolve(): workdir for workdir in args.workdirs}.values())
-        groups, remarks = runs.group(map(Run.read, workdirs))
+        found, left_out = _read(workdirs)
+        groups, remarks = runs.group(found)
+        remarks = [*left_out, *remarks]
         if args.format == "csv":
             output(tables.to_csv(groups))
         elif args.format == "json":
@@ -48,7 +51,7 @@ def main() -> None:
         else:
             output("\n\n".join([tables.to_text(groups, args.format == "markdown"), *remarks]))
         if args.format == "html":
-            folder = args.out or (workdirs[0] if len(workdirs) == 1 else workdirs[0].parent / "report")
+            folder = args.out or (workdirs[0] if len(workdirs) == 1 else found[0].workdir.parent / "report")
             output(page.write_to(folder, groups, remarks))
     except (UserError, OSError) as error:
         sys.exit(f"error: {error}")
@@ -56,6 +59,23 @@ def main() -> None:
         # Files that are valid and hold what no run writes. There is no end to what that may be.
         names = ", ".join(map(str, args.workdirs))
         sys.exit(f"error: a file of {names} is not what a run writes ({type(error).__name__}: {error}). Restore it.")
+
+
+def _read(workdirs: Sequence[pathlib.Path]) -> tuple[list[Run], list[str]]:
+    """The runs in these folders, and why the other folders are left out.
+
+    Raises:
+        UserError: none holds a run.
+    """
+    found, problems = [], []
+    for workdir in workdirs:
+        try:
+            found.append(Run.read(workdir))
+        except UserError as error:
+            problems.append(str(error))
+    if not found:
+        raise UserError("\n".join(problems))
+    return found, [f"Left out: {problem}" for problem in problems]
 
 
 if __name__ == "__main__":

@@ -21,6 +21,14 @@ def test_a_duration_is_the_exact_number_of_steps(text, steps):
     assert durations.parse(text).to_steps(batch_size=32, num_examples=901, total=Fraction(1000)) == steps
 
 
+@pytest.mark.parametrize(
+    ("period", "words"),
+    [(500, "every 500 steps"), (Fraction(901, 160), "every 5.6 steps"), (Fraction(2, 5), "every step")],
+)
+def test_a_period_is_written_as_people_say_it(period, words):
+    assert durations.in_words(period) == words
+
+
 @pytest.mark.parametrize("text", ["", "ten epochs", "10", "-1 steps", "10 minutes", "1e3 steps", "10 epochs of fun"])
 def test_what_is_no_duration_is_refused_with_examples_of_what_is(text):
     with pytest.raises(ValueError, match='"10 epochs"'):

@@ -11,6 +11,8 @@ import pytest
 from conftest import ROOT, command, read_metrics, run_main
 from made_runs import make_run
 
+from reporting import runs
+from reporting.runs import Run
 from runtime import progress
 from runtime.metric_writing import MetricWriter, Written
 
@@ -61,6 +63,9 @@ def test_in_a_log_a_line_is_written_for_each_evaluation_and_what_takes_long_says
     assert re.fullmatch(
         r"step 1127/1127 \(100%\)  \S+ steps/s  0\.0 s left  ema \S+% \(\S+\)  raw \S+%  train loss \d\.\d+", lines[-1]
     )
+    [group], _ = runs.group([Run.read(tmp_path)])
+    rate = float(re.search(r"(\S+) steps/s", lines[-1])[1])
+    assert rate == pytest.approx(group.times()["steps_per_second"], rel=0.01)
     for what in ("Reading digits", "Compiling the initial state", "Compiling the training step", "Compiling the eval"):
         assert len(re.findall(rf"^{what}.* \.\.\.\n{what}.*: done in \d+\.\d s$", result.stdout, re.MULTILINE)) == 1
 
@@ -72,10 +77,10 @@ def test_a_long_silence_is_broken_and_a_short_one_is_not(capsys, monkeypatch):
     shown.at(1)
     for step in range(2, 81):
         now += 1
-        shown.show(step, "", news=False)
+        shown.show(step, "", rate=3.0, news=False)
     lines = capsys.readouterr().out.splitlines()
     assert [int(re.match(r"step (\d+)", line)[1]) for line in lines] == [32, 63]  # every 31st second
-    assert "1 steps/s  1:08 left" in lines[0]
+    assert "3 steps/s  1:08 left" in lines[0]  # of training, and on the clock
 
 
 @pytest.mark.parametrize(

@@ -47,7 +47,20 @@ def test_a_longer_duration_is_refused_where_the_learning_rate_is_annealed_to_its
 def test_a_longer_duration_is_refused_with_what_percentages_have_to_do_with_it():
     configs = (digits_config(eval_every="10%", duration=d) for d in ("20 steps", "30 steps"))
     old, new = (resolve(config) for config in configs)
-    with pytest.raises(UserError, match=r"eval_every: 2 before, 3 now\n\(Fields given in % change with"):
+    with pytest.raises(UserError) as error:
+        run_config.check_same_run(old, new, "runs/a")
+    # What was changed comes first.
+    assert str(error.value).splitlines()[1:4] == [
+        "duration: 20 before, 30 now",
+        "eval_every: 2 before, 3 now",
+        "(Fields given in % follow from the duration; in steps or epochs they do not.)",
+    ]
+
+
+def test_fractions_of_steps_are_written_as_decimals():
+    configs = (digits_config(eval_every=every) for every in ("2 epochs", "80 examples"))
+    old, new = (resolve(config) for config in configs)
+    with pytest.raises(UserError, match=r"\neval_every: 56.3125 before, 2.5 now\n"):
         run_config.check_same_run(old, new, "runs/a")
 
 

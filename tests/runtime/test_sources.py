@@ -18,6 +18,17 @@ def test_what_is_no_name_of_a_data_set_is_refused_before_anything_is_looked_for(
     assert str(error.value) == f"dataset = {name!r}: must be a name, as in 'mnist' or 'mnist:3.0.1'"
 
 
+@pytest.mark.parametrize("name", ["data [1]", "data*", "data?"])
+def test_a_folder_whose_name_tfds_takes_for_a_pattern_is_refused_before_anything_is_downloaded(
+    name, tmp_path, monkeypatch
+):
+    monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path / name))
+    with pytest.raises(UserError) as error:
+        input_pipeline.find_source("mnist")
+    assert f"ln -s '{tmp_path / name}' data && export TFDS_DATA_DIR=data" in str(error.value)
+    assert not [*tmp_path.iterdir()]
+
+
 @pytest.mark.parametrize("damaged", ["train", "test"])
 def test_a_decoded_set_is_read_again_without_tfds_as_long_as_all_of_it_is_whole(
     damaged, made_data, tmp_path, monkeypatch, capsys

@@ -78,6 +78,23 @@ def test_a_folder_without_an_evaluation_is_refused_with_a_hint(tmp_path, argumen
     assert "Traceback" not in result.stderr
 
 
+@pytest.mark.parametrize("format_", ["html", "table", "json"])
+def test_what_is_no_run_is_left_out_of_a_report_and_named(tmp_path, format_):
+    for name in ("damaged", "good"):
+        make_run(tmp_path / name)
+    (tmp_path / "damaged" / "metrics.jsonl").write_text("[1]\n")
+    (tmp_path / "file").touch()
+    (tmp_path / "not_started").mkdir()
+    folders = sorted(tmp_path.iterdir())
+    command = [sys.executable, "-m", "tools.report", *folders, f"--format={format_}", f"--out={tmp_path / 'out'}"]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert (result.returncode, result.stderr) == (0, "")
+    assert "+10.00 (+9.00 .. +11.00) points" in result.stdout or format_ == "json"
+    shown = result.stdout + ((tmp_path / "out" / "report.html").read_text() if format_ == "html" else "")
+    for name in ("damaged", "file", "not_started"):
+        assert shown.count(f"Left out: {tmp_path / name}") == (2 if format_ == "html" else 1)
+
+
 @pytest.mark.slow
 def test_the_page_goes_where_it_is_told_to(tmp_path):
     (tmp_path / "runs").mkdir()

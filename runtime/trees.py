@@ -1,0 +1,54 @@
+"""Trees of arrays on disk: what their leaves are, and reading all or some of them."""
+
+import pathlib
+from typing import Any
+
+import jax
+import orbax.checkpoint as ocp
+
+from runtime.files import without_wildcards
+
+
+def first_leaf(tree: Any) -> Any:
+    """The part of a tree that holds its first leaf, as shape, dtype and sharding: see `read_part`."""
+    (path, leaf), *_ = jax.tree_util.tree_leaves_with_path(tree)
+    part: Any = abstract(leaf, leaf.sharding)
+    for key in reversed(path):
+        part = {jax.tree_util.keystr((key,), simple=True): part}
+    return part
+
+
+def read_tree(folder: pathlib.Path, like: Any) -> Any:
+    """Reads a saved tree, with the leaves of this one as `abstract` gives them."""
+    with without_wildcards(folder) as place, ocp.StandardCheckpointer() as checkpointer:
+        return checkpointer.restore(place, like)
+
+
+def read_part(folder: pathlib.Path, like: Any) -> Any:
+    """Reads of a saved tree the leaves that this one has, as `abstract` gives them."""
+    args = ocp.args.PyTreeRestore(
+        like, restore_args=ocp.checkpoint_utils.construct_restore_args(like), partial_restore=True
+    )
+    with without_wildcards(folder) as place, ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
+        return checkpointer.restore(place, args=args)
+
+
+def describe_leaves(tree: Any) -> dict[str, str]:
+    """Dtype and shape of every leaf, such as "float32[3, 4]", by its path."""
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    return {
+        jax.tree_util.keystr(path, simple=True, separator="/"): f"{leaf.dtype}{list(leaf.shape)}"
+        for path, leaf in leaves
+    }
+
+
+def difference(saved: dict[str, str], wanted: dict[str, str]) -> str:
+    """The first leaf that a checkpoint has otherwise than is wanted, in words; empty if there is none."""
+    differing = sorted(name for name in saved | wanted if saved.get(name) != wanted.get(name))
+    name = differing[0] if differing else ""
+    return f"it has {saved.get(name, 'no')} {name}, the config {wanted.get(name, 'none')}" if differing else ""
+
+
+def abstract(x: Any, sharding: jax.sharding.Sharding) -> jax.ShapeDtypeStruct:
+    """What an array is, without its values, and how it lies on the devices."""
+    return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
