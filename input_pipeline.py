@@ -18,7 +18,8 @@ from augmentation import Augmentation
 from runtime.permutation import example_indices
 from runtime.progress import under_way
 from runtime.sharding import replicated
-from runtime.sources import Images, Source, find_tfds_source
+from runtime.sources import Images, Source
+from runtime.tfds_sets import find_tfds_source
 from streams import step_key, stream_key
 
 Array = jax.Array | np.ndarray

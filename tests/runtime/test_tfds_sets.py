@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 import input_pipeline
-from runtime import caching, sources
+from runtime import caching, tfds_sets
 from runtime.errors import UserError
 
 
@@ -12,7 +12,7 @@ from runtime.errors import UserError
     "name", ["", "..", "../mnist", "/mnist", "mnist/..", "mnist/../x", "mnist:3", "mnist:latest", "hf:mnist", "a b"]
 )
 def test_what_is_no_name_of_a_data_set_is_refused_before_anything_is_looked_for(name, monkeypatch):
-    monkeypatch.delattr(sources, "CachedArrays")
+    monkeypatch.delattr(tfds_sets, "CachedArrays")
     with pytest.raises(UserError, match="must be a name") as error:
         input_pipeline.find_source(name)
     assert str(error.value) == f"dataset = {name!r}: must be a name, as in 'mnist' or 'mnist:3.0.1'"
@@ -26,13 +26,13 @@ def test_a_decoded_set_is_read_again_without_tfds_as_long_as_all_of_it_is_whole(
     monkeypatch.setattr(caching, "_directory", None)
     caching.enable(tmp_path / "cache")
     decoded = []
-    read_tfds = sources._tfds_source
+    read_tfds = tfds_sets._tfds_source
 
     def watched(dataset, known):
         source = read_tfds(dataset, known)
         return dataclasses.replace(source, load=lambda split: decoded.append(split) or source.load(split))
 
-    monkeypatch.setattr(sources, "_tfds_source", watched)
+    monkeypatch.setattr(tfds_sets, "_tfds_source", watched)
 
     def load():
         source = input_pipeline.find_source("hundred")
