@@ -50,40 +50,119 @@ class Source:
 
     @classmethod
     def from_arrays(cls, name: str, train: Images, test: Images) -> "Source":
-        """A data set of images that are in memory already."""
+        """A data set of images that are in memory already.
+
+        Raises:
+            UserError: they are not what `Images` says.
+        """
+        for split, images in (("train", train), ("test", test)):
+            if found := unsuitable(images):
+                raise UserError(f"dataset = {name!r}: split {split!r} has {found}")
         num_classes = train.label.shape[1] if train.label.ndim == 2 else int(train.label.max()) + 1
         return cls(name, train.image.shape[1:], num_classes, len(train), {"train": train, "test": test}.__getitem__)
 
-    def error(self, found: str) -> UserError:
-        """The error to raise if what was found is not right."""
-        return UserError(f"dataset = {self.name!r}: {found}. {self.repair}".strip())
+    def error(self, found: str, *, damaged: bool = False) -> UserError:
+        """The error to raise if what was found is not right; only if files are damaged it says how to repair them."""
+        return UserError(f"dataset = {self.name!r}: {found}. {self.repair if damaged else ''}".strip())
 
     def load_checked(self, split: str) -> Images:
         """Loads the images of a split, "train" or "test".
 
         Raises:
-            UserError: they cannot be read, or they are not what the data set says.
+            UserError: they cannot be read, they are not what `Images` says, or not what the data set says.
         """
         images = self.load(split)
+        if found := unsuitable(images):
+            raise self.error(f"split {split!r} has {found}")
         image, label = images.image, images.label
-        if len(images) == 0 or (split == "train" and len(images) != self.num_train):
-            expected = self.num_train if split == "train" else "at least 1"
-            raise self.error(f"split {split!r} has {len(images)} images; expected {expected}")
-        if image.dtype != np.uint8 or image.ndim != 4 or image.shape != (len(label), *self.image_shape):
+        if split == "train" and len(images) != self.num_train:
+            raise self.error(f"split 'train' has {len(images)} images; expected {self.num_train}", damaged=True)
+        if image.shape[1:] != tuple(self.image_shape):
             raise self.error(
-                f"split {split!r} has images {image.dtype}{list(image.shape)}; "
-                f"expected uint8{[len(label), *self.image_shape]}, height, width and channels of each image"
+                f"split {split!r} has images {_shape(image)}; expected uint8{[len(label), *self.image_shape]}",
+                damaged=True,
             )
-        if np.issubdtype(label.dtype, np.floating):
-            if label.shape != (len(image), self.num_classes) or not np.isfinite(label).all():
-                raise self.error(
-                    f"split {split!r} has labels {label.dtype}{list(label.shape)}; "
-                    f"expected finite ones, {[len(image), self.num_classes]}"
-                )
-            return images
-        if label.min() < 0 or label.max() >= self.num_classes:
+        if label.ndim == 2 and label.shape[1] != self.num_classes:
+            raise self.error(
+                f"split {split!r} has labels {_shape(label)}; expected {self.num_classes} numbers for each image"
+            )
+        if label.ndim == 1 and label.max() >= self.num_classes:
             raise self.error(
                 f"split {split!r} has labels from {label.min()} to {label.max()}; "
-                f"expected 0 to {self.num_classes - 1}, for {self.num_classes} classes"
+                f"expected 0 to {self.num_classes - 1}, for {self.num_classes} classes",
+                damaged=True,
             )
         return images
+
+
+def _shape(array: np.ndarray) -> str:
+    return f"{array.dtype}{list(array.shape)}"
+
+
+def unsuitable(images: Images) -> str:
+    """What keeps images from being trained on, with what would be right and how to get there; "" if nothing does."""
+    image, label = images.image, images.label
+    for name, array in (("images", image), ("labels", label)):
+        if not isinstance(array, np.ndarray):
+            return f"{name} of type {type(array).__name__}; expected an array: numpy.array({name})"
+    if image.shape[:1] != label.shape[:1] or not len(label):
+        return f"{_count(image)} images and {_count(label)} labels; expected as many of both, at least 1"
+    return _wrong_images(image) or _wrong_labels(label)
+
+
+def _count(array: np.ndarray) -> int:
+    return len(array) if array.ndim else 0
+
+
+def _wrong_images(image: np.ndarray) -> str:
+    expected = "expected uint8 [number, height, width, channels]"
+    found = f"images {_shape(image)}; {expected}"
+    if image.ndim == 3:
+        return f"{found}. If they have one channel: images[..., numpy.newaxis]"
+    if image.ndim != 4:
+        return found
+    _, channels, height, width = image.shape
+    # As other libraries order them. A picture may well be this low, but hardly have that many channels as well.
+    if channels in (1, 3, 4) and min(height, width) > 4 and (channels == 3 or height == width):
+        return f"{found}. They seem to have their channels first: images.transpose(0, 2, 3, 1)"
+    if not image.size:
+        return f"{found}, each at least 1"
+    if image.dtype == np.uint8:
+        return ""
+    if image.dtype == bool:
+        return f"{found}, from 0 to 255: 255 * images.astype(numpy.uint8)"
+    if image.dtype.kind not in "iuf":
+        return found
+    low, high = image.min(), image.max()
+    found = f"images {_shape(image)} from {low} to {high}; {expected}, from 0 to 255"
+    if image.dtype.kind == "f" and low >= 0 and high <= 1:
+        return f"{found}: (255 * images).round().astype(numpy.uint8)"
+    if image.dtype.kind != "f" and low >= 0 and high <= 255:
+        return f"{found}: images.astype(numpy.uint8)"
+    return f"{found}. A function of your own in input_pipeline.SOURCES can scale them"
+
+
+def _wrong_labels(label: np.ndarray) -> str:
+    found = f"labels {_shape(label)}; expected a class for each image, integers [{len(label)}]"
+    if label.dtype.kind in "OSU":
+        return f"{found}: numpy.unique(labels, return_inverse=True)[1]"
+    if label.dtype.kind == "f":
+        if label.ndim == 1:
+            return (
+                f"{found}: labels.astype(numpy.int32); or numbers to predict, [{len(label)}, outputs]: "
+                "labels[:, numpy.newaxis]"
+            )
+        if label.ndim != 2 or not label.size:
+            return f"labels {_shape(label)}; expected numbers to predict, [{len(label)}, outputs]"
+        return "" if np.isfinite(label).all() else f"labels {_shape(label)} that are not all finite numbers"
+    if label.ndim == 2 and label.shape[1] == 1:
+        return f"{found}: labels[:, 0]"
+    if label.ndim == 2 and label.shape[1] and (np.sort(label)[:, -2:] == [0, 1]).all():
+        return f"{found}. They seem to be one-hot: labels.argmax(axis=1)"
+    if label.ndim != 1:
+        return f"{found}; numbers to predict must be floats: labels.astype(numpy.float32)"
+    if label.dtype.kind not in "iu":
+        return f"{found}: labels.astype(numpy.int32)"
+    if label.min() < 0:
+        return f"labels from {label.min()} to {label.max()}; expected classes from 0 on: negative ones hide the class"
+    return ""

@@ -104,7 +104,9 @@ def _tfds_source(dataset: str, known: Collection[str]) -> Source:
             arrays = tfds.as_numpy(images)
         except tf.errors.OpError as error:
             reason = re.sub(r"\{\{.*?\}\}|\[Op:.*?\].*", "", error.message).strip().partition("\n")[0].rstrip(".")
-            raise source.error(f"{builder.data_path}, split {split!r}, cannot be read: {reason}") from error
+            raise source.error(
+                f"{builder.data_path}, split {split!r}, cannot be read: {reason}", damaged=True
+            ) from error
         return Images(arrays[image_key], arrays[label_key].astype(np.int32))
 
     num_train = info.splits["train"].num_examples
