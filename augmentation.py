@@ -31,6 +31,27 @@ class Augmentation:
     cutout: int = 0
     mixup: float = 0.0
 
+    def problems(self, image_shape: tuple[int, ...], batch_size: int, *, classes: bool) -> list[str]:
+        """The fields that do not suit a data set, each in words.
+
+        Args:
+            image_shape: (height, width, channels).
+            batch_size: images in a batch.
+            classes: whether labels are classes, not numbers.
+        """
+        height, width = image_shape[:2]
+        pixels = f"of the {height} x {width} pixels of the images"
+        found = []
+        if self.crop_padding >= min(height, width):
+            found.append(f"crop_padding = {self.crop_padding}: must be below the smaller side {pixels}")
+        if self.cutout >= max(height, width):
+            found.append(f"cutout = {self.cutout}: must be below the larger side {pixels}")
+        if self.mixup and not classes:
+            found.append(f"mixup = {self.mixup}: mixes classes, and the labels of this data set are numbers")
+        if self.mixup and batch_size == 1:
+            found.append(f"mixup = {self.mixup}: mixes the images of a batch, and batch_size is 1")
+        return [f"augment.{problem}" for problem in found]
+
     def __call__(self, key: jax.Array, batch: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
         """The changed batch. Each change has its own random stream: turning one on does not affect the others.
 

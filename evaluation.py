@@ -59,8 +59,8 @@ def classes(batch: Mapping[str, jax.Array]) -> jax.Array:
     label = batch["label"]
     if label.ndim != 1:
         raise UserError(
-            f"the labels of this data set are {label.dtype}{list(label.shape)}, not classes: config.task must name a "
-            "task of your own in train.TASKS"
+            f"the labels of this data set are {label.dtype}{list(label.shape)}, not classes: of one-hot labels take "
+            "labels.argmax(axis=1); to predict numbers, config.task must name a task of your own in train.TASKS"
         )
     return label
 

@@ -15,10 +15,12 @@ import numpy as np
 from flax import struct
 
 from augmentation import Augmentation
+from runtime.errors import UserError
 from runtime.permutation import example_indices
 from runtime.progress import under_way
 from runtime.sharding import replicated
-from runtime.sources import Images, Source, find_tfds_source
+from runtime.sources import Images, Source
+from runtime.tfds_sets import find_tfds_source
 from streams import step_key, stream_key
 
 Array = jax.Array | np.ndarray
@@ -78,7 +80,7 @@ def load_splits(source: Source, *, num_validation: int, label_noise: float, seed
         seed: fixes which images and labels those are.
 
     Raises:
-        UserError: the data set is damaged, or its images or labels are not what it says.
+        UserError: the data set is damaged, or its images or labels are not what it says or cannot be disturbed.
     """
     train, test = (source.load_checked(split) for split in ("train", "test"))
     order = np.random.default_rng([seed, 0]).permutation(len(train))
@@ -86,8 +88,9 @@ def load_splits(source: Source, *, num_validation: int, label_noise: float, seed
     validation, train = (train.take(np.sort(part)) for part in (order[:num_validation], order[num_validation:]))
     label = train.label.copy()
     if label_noise:
-        if label.ndim > 1:
-            raise source.error("label_noise replaces classes, and the labels of this data set are numbers")
+        if label.ndim > 1 or source.num_classes == 1:
+            found = "labels are numbers" if label.ndim > 1 else "has one class only"
+            raise source.error(f"{found}; label_noise = {label_noise} replaces classes by others: set it to 0")
         rng = np.random.default_rng([seed, 1])
         noisy = rng.choice(len(train), size=round(label_noise * len(train)), replace=False)
         label[noisy] = (label[noisy] + rng.integers(1, source.num_classes, size=len(noisy))) % source.num_classes
@@ -215,14 +218,15 @@ def load(
         The training images, and the evaluation images by split: "test", preceded by "validation" if there are any.
 
     Raises:
-        UserError: the data set is damaged.
+        UserError: the data set is damaged, or does not suit the settings.
     """
     with under_way(f"Reading {source.name}"):
         splits = load_splits(source, num_validation=num_validation, label_noise=label_noise, seed=seed)
-    images, normalization = splits.train, Normalization.from_images(splits.train.image)
-    train_data = TrainData(
-        images.image, images.label, normalization, splits.num_classes, batch_size, Augmentation(**augment)
-    )
+    images, augmentation = splits.train, Augmentation(**augment)
+    if problems := augmentation.problems(source.image_shape, batch_size, classes=images.label.ndim == 1):
+        raise UserError("\n".join(problems))
+    normalization = Normalization.from_images(images.image)
+    train_data = TrainData(images.image, images.label, normalization, splits.num_classes, batch_size, augmentation)
     eval_data = {
         name: EvalData.from_images(images, normalization, eval_batch_size, mesh.size)
         for name, images in (("validation", splits.validation), ("test", splits.test))

@@ -41,7 +41,7 @@ class CNN(nn.Module):
     """The convolutional network of the Flax MNIST example, with optional batch norm and dropout.
 
     Two 3x3 convolutions of 32 and 64 features, each followed by ReLU and 2x2 average pooling, and a hidden layer of
-    256. 824,458 parameters on MNIST.
+    256. 824,458 parameters on MNIST. Images must have at least 4x4 pixels.
 
     Attributes:
         num_classes: number of logits.
@@ -57,6 +57,8 @@ class CNN(nn.Module):
 
     @nn.compact
     def __call__(self, images: jax.Array, train: bool) -> jax.Array:
+        if min(images.shape[1:3]) < 4:
+            raise UserError(f"cnn needs images of 4 x 4 pixels or more; these have {images.shape[1:3]}")
         x = images.astype(self.dtype)
         for features in (32, 64):
             x = nn.Conv(features, kernel_size=(3, 3), dtype=self.dtype)(x)

@@ -241,7 +241,7 @@ def resolve(
     if batch_size > num_examples:
         raise UserError(
             f"batch_size = {batch_size}: must be at most {num_examples}, the number of training images "
-            f"of {resolved['dataset']}"
+            f"of {resolved['dataset']}" + (" without num_validation" if resolved["num_validation"] else "")
         )
     num_parts = num_devices * resolved["accumulate"]
     if batch_size % num_parts:

@@ -1,22 +1,11 @@
-"""Data sets: images in memory, and sets of TensorFlow Datasets (TFDS), which are kept decoded for later runs."""
+"""Data sets as a run gets them: labelled images in memory, checked before anything else sees them."""
 
 import dataclasses
-import difflib
-import json
-import os
-import pathlib
-import re
-import shlex
-import sys
-from collections.abc import Callable, Collection, Mapping
-from typing import Any
+from collections.abc import Callable
 
 import numpy as np
 
-from runtime.caching import CachedArrays
-from runtime.errors import UserError, missing_package
-from runtime.files import has_wildcards
-from runtime.progress import under_way
+from runtime.errors import UserError
 
 SPLITS = ("train", "test")
 
@@ -61,216 +50,119 @@ class Source:
 
     @classmethod
     def from_arrays(cls, name: str, train: Images, test: Images) -> "Source":
-        """A data set of images that are in memory already."""
+        """A data set of images that are in memory already.
+
+        Raises:
+            UserError: they are not what `Images` says.
+        """
+        for split, images in (("train", train), ("test", test)):
+            if found := unsuitable(images):
+                raise UserError(f"dataset = {name!r}: split {split!r} has {found}")
         num_classes = train.label.shape[1] if train.label.ndim == 2 else int(train.label.max()) + 1
         return cls(name, train.image.shape[1:], num_classes, len(train), {"train": train, "test": test}.__getitem__)
 
-    def error(self, found: str) -> UserError:
-        """The error to raise if what was found is not right."""
-        return UserError(f"dataset = {self.name!r}: {found}. {self.repair}".strip())
+    def error(self, found: str, *, damaged: bool = False) -> UserError:
+        """The error to raise if what was found is not right; only if files are damaged it says how to repair them."""
+        return UserError(f"dataset = {self.name!r}: {found}. {self.repair if damaged else ''}".strip())
 
     def load_checked(self, split: str) -> Images:
         """Loads the images of a split, "train" or "test".
 
         Raises:
-            UserError: they cannot be read, or they are not what the data set says.
+            UserError: they cannot be read, they are not what `Images` says, or not what the data set says.
         """
         images = self.load(split)
+        if found := unsuitable(images):
+            raise self.error(f"split {split!r} has {found}")
         image, label = images.image, images.label
-        if len(images) == 0 or (split == "train" and len(images) != self.num_train):
-            expected = self.num_train if split == "train" else "at least 1"
-            raise self.error(f"split {split!r} has {len(images)} images; expected {expected}")
-        if image.dtype != np.uint8 or image.ndim != 4 or image.shape != (len(label), *self.image_shape):
+        if split == "train" and len(images) != self.num_train:
+            raise self.error(f"split 'train' has {len(images)} images; expected {self.num_train}", damaged=True)
+        if image.shape[1:] != tuple(self.image_shape):
             raise self.error(
-                f"split {split!r} has images {image.dtype}{list(image.shape)}; "
-                f"expected uint8{[len(label), *self.image_shape]}, height, width and channels of each image"
+                f"split {split!r} has images {_shape(image)}; expected uint8{[len(label), *self.image_shape]}",
+                damaged=True,
             )
-        if np.issubdtype(label.dtype, np.floating):
-            if label.shape != (len(image), self.num_classes) or not np.isfinite(label).all():
-                raise self.error(
-                    f"split {split!r} has labels {label.dtype}{list(label.shape)}; "
-                    f"expected finite ones, {[len(image), self.num_classes]}"
-                )
-            return images
-        if label.min() < 0 or label.max() >= self.num_classes:
+        if label.ndim == 2 and label.shape[1] != self.num_classes:
+            raise self.error(
+                f"split {split!r} has labels {_shape(label)}; expected {self.num_classes} numbers for each image"
+            )
+        if label.ndim == 1 and label.max() >= self.num_classes:
             raise self.error(
                 f"split {split!r} has labels from {label.min()} to {label.max()}; "
-                f"expected 0 to {self.num_classes - 1}, for {self.num_classes} classes"
+                f"expected 0 to {self.num_classes - 1}, for {self.num_classes} classes",
+                damaged=True,
             )
         return images
 
 
-def find_tfds_source(dataset: str, known: Collection[str]) -> Source:
-    """The TFDS image-classification set of this name.
-
-    A set that is not prepared yet is downloaded and prepared. Once loaded it is kept for later runs, which then import
-    no TensorFlow.
-
-    Args:
-        dataset: as in "mnist" or "mnist:3.0.1".
-        known: names of the data sets that need no TFDS, for the message.
-
-    Raises:
-        UserError: there is no such set, it can be neither found nor downloaded, or it is no classification set of
-            images of one size.
-    """
-    if not re.fullmatch(r"\w+(/[\w.-]*\w)?(:\d+\.\d+\.\d+)?", dataset, re.ASCII):
-        raise UserError(f"dataset = {dataset!r}: must be a name, as in 'mnist' or 'mnist:3.0.1'")
-    # What is kept is good as long as the files of the set and the code that decodes them are what they were.
-    origins = (pathlib.Path(_tfds_folder(), re.split("[:/]", dataset)[0]), pathlib.Path(__file__))
-    caches = {split: CachedArrays(f"{dataset}/{split}", origins) for split in SPLITS}
-    return _read_kept(caches) or _keep(_tfds_source(dataset, known), caches)
+def _shape(array: np.ndarray) -> str:
+    return f"{array.dtype}{list(array.shape)}"
 
 
-def _read_kept(caches: Mapping[str, CachedArrays]) -> Source | None:
-    """The data set as an earlier run kept it, or None."""
-    splits = {}
-    for split, cache in caches.items():
-        if (found := cache.read()) is None:
-            return None
-        arrays, fields = found
-        splits[split] = Images(**arrays)
-    return Source(**fields | {"image_shape": tuple(fields["image_shape"])}, load=splits.__getitem__)
+def unsuitable(images: Images) -> str:
+    """What keeps images from being trained on, with what would be right and how to get there; "" if nothing does."""
+    image, label = images.image, images.label
+    for name, array in (("images", image), ("labels", label)):
+        if not isinstance(array, np.ndarray):
+            return f"{name} of type {type(array).__name__}; expected an array: numpy.array({name})"
+    if image.shape[:1] != label.shape[:1] or not len(label):
+        return f"{_count(image)} images and {_count(label)} labels; expected as many of both, at least 1"
+    return _wrong_images(image) or _wrong_labels(label)
 
 
-def _keep(source: Source, caches: Mapping[str, CachedArrays]) -> Source:
-    """The same data set, of which each split is kept when it is loaded."""
-    fields = {name: value for name, value in vars(source).items() if name != "load"}
-
-    def load(split: str) -> Images:
-        images = source.load_checked(split)
-        caches[split].write(vars(images), fields)
-        return images
-
-    return dataclasses.replace(source, load=load)
+def _count(array: np.ndarray) -> int:
+    return len(array) if array.ndim else 0
 
 
-def _tfds_folder() -> str:
-    return os.path.expanduser(os.environ.get("TFDS_DATA_DIR", "~/tensorflow_datasets"))
+def _wrong_images(image: np.ndarray) -> str:
+    expected = "expected uint8 [number, height, width, channels]"
+    found = f"images {_shape(image)}; {expected}"
+    if image.ndim == 3:
+        return f"{found}. If they have one channel: images[..., numpy.newaxis]"
+    if image.ndim != 4:
+        return found
+    _, channels, height, width = image.shape
+    # As other libraries order them. A picture may well be this low, but hardly have that many channels as well.
+    if channels in (1, 3, 4) and min(height, width) > 4 and (channels == 3 or height == width):
+        return f"{found}. They seem to have their channels first: images.transpose(0, 2, 3, 1)"
+    if not image.size:
+        return f"{found}, each at least 1"
+    if image.dtype == np.uint8:
+        return ""
+    if image.dtype == bool:
+        return f"{found}, from 0 to 255: 255 * images.astype(numpy.uint8)"
+    if image.dtype.kind not in "iuf":
+        return found
+    low, high = image.min(), image.max()
+    found = f"images {_shape(image)} from {low} to {high}; {expected}, from 0 to 255"
+    if image.dtype.kind == "f" and low >= 0 and high <= 1:
+        return f"{found}: (255 * images).round().astype(numpy.uint8)"
+    if image.dtype.kind != "f" and low >= 0 and high <= 255:
+        return f"{found}: images.astype(numpy.uint8)"
+    return f"{found}. A function of your own in input_pipeline.SOURCES can scale them"
 
 
-def _tfds_source(dataset: str, known: Collection[str]) -> Source:
-    if has_wildcards(pathlib.Path(folder := _tfds_folder())):
-        raise UserError(
-            f"dataset = {dataset!r}: TFDS takes *, ? and [ in {folder} for patterns and finds nothing there. Use a "
-            f"link to it: ln -s {shlex.quote(folder)} data && export TFDS_DATA_DIR=data"
-        )
-    with under_way("Importing TensorFlow, which reads data sets"):
-        try:
-            import_tensorflow()
-            import tensorflow as tf
-            import tensorflow_datasets as tfds
-        except ModuleNotFoundError as error:
-            raise UserError(
-                f"dataset = {dataset!r} is read with TensorFlow Datasets: {missing_package(error)}"
-            ) from error
-
-    builder = _find_builder(dataset, known)
-    _prepare(dataset, builder)
-    info = builder.info
-    repair = f"Remove it and prepare it again: rm -r {builder.data_path} && tfds build {dataset}"  # this version only
-    for split in SPLITS:
-        if split not in info.splits or not info.splits[split].num_examples:
-            found = ", ".join(f"{name} with {info.splits[name].num_examples} images" for name in info.splits)
-            raise UserError(
-                f"dataset = {dataset!r}: {builder.data_path} has no images in a split {split!r}; it has "
-                f"{found or 'no splits'}. Use a data set with both, or if this one should have them: {repair}"
+def _wrong_labels(label: np.ndarray) -> str:
+    found = f"labels {_shape(label)}; expected a class for each image, integers [{len(label)}]"
+    if label.dtype.kind in "OSU":
+        return f"{found}: numpy.unique(labels, return_inverse=True)[1]"
+    if label.dtype.kind == "f":
+        if label.ndim == 1:
+            return (
+                f"{found}: labels.astype(numpy.int32); or numbers to predict, [{len(label)}, outputs]: "
+                "labels[:, numpy.newaxis]"
             )
-    image_key, label_key = info.supervised_keys or ("image", "label")
-    features = dict(info.features.items())
-    if not isinstance(features.get(image_key), tfds.features.Image) or not isinstance(
-        features.get(label_key), tfds.features.ClassLabel
-    ):
-        raise UserError(f"dataset = {dataset!r} is no image classification set: its features are {features}")
-    shape = features[image_key].shape
-    if None in shape:
-        raise UserError(f"dataset = {dataset!r} has images of different sizes, {shape}; all must have the same size")
-
-    # Without it, tuning takes longer than decoding; more does not help.
-    read_config = tfds.ReadConfig(num_parallel_calls_for_decode=32)
-
-    def load(split: str) -> Images:
-        # A shuffled reading order would make the position of an image, and with it every batch, depend on the run.
-        try:
-            images = builder.as_dataset(split=split, batch_size=-1, shuffle_files=False, read_config=read_config)
-            arrays = tfds.as_numpy(images)
-        except tf.errors.OpError as error:
-            reason = re.sub(r"\{\{.*?\}\}|\[Op:.*?\].*", "", error.message).strip().partition("\n")[0].rstrip(".")
-            raise source.error(f"{builder.data_path}, split {split!r}, cannot be read: {reason}") from error
-        return Images(arrays[image_key], arrays[label_key].astype(np.int32))
-
-    num_train = info.splits["train"].num_examples
-    source = Source(dataset, shape, features[label_key].num_classes, num_train, load, repair)
-    return source
-
-
-def _find_builder(dataset: str, known: Collection[str]) -> Any:
-    """TFDS's builder of this set; see `find_tfds_source` for the arguments."""
-    import tensorflow_datasets as tfds
-    from google.protobuf import json_format
-    from tensorflow_datasets.core import dataset_info
-
-    data_dir = _tfds_folder()
-    folder = pathlib.Path(data_dir, dataset)
-    # What TFDS leaves of a data set, whole or not; anything else there is not ours to have removed.
-    prepared = re.fullmatch(r"\w+", dataset) and any(
-        re.fullmatch(r"\d+\.\d+\.\d+|incomplete\..*", path.name) for path in folder.glob("*")
-    )
-    repair = f"Remove it and prepare it again: rm -r {folder} && tfds build {dataset}"
-    try:
-        return tfds.builder(dataset, data_dir=data_dir)
-    except ImportError as error:
-        raise UserError(f"dataset = {dataset!r} needs a package that is not installed: {error}") from error
-    except (json_format.ParseError, json.JSONDecodeError, dataset_info.DatasetInfoFileError) as error:
-        raise UserError(f"dataset = {dataset!r}: {folder} is damaged: {str(error).rstrip('.')}. {repair}") from error
-    except tfds.core.DatasetNotFoundError as error:
-        if prepared:
-            raise UserError(f"dataset = {dataset!r}: {folder} is damaged or half prepared. {repair}") from error
-        close = difflib.get_close_matches(dataset, [*known, *tfds.list_builders(with_community_datasets=False)], n=3)
-        hint = f"did you mean {' or '.join(close)}?" if close else "see https://www.tensorflow.org/datasets/catalog"
-        raise UserError(f"dataset = {dataset!r}: neither {', '.join(known)} nor a TFDS data set; {hint}") from error
-    except (ValueError, AssertionError) as error:  # such as a version that does not exist
-        raise UserError(f"dataset = {dataset!r} cannot be loaded: {str(error).splitlines()[0]}") from error
-
-
-def _prepare(dataset: str, builder: Any) -> None:
-    """Downloads and prepares the data set if that has not been done."""
-    if builder.is_prepared():
-        return
-    advice = (
-        f"dataset = {dataset!r} is not prepared in {builder.data_path} and cannot be downloaded ({{}}). Set "
-        f"TFDS_DATA_DIR to a folder that holds it, or prepare it where there is a network: tfds build {dataset}"
-    )
-    import requests
-
-    try:
-        # TFDS repeats a failing download for more than three minutes; one look at the server shows whether it can work.
-        for url in list(builder.url_infos)[:1]:
-            requests.head(url, timeout=10)
-    except requests.RequestException as error:
-        raise UserError(advice.format("no network")) from error
-    try:
-        with under_way(f"Preparing {dataset} in {builder.data_path}"):
-            builder.download_and_prepare()
-    except Exception as error:  # TFDS lets through whatever its many download and parsing libraries raise.
-        raise UserError(advice.format(error)) from error
-
-
-def import_tensorflow() -> None:
-    """Imports TensorFlow, which reads data sets, such that it disturbs nothing.
-
-    It would reserve the memory of every accelerator that it sees, and greet with pages of hints.
-    """
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-    os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
-    # It would import Keras as well, which takes as long as all the rest of it, and which nothing here needs.
-    hide_keras = "keras" not in sys.modules
-    if hide_keras:
-        sys.modules["keras"] = None  # type: ignore[assignment]  # what makes an import fail
-    try:
-        import tensorflow as tf
-    finally:
-        if hide_keras:
-            del sys.modules["keras"]
-    for kind in ("GPU", "TPU"):
-        tf.config.set_visible_devices([], kind)
+        if label.ndim != 2 or not label.size:
+            return f"labels {_shape(label)}; expected numbers to predict, [{len(label)}, outputs]"
+        return "" if np.isfinite(label).all() else f"labels {_shape(label)} that are not all finite numbers"
+    if label.ndim == 2 and label.shape[1] == 1:
+        return f"{found}: labels[:, 0]"
+    if label.ndim == 2 and label.shape[1] and (np.sort(label)[:, -2:] == [0, 1]).all():
+        return f"{found}. They seem to be one-hot: labels.argmax(axis=1)"
+    if label.ndim != 1:
+        return f"{found}; numbers to predict must be floats: labels.astype(numpy.float32)"
+    if label.dtype.kind not in "iu":
+        return f"{found}: labels.astype(numpy.int32)"
+    if label.min() < 0:
+        return f"labels from {label.min()} to {label.max()}; expected classes from 0 on: negative ones hide the class"
+    return ""

@@ -141,9 +141,9 @@ def copy_project(folder: pathlib.Path, without: Sequence[str] = ()) -> None:
 
 def store_images(folder, name: str, version: str, num_classes: int) -> None:
     """Prepares a TFDS data set of 160 and 40 random 32x32 colour images, as `tfds build` leaves one."""
-    from runtime import sources  # imports JAX
+    from runtime import tfds_sets  # imports JAX
 
-    sources.import_tensorflow()
+    tfds_sets.import_tensorflow()
     import tensorflow as tf
     import tensorflow_datasets as tfds
 

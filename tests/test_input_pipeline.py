@@ -11,7 +11,7 @@ from scipy import stats
 
 import input_pipeline
 from augmentation import Augmentation
-from runtime import permutation
+from runtime import permutation, sharding
 from runtime.errors import UserError
 from streams import stream_key
 
@@ -49,12 +49,49 @@ def test_labels_may_be_numbers_to_predict():
     np.testing.assert_array_equal(np.sort(batch["target"], axis=0), np.sort(splits.train.label, axis=0))
     np.testing.assert_array_equal(batch["label"], batch["target"])
 
-    with pytest.raises(UserError, match="label_noise replaces classes"):
-        input_pipeline.load_splits(made, num_validation=0, label_noise=0.5, seed=0)
-    for wrong in (label[:, 0], np.where(label == 3, np.nan, label)):
+    for wrong, found in (
+        (label[:, :1], r"labels float32\[6, 1\]; expected 2 numbers for each image"),
+        (np.where(label == 3, np.nan, label), r"labels float32\[6, 2\] that are not all finite"),
+    ):
         broken = dataclasses.replace(made, load=lambda _, wrong=wrong: input_pipeline.Images(image, wrong))
-        with pytest.raises(UserError, match=r"expected finite ones, \[6, 2\]"):
+        with pytest.raises(UserError, match=found):
             input_pipeline.load_splits(broken, num_validation=0, label_noise=0.0, seed=0)
+
+
+@pytest.mark.parametrize(
+    ("settings", "found"),
+    [
+        ({"label_noise": 0.4}, "one: has one class only; label_noise = 0.4 replaces classes by others"),
+        ({"label_noise": 0.4}, "numbers: labels are numbers; label_noise = 0.4 replaces classes by others"),
+        (
+            {"augment": {"mixup": 1.0}},
+            "numbers: augment.mixup = 1.0: mixes classes, and the labels of this data set are",
+        ),
+        ({"augment": {"mixup": 1.0}, "batch_size": 1}, "one: augment.mixup = 1.0: mixes the images of a batch"),
+        (
+            {"augment": {"crop_padding": 4}},
+            "one: augment.crop_padding = 4: must be below the smaller side of the 4 x 6",
+        ),
+        ({"augment": {"cutout": 6}}, "one: augment.cutout = 6: must be below the larger side of the 4 x 6 pixels"),
+    ],
+)
+def test_a_setting_that_does_not_suit_the_data_set_is_refused(settings, found):
+    labels = {"one": np.zeros(8, np.int32), "numbers": np.zeros((8, 2), np.float32)}
+    name, _, message = found.partition(": ")
+    images = input_pipeline.Images(np.zeros((8, 4, 6, 1), np.uint8), labels[name])
+    made = input_pipeline.Source.from_arrays(name, images, images)
+    suitable = {"crop_padding": 3, "cutout": 5}
+
+    def load(label_noise=0.0, augment=suitable, batch_size=2):
+        input_pipeline.load(
+            made, sharding.create_mesh(), seed=0, num_validation=1, label_noise=label_noise, batch_size=batch_size,
+            eval_batch_size=2, augment=augment,
+        )  # fmt: skip
+
+    load()
+    with pytest.raises(UserError, match=re.escape(message)) as error:
+        load(**settings)
+    assert len(str(error.value).splitlines()) == 1
 
 
 @pytest.mark.parametrize(("num_examples", "batch_size"), [(901, 32), (64, 16), (7, 7), (10, 4), (2, 1), (1, 1)])
@@ -311,19 +348,10 @@ def load(source):
     [
         ({"num_train": 99}, r"split 'train' has 100 images; expected 99"),
         ({"image_shape": (2, 2, 3)}, r"images uint8\[100, 2, 2, 1\]; expected uint8\[100, 2, 2, 3\]"),
-        (
-            {"load": lambda _: input_pipeline.Images(np.zeros((100, 2, 2), np.uint8), np.zeros(100, np.int32))}
-            | {"image_shape": (2, 2)},
-            r"images uint8\[100, 2, 2\].*height, width and channels of each image",
-        ),
         ({"num_classes": 4}, r"labels from 0 to 4; expected 0 to 3, for 4 classes"),
         (
-            {"load": lambda _: input_pipeline.Images(np.zeros((100, 2, 2, 1), np.float32), np.zeros(100, np.int32))},
-            r"images float32\[100, 2, 2, 1\]; expected uint8",
-        ),
-        (
             {"load": lambda split: source().load(split).take(np.arange(100 if split == "train" else 0))},
-            r"split 'test' has 0 images; expected at least 1",
+            r"split 'test' has 0 images and 0 labels; expected as many of both, at least 1",
         ),
     ],
 )

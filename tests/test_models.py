@@ -47,6 +47,16 @@ def test_the_small_cnn_shrinks_images_without_padding_and_says_which_are_too_sma
         create("small_cnn").init(jax.random.key(0), jnp.zeros((1, 12, 11, 1)), train=False)
 
 
+@pytest.mark.parametrize("shape", [(1, 1, 1), (3, 32, 32), (3, 3, 1), (4, 4, 2), (5, 12, 3), (1, 40, 1)])
+@pytest.mark.parametrize("name", FIELDS)
+def test_a_model_takes_images_of_any_shape_or_says_what_it_needs(name, shape):
+    """Not with an error from inside of a layer."""
+    try:
+        assert num_parameters(create(name), shape) > 0
+    except UserError as error:
+        assert "pixels" in str(error)  # noqa: PT017
+
+
 def test_the_mlp_has_a_layer_for_every_size():
     mlp = create("mlp", num_classes=3, hidden_sizes=(5, 7))
     assert num_parameters(mlp, (2, 2, 1)) == (4 * 5 + 5) + (5 * 7 + 7) + (7 * 3 + 3)

@@ -1,65 +1,74 @@
-import dataclasses
+import re
 
 import numpy as np
 import pytest
 
-import input_pipeline
-from runtime import caching, sources
 from runtime.errors import UserError
+from runtime.sources import Images, Source
+
+N = 6
+IMAGE, LABEL = np.full((N, 8, 8, 1), 7, np.uint8), np.arange(N, dtype=np.int32) % 3
 
 
-@pytest.mark.parametrize(
-    "name", ["", "..", "../mnist", "/mnist", "mnist/..", "mnist/../x", "mnist:3", "mnist:latest", "hf:mnist", "a b"]
-)
-def test_what_is_no_name_of_a_data_set_is_refused_before_anything_is_looked_for(name, monkeypatch):
-    monkeypatch.delattr(sources, "CachedArrays")
-    with pytest.raises(UserError, match="must be a name") as error:
-        input_pipeline.find_source(name)
-    assert str(error.value) == f"dataset = {name!r}: must be a name, as in 'mnist' or 'mnist:3.0.1'"
+# What is wrong with images or labels: what was found, what would be right, and how to get there.
+UNSUITABLE = {
+    "images without channels": (IMAGE[..., 0], LABEL, "images uint8[6, 8, 8]", "images[..., numpy.newaxis]"),
+    "flat images": (IMAGE.reshape(N, -1), LABEL, "images uint8[6, 64]", "uint8 [number, height, width, channels]"),
+    "channels first": (
+        np.zeros((N, 3, 32, 32), np.uint8), LABEL, "images uint8[6, 3, 32, 32]", "images.transpose(0, 2, 3, 1)"
+    ),
+    "one channel first": (
+        np.zeros((N, 1, 28, 28), np.uint8), LABEL, "images uint8[6, 1, 28, 28]", "images.transpose(0, 2, 3, 1)"
+    ),
+    "no pixels": (np.zeros((N, 8, 0, 3), np.uint8), LABEL, "images uint8[6, 8, 0, 3]", "each at least 1"),
+    "shares of 1": (IMAGE / 255, LABEL, "images float64[6, 8, 8, 1] from 0.027", "(255 * images).round().astype("),
+    "wide integers": (IMAGE.astype(np.int64), LABEL, "images int64[6, 8, 8, 1] from 7", "images.astype(numpy.uint8)"),
+    "16 bits": (IMAGE.astype(np.uint16) * 1000, LABEL, "images uint16[6, 8, 8, 1] from 7000 to 7000", "can scale them"),
+    "signed floats": (IMAGE.astype(np.float32) - 8, LABEL, "images float32[6, 8, 8, 1] from -1.0 to", "can scale them"),
+    "bits": (IMAGE > 3, LABEL, "images bool[6, 8, 8, 1]", "255 * images.astype(numpy.uint8)"),
+    "text": (np.full((N, 8, 8, 1), "a"), LABEL, "images <U1[6, 8, 8, 1]", "uint8 [number, height, width, channels]"),
+    "a list of images": ([*IMAGE], LABEL, "images of type list", "numpy.array(images)"),
+    "fewer labels": (IMAGE, LABEL[1:], "6 images and 5 labels", "as many of both"),
+    "nothing": (IMAGE[:0], LABEL[:0], "0 images and 0 labels", "at least 1"),
+    "no array of labels": (IMAGE, np.int32(3), "labels of type int32", "numpy.array(labels)"),
+    "one label for all": (IMAGE, np.array(3), "6 images and 0 labels", "as many of both"),
+    "a column of labels": (IMAGE, LABEL[:, np.newaxis], "labels int32[6, 1]", "labels[:, 0]"),
+    "one-hot labels": (IMAGE, np.eye(3, dtype=np.int64)[LABEL], "labels int64[6, 3]", "labels.argmax(axis=1)"),
+    "several integers": (IMAGE, np.full((N, 2), 5), "labels int64[6, 2]", "labels.astype(numpy.float32)"),
+    "yes or no": (IMAGE, LABEL > 1, "labels bool[6]", "labels.astype(numpy.int32)"),
+    "names": (IMAGE, np.array([*"abcabc"]), "labels <U1[6]", "numpy.unique(labels, return_inverse=True)[1]"),
+    "objects": (IMAGE, np.array([*"abcabc"], object), "labels object[6]", "numpy.unique(labels, return_"),
+    "a list of labels": (IMAGE, LABEL.tolist(), "labels of type list", "numpy.array(labels)"),
+    "real classes": (IMAGE, LABEL.astype(np.float32), "labels float32[6]", "labels.astype(numpy.int32); or numbers"),
+    "grids of numbers": (IMAGE, np.zeros((N, 2, 2)), "labels float64[6, 2, 2]", "numbers to predict, [6, outputs]"),
+    "not a number": (IMAGE, np.full((N, 2), np.nan), "labels float64[6, 2]", "not all finite numbers"),
+    "hidden classes": (IMAGE, LABEL - 1, "labels from -1 to 1", "classes from 0 on"),
+}  # fmt: skip
 
 
-@pytest.mark.parametrize("name", ["data [1]", "data*", "data?"])
-def test_a_folder_whose_name_tfds_takes_for_a_pattern_is_refused_before_anything_is_downloaded(
-    name, tmp_path, monkeypatch
-):
-    monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path / name))
-    with pytest.raises(UserError) as error:
-        input_pipeline.find_source("mnist")
-    assert f"ln -s '{tmp_path / name}' data && export TFDS_DATA_DIR=data" in str(error.value)
-    assert not [*tmp_path.iterdir()]
+@pytest.mark.parametrize("name", UNSUITABLE)
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_what_no_model_can_be_given_is_refused_with_what_was_found_and_how_to_mend_it(split, name):
+    image, label, found, right = UNSUITABLE[name]
+    given = {"train": Images(IMAGE, LABEL), "test": Images(IMAGE, LABEL)} | {split: Images(image, label)}
+    message = re.escape(f"dataset = 'made': split '{split}' has {found}") + ".*" + re.escape(right)
+    with pytest.raises(UserError, match=message) as of_arrays:
+        Source.from_arrays("made", **given)
+    source = Source("made", IMAGE.shape[1:], 3, N, given.__getitem__, repair="rm -r everything")
+    with pytest.raises(UserError, match=message) as loaded:
+        source.load_checked(split)
+    for error in (of_arrays, loaded):
+        assert "rm -r" not in str(error.value)
+        assert len(str(error.value).splitlines()) == 1
 
 
-@pytest.mark.parametrize("damaged", ["train", "test"])
-def test_a_decoded_set_is_read_again_without_tfds_as_long_as_all_of_it_is_whole(
-    damaged, made_data, tmp_path, monkeypatch, capsys
-):
-    monkeypatch.setenv("TFDS_DATA_DIR", str(made_data))
-    monkeypatch.setattr(caching, "_directory", None)
-    caching.enable(tmp_path / "cache")
-    decoded = []
-    read_tfds = sources._tfds_source
+@pytest.mark.parametrize("shape", [(1, 1, 1), (1, 50, 12), (3, 50, 3), (4, 4, 64), (40, 3, 5), (1, 3, 3), (8, 8, 2)])
+def test_images_may_be_low_narrow_or_of_many_channels(shape):
+    images = Images(np.zeros((N, *shape), np.uint8), LABEL)
+    assert Source.from_arrays("made", images, images).load_checked("test") is images
 
-    def watched(dataset, known):
-        source = read_tfds(dataset, known)
-        return dataclasses.replace(source, load=lambda split: decoded.append(split) or source.load(split))
 
-    monkeypatch.setattr(sources, "_tfds_source", watched)
-
-    def load():
-        source = input_pipeline.find_source("hundred")
-        return dataclasses.replace(source, load=None), *(source.load_checked(split) for split in ("train", "test"))
-
-    first = load()
-    assert decoded == ["train", "test"]
-    again = load()
-    assert decoded == ["train", "test"]
-    assert again[0] == first[0]
-    for images, expected in zip(again[1:], first[1:], strict=True):
-        np.testing.assert_array_equal(images.image, expected.image)
-        np.testing.assert_array_equal(images.label, expected.label)
-
-    [file] = (tmp_path / "cache" / "data").glob(f"hundred_{damaged}-*")
-    file.write_bytes(file.read_bytes()[:-1])
-    load()
-    assert decoded == ["train", "test"] * 2
-    assert f"{file} is damaged" in capsys.readouterr().out
+@pytest.mark.parametrize("dtype", [np.uint8, np.int64, np.uint64])
+def test_classes_may_be_integers_of_any_kind(dtype):
+    images = Images(IMAGE, LABEL.astype(dtype))
+    assert Source.from_arrays("made", images, images).num_classes == 3
