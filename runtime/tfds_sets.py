@@ -2,6 +2,7 @@
 
 import dataclasses
 import difflib
+import importlib.util
 import json
 import os
 import pathlib
@@ -35,8 +36,12 @@ def find_tfds_source(dataset: str, known: Collection[str], splits: tuple[str, st
     """
     if not re.fullmatch(r"\w+(/[\w.-]*\w)?(:\d+\.\d+\.\d+)?", dataset, re.ASCII):
         raise UserError(f"dataset = {dataset!r}: must be a name, as in 'mnist' or 'mnist:3.0.1'")
-    # What is kept is good as long as the files of the set and the code that decodes them are what they were.
-    origins = (pathlib.Path(_tfds_folder(), re.split("[:/]", dataset)[0]), pathlib.Path(__file__))
+    # What is kept is good as long as the files of the set and the code that decodes them are what they were: ours, and
+    # the packages', of which an installation writes the first file anew.
+    modules = ("tensorflow", "tensorflow_datasets", "runtime.tfds_sets", "runtime.sources", "runtime.caching")
+    specs = [spec for module in modules if (spec := importlib.util.find_spec(module))]
+    code = [pathlib.Path(spec.origin) for spec in specs if spec.origin]
+    origins = [pathlib.Path(_tfds_folder(), re.split("[:/]", dataset)[0]), *code]
     which = "" if splits == SPLITS else f" of {' and '.join(splits)}"  # both: together they have been checked
     caches = {split: CachedArrays(f"{dataset}/{split}{which}", origins) for split in SPLITS}
     return _read_kept(caches) or _keep(_tfds_source(dataset, known, splits), caches)

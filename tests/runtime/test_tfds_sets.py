@@ -1,4 +1,5 @@
 import dataclasses
+import importlib.util
 import re
 
 import numpy as np
@@ -141,3 +142,22 @@ def test_splits_say_which_images_train_and_test_and_are_kept_apart(tmp_path, mon
 def test_a_set_of_ones_own_has_no_other_splits():
     with pytest.raises(UserError, match=r"splits = .*: 'digits' is no TFDS set; leave it at its default"):
         input_pipeline.find_source("digits", ("train", "train"))
+
+
+@pytest.mark.parametrize("module", ["tensorflow", "tensorflow_datasets", "runtime.sources", "runtime.caching"])
+def test_what_other_code_has_decoded_is_decoded_again(module, made_data, tmp_path, monkeypatch):
+    monkeypatch.setenv("TFDS_DATA_DIR", str(made_data))
+    monkeypatch.setattr(caching, "_directory", None)
+    caching.enable(tmp_path / "cache")
+    source = input_pipeline.find_source("hundred")
+    for split in SPLITS:
+        source.load_checked(split)
+    with monkeypatch.context() as context:
+        context.setattr(tfds_sets, "_tfds_source", None)
+        assert input_pipeline.find_source("hundred").num_train == 160
+    find_spec = importlib.util.find_spec
+    other = importlib.util.spec_from_file_location(module, __file__)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: other if name == module else find_spec(name))
+    monkeypatch.setattr(tfds_sets, "_tfds_source", None)
+    with pytest.raises(TypeError):  # it would be decoded
+        input_pipeline.find_source("hundred")
