@@ -19,7 +19,7 @@ from runtime.errors import UserError
 from runtime.permutation import example_indices
 from runtime.progress import under_way
 from runtime.sharding import replicated
-from runtime.sources import Images, Source
+from runtime.sources import SPLITS, Images, Source
 from runtime.tfds_sets import find_tfds_source
 from streams import step_key, stream_key
 
@@ -47,16 +47,20 @@ SOURCES: Mapping[str, Callable[[], Source]] = {
 }
 
 
-def find_source(dataset: str) -> Source:
+def find_source(dataset: str, splits: tuple[str, str] = SPLITS) -> Source:
     """The data set of this name: one of `SOURCES`, or else a TFDS image-classification set.
 
-    A TFDS set that is not prepared yet is downloaded and prepared.
+    A TFDS set that is not prepared yet is downloaded and prepared. Which of its images train and test, `splits` says.
 
     Raises:
-        UserError: there is no such set, it can be neither found nor downloaded, or it is no classification set of
-            images of one size.
+        UserError: there is no such set, it can be neither found nor downloaded, it is no classification set of images
+            of one size, or it has no such splits.
     """
-    return SOURCES[dataset]() if dataset in SOURCES else find_tfds_source(dataset, known=SOURCES)
+    if dataset not in SOURCES:
+        return find_tfds_source(dataset, SOURCES, splits)
+    if splits != SPLITS:
+        raise UserError(f"splits = {splits}: {dataset!r} is no TFDS set; leave it at its default, {SPLITS}")
+    return SOURCES[dataset]()
 
 
 @dataclasses.dataclass(frozen=True)

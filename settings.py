@@ -30,6 +30,7 @@ WRONG = "the config is wrong; configs/default.py documents every field"
 # The rules of single fields that nothing else checks: not those that data sets, models and schedules check themselves.
 _RULES: Mapping[str, fields.Rule] = {
     "seed": fields.needs(lambda value: 0 <= value < 2**32, "in [0, 2**32)"),
+    "splits": fields.needs(lambda v: [type(s) for s in v] == [str, str], "two strings, as in ('train', 'test')"),
     "num_validation": fields.NOT_NEGATIVE,
     "label_noise": fields.SHARE,
     "batch_size": fields.POSITIVE_INT,
@@ -175,7 +176,7 @@ def prepare(
     num_devices = len(sharding.find_devices())
     for note in check(config, task):
         say(f"Note: {note}")
-    source = input_pipeline.find_source(config["dataset"])
+    source = input_pipeline.find_source(config["dataset"], config["splits"])
     resolved = resolve(config, task, num_train=source.num_train, num_devices=num_devices)
     run_folder.check(workdir)
     checkpointing.check_run(workdir)

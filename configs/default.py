@@ -22,6 +22,8 @@ def get_config() -> ml_collections.ConfigDict:
 
     # "digits" (8x8, part of scikit-learn, no download) or the name of a TFDS image-classification set such as "mnist".
     config.dataset = "digits"
+    # The images to train and to test on, of a TFDS set. One that has no test images: ("train[:80%]", "train[80%:]").
+    config.splits = ("train", "test")
     # Training images set aside. If there are any, curves and the best checkpoint come from them, and the test set is
     # scored once, at the end.
     config.num_validation = 0

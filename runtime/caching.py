@@ -77,6 +77,24 @@ def _check_private(folder: pathlib.Path, name: str = "--cache_dir") -> None:
         )
 
 
+def _files(origin: pathlib.Path) -> list[pathlib.Path]:
+    """The origin and, if it is a folder, all that is below it, through links; what is in a loop, once."""
+    found, known = [origin], set()
+    for parent, folders, names in os.walk(origin, followlinks=True):
+        real = os.path.realpath(parent)
+        if real in known:
+            folders.clear()
+        else:
+            known.add(real)
+            found += [pathlib.Path(parent, name) for name in [*folders, *names]]
+    return found
+
+
+def _identity(file: pathlib.Path) -> tuple[int, ...]:
+    found = file.stat()
+    return found.st_size, found.st_mtime_ns, found.st_ctime_ns
+
+
 class CachedArrays:
     """Arrays that were made from files, and that are good as long as these files are what they were."""
 
@@ -85,16 +103,18 @@ class CachedArrays:
 
         Args:
             name: of what the arrays are.
-            origins: the files that they are made from, and folders of such; told apart by name, size and time of
-                change. Where one is missing, nothing is stored.
+            origins: the files that they are made from, and folders of such, through links too; told apart by name,
+                size and the times of the last change of content and of status. The latter no program can set back: so
+                a changed byte is seen even where size and date are as before, unless the clock is wrong or the file
+                system keeps no such time. No content is read. Where one is missing, nothing is stored.
         """
         self._name = name
         self._prefix = ""
         if _directory is None or not re.fullmatch(r"\w+([:/].*)?", name):
             return
         try:
-            files = [file for origin in origins for file in ([origin] if origin.is_file() else origin.rglob("*"))]
-            seen = [(str(file.absolute()), file.stat().st_size, file.stat().st_mtime_ns) for file in sorted(files)]
+            files = [file for origin in origins for file in _files(origin)]
+            seen = [(str(file.absolute()), *_identity(file)) for file in sorted(files)]
         except OSError:  # somebody else is changing them
             return
         if all(origin.exists() for origin in origins):

@@ -2,6 +2,7 @@
 
 import dataclasses
 import difflib
+import importlib.util
 import json
 import os
 import pathlib
@@ -20,7 +21,7 @@ from runtime.progress import under_way
 from runtime.sources import SPLITS, Images, Source
 
 
-def find_tfds_source(dataset: str, known: Collection[str]) -> Source:
+def find_tfds_source(dataset: str, known: Collection[str], splits: tuple[str, str] = SPLITS) -> Source:
     """The TFDS image-classification set of this name.
 
     A set that is not prepared yet is downloaded and prepared. Once loaded it is kept for later runs, which then import
@@ -29,17 +30,23 @@ def find_tfds_source(dataset: str, known: Collection[str]) -> Source:
     Args:
         dataset: as in "mnist" or "mnist:3.0.1".
         known: names of the data sets that need no TFDS, for the message.
+        splits: what to train and to test on, as TFDS writes it: ("train[:80%]", "train[80%:]").
 
     Raises:
-        UserError: there is no such set, it can be neither found nor downloaded, or it is no classification set of
-            images of one size.
+        UserError: there is no such set, it can be neither found nor downloaded, it is no classification set of images
+            of one size, or it has no such splits.
     """
     if not re.fullmatch(r"\w+(/[\w.-]*\w)?(:\d+\.\d+\.\d+)?", dataset, re.ASCII):
         raise UserError(f"dataset = {dataset!r}: must be a name, as in 'mnist' or 'mnist:3.0.1'")
-    # What is kept is good as long as the files of the set and the code that decodes them are what they were.
-    origins = (pathlib.Path(_tfds_folder(), re.split("[:/]", dataset)[0]), pathlib.Path(__file__))
-    caches = {split: CachedArrays(f"{dataset}/{split}", origins) for split in SPLITS}
-    return _read_kept(caches) or _keep(_tfds_source(dataset, known), caches)
+    # What is kept is good as long as the files of the set and the code that decodes them are what they were: ours, and
+    # the packages', of which an installation writes the first file anew.
+    modules = ("tensorflow", "tensorflow_datasets", "runtime.tfds_sets", "runtime.sources", "runtime.caching")
+    specs = [spec for module in modules if (spec := importlib.util.find_spec(module))]
+    code = [pathlib.Path(spec.origin) for spec in specs if spec.origin]
+    origins = [pathlib.Path(_tfds_folder(), re.split("[:/]", dataset)[0]), *code]
+    which = "" if splits == SPLITS else f" of {' and '.join(splits)}"  # both: together they have been checked
+    caches = {split: CachedArrays(f"{dataset}/{split}{which}", origins) for split in SPLITS}
+    return _read_kept(caches) or _keep(_tfds_source(dataset, known, splits), caches)
 
 
 def _read_kept(caches: Mapping[str, CachedArrays]) -> Source | None:
@@ -69,7 +76,7 @@ def _tfds_folder() -> str:
     return os.path.expanduser(os.environ.get("TFDS_DATA_DIR", "~/tensorflow_datasets"))
 
 
-def _tfds_source(dataset: str, known: Collection[str]) -> Source:
+def _tfds_source(dataset: str, known: Collection[str], splits: tuple[str, str]) -> Source:
     if has_wildcards(pathlib.Path(folder := _tfds_folder())):
         raise UserError(
             f"dataset = {dataset!r}: TFDS takes *, ? and [ in {folder} for patterns and finds nothing there. Use a "
@@ -89,13 +96,7 @@ def _tfds_source(dataset: str, known: Collection[str]) -> Source:
     _prepare(dataset, builder)
     info = builder.info
     repair = f"Remove it and prepare it again: rm -r {builder.data_path} && tfds build {dataset}"  # this version only
-    for split in SPLITS:
-        if split not in info.splits or not info.splits[split].num_examples:
-            found = ", ".join(f"{name} with {info.splits[name].num_examples} images" for name in info.splits)
-            raise UserError(
-                f"dataset = {dataset!r}: {builder.data_path} has no images in a split {split!r}; it has "
-                f"{found or 'no splits'}. Use a data set with both, or if this one should have them: {repair}"
-            )
+    _check_splits(dataset, builder, splits)
     image_key, label_key = info.supervised_keys or ("image", "label")
     features = dict(info.features.items())
     if not isinstance(features.get(image_key), tfds.features.Image) or not isinstance(
@@ -104,26 +105,59 @@ def _tfds_source(dataset: str, known: Collection[str]) -> Source:
         raise UserError(f"dataset = {dataset!r} is no image classification set: its features are {features}")
     shape = features[image_key].shape
     if None in shape:
-        raise UserError(f"dataset = {dataset!r} has images of different sizes, {shape}; all must have the same size")
+        raise UserError(
+            f"dataset = {dataset!r} has images of different sizes, {shape}; all must have the same size. "
+            "A function of your own in input_pipeline.SOURCES can resize them"
+        )
 
+    named = dict(zip(SPLITS, splits, strict=True))
     # Without it, tuning takes longer than decoding; more does not help.
     read_config = tfds.ReadConfig(num_parallel_calls_for_decode=32)
 
     def load(split: str) -> Images:
         # A shuffled reading order would make the position of an image, and with it every batch, depend on the run.
         try:
-            images = builder.as_dataset(split=split, batch_size=-1, shuffle_files=False, read_config=read_config)
+            images = builder.as_dataset(split=named[split], batch_size=-1, shuffle_files=False, read_config=read_config)
             arrays = tfds.as_numpy(images)
         except tf.errors.OpError as error:
             reason = re.sub(r"\{\{.*?\}\}|\[Op:.*?\].*", "", error.message).strip().partition("\n")[0].rstrip(".")
-            raise source.error(
-                f"{builder.data_path}, split {split!r}, cannot be read: {reason}", damaged=True
-            ) from error
+            damaged = not isinstance(error, (tf.errors.PermissionDeniedError, tf.errors.ResourceExhaustedError))
+            found = f"{builder.data_path}, split {named[split]!r}, cannot be read: {reason}"
+            raise source.error(found, damaged=damaged) from error
         return Images(arrays[image_key], arrays[label_key].astype(np.int32))
 
-    num_train = info.splits["train"].num_examples
+    num_train = info.splits[splits[0]].num_examples
     source = Source(dataset, shape, features[label_key].num_classes, num_train, load, repair)
     return source
+
+
+def _check_splits(dataset: str, builder: Any, splits: tuple[str, str]) -> None:
+    """Checks that both splits have images, and none in common."""
+    known = builder.info.splits
+    has = ", ".join(f"{name} with {known[name].num_examples} images" for name in known) or "no splits"
+    first = next(iter(known), "train")
+    right = f"config.splits names others, as in --config.splits=\"('{first}[:80%]', '{first}[80%:]')\""
+    spans = []
+    for split in splits:
+        try:
+            found = "" if known[split].num_examples > 0 else "no images"
+        except (ValueError, KeyError) as error:
+            found = str(error).splitlines()[0].rstrip(".")
+        if found:
+            message = f"dataset = {dataset!r}: split {split!r}: {found}; {builder.data_path} has {has}"
+            raise UserError(f"{message}. {right}")
+        files = known[split].file_instructions
+        spans.append([(file.filename, file.skip, file.skip + file.take) for file in files])
+    common = sum(
+        max(0, min(end, other_end) - max(start, other_start))
+        for name, start, end in spans[0]
+        for other_name, other_start, other_end in spans[1]
+        if name == other_name
+    )
+    if common:
+        raise UserError(
+            f"splits = {splits}: {common} images are in both, and what is trained on tests nothing. {right}"
+        )
 
 
 def _find_builder(dataset: str, known: Collection[str]) -> Any:
@@ -133,11 +167,12 @@ def _find_builder(dataset: str, known: Collection[str]) -> Any:
     from tensorflow_datasets.core import dataset_info
 
     data_dir = _tfds_folder()
-    folder = pathlib.Path(data_dir, dataset)
+    name, _, version = dataset.partition(":")
+    folder = pathlib.Path(data_dir, name, version)
     # What TFDS leaves of a data set, whole or not; anything else there is not ours to have removed.
-    prepared = re.fullmatch(r"\w+", dataset) and any(
-        re.fullmatch(r"\d+\.\d+\.\d+|incomplete\..*", path.name) for path in folder.glob("*")
-    )
+    left = [path.name for path in pathlib.Path(data_dir, name).glob("*")] if re.fullmatch(r"\w+", name) else []
+    versions = sorted(path for path in left if re.fullmatch(r"\d+\.\d+\.\d+", path))
+    prepared = version in versions or (not version and (versions or any(p.startswith("incomplete.") for p in left)))
     repair = f"Remove it and prepare it again: rm -r {folder} && tfds build {dataset}"
     try:
         return tfds.builder(dataset, data_dir=data_dir)
@@ -148,6 +183,11 @@ def _find_builder(dataset: str, known: Collection[str]) -> Any:
     except tfds.core.DatasetNotFoundError as error:
         if prepared:
             raise UserError(f"dataset = {dataset!r}: {folder} is damaged or half prepared. {repair}") from error
+        if versions:
+            raise UserError(
+                f"dataset = {dataset!r}: {folder.parent} has {', '.join(versions)} and no version {version}. "
+                f"Without :{version} the newest is taken"
+            ) from error
         close = difflib.get_close_matches(dataset, [*known, *tfds.list_builders(with_community_datasets=False)], n=3)
         hint = f"did you mean {' or '.join(close)}?" if close else "see https://www.tensorflow.org/datasets/catalog"
         raise UserError(f"dataset = {dataset!r}: neither {', '.join(known)} nor a TFDS data set; {hint}") from error

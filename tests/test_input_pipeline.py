@@ -293,16 +293,6 @@ def _flip_a_bit(file):
         (lambda folder: (folder / "dataset_info.json").write_text('{"name":'), "is damaged: Failed to load JSON"),
         (lambda folder: folder.rename(folder.parent / "incomplete.ABC123_1.0.0"), "is damaged or half prepared"),
         (
-            lambda folder: _change(folder / "dataset_info.json", lambda info: info["splits"].pop()),
-            "no images in a split 'test'; it has train with 160 images",
-        ),
-        (
-            lambda folder: _change(
-                folder / "dataset_info.json", lambda info: info["splits"][1].update(shardLengths=["0"])
-            ),
-            "no images in a split 'test'; it has train with 160 images, test with 0 images",
-        ),
-        (
             lambda folder: _change(
                 folder / "dataset_info.json", lambda info: info["splits"][0].update(shardLengths=["200"])
             ),

@@ -52,7 +52,7 @@ class FinishedRun:
     @functools.cached_property
     def source(self) -> input_pipeline.Source:
         """Its data set, not loaded yet."""
-        return input_pipeline.find_source(self.config.dataset)
+        return input_pipeline.find_source(self.config.dataset, self.config.get("splits", input_pipeline.SPLITS))
 
     @functools.cached_property
     def experiment(self) -> train.Experiment:
