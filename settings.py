@@ -13,7 +13,6 @@ from typing import Any, TypeVar
 
 import ml_collections
 
-import averaging
 import input_pipeline
 import models
 import optimizers
@@ -70,14 +69,7 @@ _RULES: Mapping[str, fields.Rule] = {
     "optimizer.schedule": fields.one_of(optimizers.SCHEDULES),
     "optimizer.warmup": fields.duration,
     "optimizer.decay": fields.period,
-    "averages.*.kind": fields.one_of(("none", *averaging.SCHEDULES)),
-    "averages.*.decay": fields.SHARE,  # also where a half-life overrules it
-    "averages.*.half_life": fields.or_empty(fields.period),
-    "averages.*.period": fields.period,
-    "averages.*.start": fields.duration,
-    "averages.*.every": fields.period,
-    "averages.*.restart_every": fields.or_empty(fields.period),
-    "averages.*.batch_stats": fields.one_of(("average", "copy", "recompute")),
+    **averages.RULES,
     "recompute_batches": fields.POSITIVE_INT,
 }
 
@@ -135,9 +127,9 @@ def _joint_problems(config: Mapping[str, Any], task: Any) -> Iterator[str]:
         models.create_model(num_classes=1, **config["model"])
     except UserError as error:
         yield str(error)
-    optimizer = config["optimizer"]
-    if optimizer["schedule"] == "one_cycle" and durations.parse(optimizer["warmup"]).number == 0:
-        yield f"optimizer.warmup = {optimizer['warmup']!r}: schedule 'one_cycle' rises during it; usual is \"30%\""
+    schedule, warmup = config["optimizer"]["schedule"], config["optimizer"]["warmup"]
+    if schedule == "one_cycle" and durations.parse(warmup).number == 0:
+        yield f"optimizer.warmup = {warmup!r}: schedule 'one_cycle' rises during it; usual is \"30%\""
 
 
 def _unused_fields(config: Mapping[str, Any], task: Any) -> Iterator[tuple[str, str]]:

@@ -9,10 +9,23 @@ from typing import Any
 import numpy as np
 
 import averaging
+from runtime import fields
 from train_state import Average
 
 # The fields of an average that every kind has.
 SHARED_FIELDS = ("start", "every", "restart_every", "batch_stats")
+
+# The rules of single fields.
+RULES: Mapping[str, fields.Rule] = {
+    "averages.*.kind": fields.one_of(("none", *averaging.SCHEDULES)),
+    "averages.*.decay": fields.SHARE,  # also where a half-life overrules it
+    "averages.*.half_life": fields.or_empty(fields.period),
+    "averages.*.period": fields.period,
+    "averages.*.start": fields.duration,
+    "averages.*.every": fields.period,
+    "averages.*.restart_every": fields.or_empty(fields.period),
+    "averages.*.batch_stats": fields.one_of(("average", "copy", "recompute")),
+}
 
 
 def fields_of(kind: str) -> frozenset[str]:

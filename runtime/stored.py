@@ -17,7 +17,7 @@ import jax
 from runtime.errors import UserError
 from runtime.metric_writing import Written
 from runtime.progress import say
-from runtime.trees import abstract, describe_leaves, difference, read_part, read_tree
+from runtime.trees import abstract, describe_leaves, difference, read_part, read_tree, saved_names
 from train_state import Average, CustomTrainState
 
 FORMAT = 5  # of what is saved; another one is refused
@@ -162,18 +162,18 @@ class Stored:
         return restored.with_averages(unchanged).with_averages(state.averages)
 
     def restore_sums(self, sums: Any) -> Any:
-        """The metric sums in this checkpoint, with shapes and shardings like `sums`.
+        """The metric sums in this checkpoint, for the metrics that `sums` has, with its shapes and shardings.
 
-        Raises:
-            UserError: they are of other metrics.
+        A metric that the checkpoint lacks keeps what `sums` has; one that `sums` lacks is dropped. Each is said.
         """
-        try:
-            return read_tree(self.folder / "sums", jax.tree.map(lambda x: abstract(x, x.sharding), sums))
-        except ValueError as error:
-            raise UserError(
-                f"{self.folder} holds sums of other metrics than {', '.join(sums)}, which the loss function gives: "
-                "it has changed since. Continue with the one of before, or use another --workdir."
-            ) from error
+        saved, step = saved_names(self.folder / "sums"), self.record.step
+        for name in sorted(saved ^ sums.keys()):
+            change = "is gone" if name in saved else f"is new: its first mean is over the steps after {step}"
+            print(f"The metric {name} of the loss {change}", flush=True)
+        some = next(iter(sums.values()))  # they are alike
+        like = jax.tree.map(lambda x: abstract(x, x.sharding), dict.fromkeys(saved, some))
+        restored = read_tree(self.folder / "sums", like)
+        return {name: restored.get(name, zero) for name, zero in sums.items()}
 
     def weights_like(self, name: str, like: CustomTrainState) -> dict[str, Any]:
         """The part of the saved state that holds some weights, with the leaves of a state that they are for.

@@ -18,6 +18,12 @@ def first_leaf(tree: Any) -> Any:
     return part
 
 
+def saved_names(folder: pathlib.Path) -> set[str]:
+    """The keys of a saved dict."""
+    with without_wildcards(folder) as place, ocp.StandardCheckpointer() as checkpointer:
+        return {*checkpointer.metadata(place).item_metadata.tree}
+
+
 def read_tree(folder: pathlib.Path, like: Any) -> Any:
     """Reads a saved tree, with the leaves of this one as `abstract` gives them."""
     with without_wildcards(folder) as place, ocp.StandardCheckpointer() as checkpointer:

@@ -45,13 +45,13 @@ def test_every_line_count_is_that_of_the_file():
     assert f" {sum(num_lines(file) for file in files(page, *TO_READ)):,} lines." in page
 
 
-def test_what_is_to_be_read_has_at_most_two_thousand_lines():
-    assert sum(num_lines(file) for file in files(PAGE.read_text(), *TO_READ)) <= 2000
+def test_what_is_to_be_read_has_at_most_2300_lines():
+    assert sum(num_lines(file) for file in files(PAGE.read_text(), *TO_READ)) <= 2300
 
 
 def test_the_loop_reads_in_one_sitting():
     assert sum(map(num_lines, ("main.py", "train.py", "train_state.py", "evaluation.py"))) <= 950
-    assert num_lines("train.py") <= 310
+    assert num_lines("train.py") <= 350
 
 
 def test_every_file_of_the_root_is_in_exactly_one_table():

@@ -221,16 +221,27 @@ def test_an_average_is_scored_as_it_was_saved_and_one_that_was_not_is_not_scored
     assert set(finished.evaluate_checkpoint(digits_config(averages__ema__kind="none"), tmp_path)) == {"raw"}
 
 
-def test_a_run_does_not_continue_with_a_loss_function_of_other_metrics(tmp_path, monkeypatch):
-    train.train_and_evaluate(digits_config(duration="10 steps"), tmp_path)
-
+@pytest.mark.parametrize("added", [True, False])
+def test_a_run_continues_though_its_loss_has_other_metrics_than_before(tmp_path, monkeypatch, added, capsys):
     def with_one_more(params, state, batch, **kwargs):
-        objective, (metrics, batch_stats) = train.loss_fn(params, state, batch, **kwargs)
-        return objective, (metrics | {"one": (1.0, 1)}, batch_stats)
+        objective, (metrics, updates) = train.loss_fn(params, state, batch, **kwargs)
+        return objective, (metrics | {"number": (state.step, 1)}, updates)
 
-    monkeypatch.setitem(train.TASKS, "classification", train.Task(loss_fn=with_one_more))
-    with pytest.raises(UserError, match=r"holds sums of other metrics than .*one.* it has changed since"):
-        train.train_and_evaluate(digits_config(duration="20 steps"), tmp_path)
+    def last_means(loss_fn):
+        monkeypatch.setitem(train.TASKS, "classification", train.Task(loss_fn=loss_fn))
+        train.train_and_evaluate(config, tmp_path)
+        return read_metrics(tmp_path, "train")[-1]
+
+    config = digits_config(log_every="10 steps", checkpoint_every="15 steps", keep_checkpoints=3)
+    functions = [train.loss_fn, with_one_more]
+    before = last_means(functions[not added])
+    shutil.rmtree(tmp_path / "checkpoints" / "20")  # it continues at step 15, amid a window
+    after = last_means(functions[added])
+    assert after["loss"] == pytest.approx(before["loss"], rel=1e-6)
+    assert before.get("number") == (None if added else 14.5)  # over steps 10 .. 19
+    assert after.get("number") == (17 if added else None)  # 15 .. 19
+    said = "is new: its first mean is over the steps after 15" if added else "is gone"
+    assert f"\nThe metric number of the loss {said}\n" in capsys.readouterr().out
 
 
 def test_the_latest_and_the_best_checkpoints_are_kept_by_separate_rules(tmp_path, task):
