@@ -173,16 +173,18 @@ def prepare(
         The resolved config, see `resolve`, and the data set.
 
     Raises:
-        UserError: what is wrong, before anything is read, compiled or written.
+        UserError: what is wrong, before any image is read and anything is compiled or written below `workdir`. What
+            depends on the number of images, such as lengths in epochs, is known once the data set is: if it is not
+            prepared yet, after its download.
     """
     for note in check(config, task):
         print(f"Note: {note}", flush=True)
-    source = input_pipeline.find_source(config["dataset"])
-    resolved = resolve(config, task, num_train=source.num_train, num_devices=jax.device_count())
     run_folder.check(workdir)
     checkpointing.check_run(workdir)
-    if (workdir / "config.json").exists():
-        old = run_config.read(workdir)
+    old = run_config.read(workdir) if (workdir / "config.json").exists() else None
+    source = input_pipeline.find_source(config["dataset"])
+    resolved = resolve(config, task, num_train=source.num_train, num_devices=jax.device_count())
+    if old:
         if resolved.chunked is None:
             resolved = with_chunked(resolved, old.get("chunked"))
         for change in run_config.check_same_run(old, resolved, workdir, accept=config_change == "accept"):
