@@ -163,17 +163,19 @@ def prepare(
         The resolved config, see `resolve`, and the data set.
 
     Raises:
-        UserError: what is wrong, before anything is read, compiled or written.
+        UserError: what is wrong, before any image is read and anything is compiled or written below `workdir`. What
+            depends on the number of images, such as lengths in epochs, is known once the data set is: if it is not
+            prepared yet, after its download.
     """
     num_devices = len(sharding.find_devices())
     for note in check(config, task):
         say(f"Note: {note}")
-    source = input_pipeline.find_source(config["dataset"], config["splits"])
-    resolved = resolve(config, task, num_train=source.num_train, num_devices=num_devices)
     run_folder.check(workdir)
     checkpointing.check_run(workdir)
-    if (workdir / "config.json").exists():
-        old = run_config.read(workdir)
+    old = run_config.read(workdir) if (workdir / "config.json").exists() else None
+    source = input_pipeline.find_source(config["dataset"], config["splits"])
+    resolved = resolve(config, task, num_train=source.num_train, num_devices=num_devices)
+    if old:
         if resolved.chunked is None:
             resolved = completed(resolved, chunked=old.get("chunked"))
         for change in run_config.check_same_run(old, resolved, workdir, accept=config_change == "accept"):

@@ -69,7 +69,8 @@ def get_config() -> ml_collections.ConfigDict:
     config.steps_per_dispatch = 0
 
     # Steps to trace with JAX's profiler, (first, end), counted from 0, the end excluded; (0, 0): no trace. The trace
-    # goes to WORKDIR/profile.
+    # goes to WORKDIR/profile. JAX's profiler rarely crashes a process, on several GPUs in particular; the run then goes
+    # on from its last checkpoint, but without a trace of steps before it.
     config.profile = (0, 0)
 
     # A step with a non-finite loss or gradient is rejected: it leaves parameters, optimizer and averages as they are.

@@ -8,6 +8,7 @@ from conftest import check, digits_config, resolve
 import averaging
 import input_pipeline
 import settings
+import train
 from configs import default
 from runtime import averages, run_config
 from runtime.errors import UserError
@@ -327,3 +328,16 @@ def test_removed_averages_are_gone_and_the_best_curve_is_what_is_left():
     config.averages.slow.kind = "none"
     assert resolve(config).best_curve == "raw"
     assert dict(resolve(config).averages) == {}
+
+
+def test_a_workdir_that_cannot_be_used_is_refused_before_a_data_set_is_looked_for(tmp_path, monkeypatch):
+    """Which may take a download."""
+    monkeypatch.delattr(input_pipeline, "find_source")
+    config = digits_config(dataset="imagenet")
+    (tmp_path / "config.json").write_text("{")
+    with pytest.raises(UserError, match=r"config\.json is damaged"):
+        settings.prepare(config, train.find_task(config.task), tmp_path, "refuse")
+    (tmp_path / "config.json").unlink()
+    (tmp_path / "metrics.jsonl").write_text("{}\n")
+    with pytest.raises(UserError, match="has metrics or snapshots of a run and no checkpoint"):
+        settings.prepare(config, train.find_task(config.task), tmp_path, "refuse")
