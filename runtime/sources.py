@@ -1,7 +1,7 @@
 """Data sets as a run gets them: labelled images in memory, checked before anything else sees them."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import numpy as np
 
@@ -93,6 +93,32 @@ class Source:
                 damaged=True,
             )
         return images
+
+
+def describe(name: str, splits: Mapping[str, Images], num_classes: int) -> list[str]:
+    """What the splits hold: a line for each, and a note if they lack classes. Those without images are left out.
+
+    Args:
+        name: of the data set.
+        splits: by name; labels as they were found.
+        num_classes: of the data set.
+    """
+    lines, notes = [], []
+    for split, images in splits.items():
+        if not len(images):
+            continue
+        mean = images.image.mean() / 255
+        size = "x".join(map(str, images.image.shape[1:]))
+        line = f"{name}: {len(images)} {split} images {size}, mean {mean:.2f} of white"
+        if images.label.ndim == 1:
+            counts = np.bincount(images.label.astype(np.int64), minlength=num_classes)
+            each = " ".join(map(str, counts)) if num_classes <= 12 else f"{counts.min()} to {counts.max()}"
+            line += f"; per class {each}"
+            if len(missing := np.flatnonzero(counts == 0)):
+                shown = ", ".join(map(str, missing[:12])) + (", ..." if len(missing) > 12 else "")
+                notes.append(f"Note: no {split} image is of class {shown} ({len(missing)} of {num_classes} classes)")
+        lines.append(line)
+    return lines + notes
 
 
 def _shape(array: np.ndarray) -> str:

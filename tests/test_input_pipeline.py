@@ -227,6 +227,22 @@ def test_validation_images_are_taken_off_the_training_set():
     assert ids[0] | ids[1] == set(range(100))
 
 
+def test_what_was_found_is_said_of_each_split_with_classes_that_have_no_images(capsys):
+    input_pipeline.load_splits(source(), num_validation=10, label_noise=0.4, seed=0)
+    out = capsys.readouterr().out
+    assert re.search(r"^pixels: 90 train images 2x2x1, mean 0.1\d of white; per class( 1[6-9]| 20){5}$", out, re.M)
+    assert re.search(r"^pixels: 10 validation images 2x2x1, mean 0.\d\d of white; per class( \d){5}$", out, re.M)
+    assert "pixels: 20 test images 2x2x1, mean 0.04 of white; per class 4 4 4 4 4\n" in out
+    assert "Note" not in out
+
+    input_pipeline.load_splits(source(num_classes=30), num_validation=0, label_noise=0.0, seed=0)
+    out = capsys.readouterr().out
+    assert "train images 2x2x1, mean 0.19 of white; per class 3 to 4\n" in out
+    assert "validation" not in out
+    assert "Note: no test image is of class 20, 21, 22, 23, 24, 25, 26, 27, 28, 29 (10 of 30 classes)\n" in out
+    assert "no train image" not in out
+
+
 def test_digits_are_split_into_stratified_halves():
     digits = input_pipeline.find_source("digits")
     train, test = digits.load("train"), digits.load("test")

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from runtime.errors import UserError
-from runtime.sources import Images, Source
+from runtime.sources import Images, Source, describe
 
 N = 6
 IMAGE, LABEL = np.full((N, 8, 8, 1), 7, np.uint8), np.arange(N, dtype=np.int32) % 3
@@ -72,3 +72,4 @@ def test_images_may_be_low_narrow_or_of_many_channels(shape):
 def test_classes_may_be_integers_of_any_kind(dtype):
     images = Images(IMAGE, LABEL.astype(dtype))
     assert Source.from_arrays("made", images, images).num_classes == 3
+    assert describe("made", {"test": images}, 3) == ["made: 6 test images 8x8x1, mean 0.03 of white; per class 2 2 2"]
