@@ -112,12 +112,15 @@ def test_a_batch_depends_on_nothing_but_key_and_step():
     assert (batch != indices(17, batch_size=32, num_examples=901, key=jax.random.key(1))).any()
 
 
-@pytest.mark.parametrize("step", [0, 2813, 10**8, 2**31 - 1])
-def test_epoch_and_position_are_exact_even_where_their_product_overflows_int32(step):
-    batch_size, num_examples = 128, 60000
+@pytest.mark.parametrize("step", [0, 1, 2813, 10**8, 2**31 - 1])
+@pytest.mark.parametrize(
+    ("batch_size", "num_examples"),
+    [(128, 60000), (4096, 1281167), (4099, 2**31 - 1), (1000, 7), (1, 1), (64, 2**20), (4096, 2**30 + 1)],
+)
+def test_epoch_and_position_are_exact_however_large_their_products(step, batch_size, num_examples):
     i = [step * batch_size + j for j in range(batch_size)]  # Python's integers do not overflow
     position = jnp.asarray([k % num_examples for k in i], jnp.uint32)
-    epoch = jnp.asarray([k // num_examples for k in i], jnp.uint32)
+    epoch = jnp.asarray([k // num_examples % 2**32 for k in i], jnp.uint32)
     expected = permutation.permute(position, KEY, epoch, num_examples)
     np.testing.assert_array_equal(indices(step, batch_size=batch_size, num_examples=num_examples), expected)
 
