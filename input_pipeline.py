@@ -17,9 +17,9 @@ from flax import struct
 from augmentation import Augmentation
 from runtime.errors import UserError
 from runtime.permutation import example_indices
-from runtime.progress import under_way
+from runtime.progress import say, under_way
 from runtime.sharding import replicated
-from runtime.sources import SPLITS, Images, Source
+from runtime.sources import SPLITS, Images, Source, describe
 from runtime.tfds_sets import find_tfds_source
 from streams import step_key, stream_key
 
@@ -74,7 +74,7 @@ class Splits:
 
 
 def load_splits(source: Source, *, num_validation: int, label_noise: float, seed: int) -> Splits:
-    """Loads a data set, splits validation images off the training set and disturbs training labels.
+    """Loads a data set, splits validation images off the training set, says what it has, disturbs training labels.
 
     Args:
         source: the data set.
@@ -90,6 +90,8 @@ def load_splits(source: Source, *, num_validation: int, label_noise: float, seed
     order = np.random.default_rng([seed, 0]).permutation(len(train))
     # Sorted, so that without validation images the training set keeps its order.
     validation, train = (train.take(np.sort(part)) for part in (order[:num_validation], order[num_validation:]))
+    for line in describe(source.name, {"train": train, "validation": validation, "test": test}, source.num_classes):
+        say(line)
     label = train.label.copy()
     if label_noise:
         if label.ndim > 1 or source.num_classes == 1:

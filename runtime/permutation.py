@@ -1,7 +1,5 @@
 """The order of the training images: a random permutation for each epoch, as a pure function of (key, step)."""
 
-import math
-
 import jax
 import jax.numpy as jnp
 
@@ -14,20 +12,29 @@ def example_indices(key: jax.Array, step: jax.Array, *, batch_size: int, num_exa
     Args:
         key: typed key of all permutations.
         step: int32 scalar.
-        batch_size: number of images in a batch.
-        num_examples: number of training images.
+        batch_size: number of images in a batch; any.
+        num_examples: number of training images, at most 2**31 - 1.
 
     Returns:
         int32 [batch_size], below `num_examples`.
     """
-    # step * batch_size overflows int32 in long runs. After `cycle` steps batches and epochs are aligned again, and
-    # within a cycle the product stays below batch_size * num_examples.
-    common = math.gcd(batch_size, num_examples)
-    cycle, epochs_per_cycle = num_examples // common, batch_size // common
+    # Python multiplies each power of two by the batch size and divides by num_examples, exactly; the device adds up
+    # those that make up the step. So nothing passes 2**32 but the number of the epoch, which may wrap around.
     step = step.astype(jnp.uint32)
-    i = step % cycle * batch_size + jnp.arange(batch_size, dtype=jnp.uint32)
-    epoch = step // cycle * epochs_per_cycle + i // num_examples
-    return permute(i % num_examples, key, epoch, num_examples).astype(jnp.int32)
+    epoch = position = jnp.uint32(0)  # of the first example of the batch
+    for bit in range(31):
+        epochs, rest = divmod(batch_size << bit, num_examples)
+        has_bit = (step >> bit) & 1
+        epoch, position = _carry(epoch + has_bit * jnp.uint32(epochs % 2**32), position + has_bit * rest, num_examples)
+    j = jnp.arange(batch_size, dtype=jnp.uint32)
+    epoch, position = _carry(epoch + j // num_examples, position + j % num_examples, num_examples)
+    return permute(position, key, epoch, num_examples).astype(jnp.int32)
+
+
+def _carry(epoch: jax.Array, position: jax.Array, num_examples: int) -> tuple[jax.Array, jax.Array]:
+    """The same place, given with a position below `2 * num_examples`, with one below `num_examples`."""
+    over = position >= num_examples
+    return epoch + over, jnp.where(over, position - num_examples, position)
 
 
 def permute(position: jax.Array, key: jax.Array, epoch: jax.Array, num_examples: int) -> jax.Array:

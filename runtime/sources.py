@@ -1,7 +1,8 @@
 """Data sets as a run gets them: labelled images in memory, checked before anything else sees them."""
 
 import dataclasses
-from collections.abc import Callable
+import pathlib
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
@@ -95,6 +96,32 @@ class Source:
         return images
 
 
+def describe(name: str, splits: Mapping[str, Images], num_classes: int) -> list[str]:
+    """What the splits hold: a line for each, and a note if they lack classes. Those without images are left out.
+
+    Args:
+        name: of the data set.
+        splits: by name; labels as they were found.
+        num_classes: of the data set.
+    """
+    lines, notes = [], []
+    for split, images in splits.items():
+        if not len(images):
+            continue
+        mean = images.image.mean() / 255
+        size = "x".join(map(str, images.image.shape[1:]))
+        line = f"{name}: {len(images)} {split} images {size}, mean {mean:.2f} of white"
+        if images.label.ndim == 1:
+            counts = np.bincount(images.label.astype(np.int64), minlength=num_classes)
+            each = " ".join(map(str, counts)) if num_classes <= 12 else f"{counts.min()} to {counts.max()}"
+            line += f"; per class {each}"
+            if len(missing := np.flatnonzero(counts == 0)):
+                shown = ", ".join(map(str, missing[:12])) + (", ..." if len(missing) > 12 else "")
+                notes.append(f"Note: no {split} image is of class {shown} ({len(missing)} of {num_classes} classes)")
+        lines.append(line)
+    return lines + notes
+
+
 def _shape(array: np.ndarray) -> str:
     return f"{array.dtype}{list(array.shape)}"
 
@@ -166,3 +193,68 @@ def _wrong_labels(label: np.ndarray) -> str:
     if label.min() < 0:
         return f"labels from {label.min()} to {label.max()}; expected classes from 0 on: negative ones hide the class"
     return ""
+
+
+def read_image_folder(
+    folder: str | pathlib.Path, size: tuple[int, int], classes: Sequence[str] | None = None
+) -> tuple[Images, list[str]]:
+    """Reads the images FOLDER/CLASS/*, of every format that Pillow knows, as colour images of one size.
+
+    They are turned as their camera says, and what is transparent is put on white. Names that begin with a dot are left
+    out; other files that are no images by their name, and classes without images, are said.
+
+    Args:
+        folder: with a folder for each class.
+        size: (height, width) that each image is resized to.
+        classes: which there are, so that training and test images agree; None: the folders that have images.
+
+    Returns:
+        The images, in the order of their names, and the names of their classes, which their labels count.
+
+    Raises:
+        UserError: there are no images, one cannot be read or has more than 8 bits, or its class is none of `classes`.
+    """
+    import PIL.Image  # here, for only such data sets need it
+
+    visible = [path for path in sorted(pathlib.Path(folder).glob("*")) if not path.name.startswith(".")]
+    found: dict[str, list[pathlib.Path]] = {path.name: [] for path in visible if path.is_dir()}
+    left_out = [path for path in visible if not path.is_dir()]
+    for name, files in found.items():
+        for path in sorted(pathlib.Path(folder, name).glob("[!.]*")):
+            known = path.is_file() and path.suffix.lower() in PIL.Image.registered_extensions()
+            (files if known else left_out).append(path)
+    if left_out:
+        print(f"Note: {len(left_out)} files and folders are left out as no images, such as {left_out[0]}", flush=True)
+    for name in [name for name, files in found.items() if not files]:
+        print(f"Note: {pathlib.Path(folder, name)} has no images and counts as no class", flush=True)
+        del found[name]
+    if not found:
+        raise UserError(f"{folder} has no images; expected {pathlib.Path(folder, 'CLASS', '*.png')} or the like")
+    classes = sorted(found) if classes is None else list(classes)
+    if strange := sorted(found.keys() - set(classes)):
+        raise UserError(f"{pathlib.Path(folder, strange[0])}: no such class; those to train are {', '.join(classes)}")
+    files = [file for name in classes for file in found.get(name, [])]
+    label = np.array([classes.index(file.parent.name) for file in files], np.int32)
+    return Images(np.stack([_read_image(file, size) for file in files]), label), classes
+
+
+def _read_image(file: pathlib.Path, size: tuple[int, int]) -> np.ndarray:
+    """An image file as uint8 [height, width, 3]."""
+    import PIL.Image
+    import PIL.ImageOps
+
+    try:
+        with PIL.Image.open(file) as opened:
+            image = PIL.ImageOps.exif_transpose(opened)
+            if image.mode[0] in "IF":  # Pillow would cut their values off at 255
+                raise UserError(
+                    f"{file}: its pixels have more than 8 bits (mode {image.mode}), from {image.getextrema()[0]} to "
+                    f"{image.getextrema()[1]}; scale the range that matters to 0 .. 255 and save it with 8 bits"
+                )
+            if image.has_transparency_data:
+                white = PIL.Image.new("RGBA", image.size, "white")
+                image = PIL.Image.alpha_composite(white, image.convert("RGBA"))
+            return np.asarray(image.convert("RGB").resize(size[::-1]))
+    # Whatever Pillow's many readers raise of a file that is damaged or too large.
+    except (OSError, SyntaxError, ValueError, PIL.Image.DecompressionBombError) as error:
+        raise UserError(f"{file} cannot be read: {error}. Repair or remove it") from error

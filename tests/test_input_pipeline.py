@@ -112,12 +112,15 @@ def test_a_batch_depends_on_nothing_but_key_and_step():
     assert (batch != indices(17, batch_size=32, num_examples=901, key=jax.random.key(1))).any()
 
 
-@pytest.mark.parametrize("step", [0, 2813, 10**8, 2**31 - 1])
-def test_epoch_and_position_are_exact_even_where_their_product_overflows_int32(step):
-    batch_size, num_examples = 128, 60000
+@pytest.mark.parametrize("step", [0, 1, 2813, 10**8, 2**31 - 1])
+@pytest.mark.parametrize(
+    ("batch_size", "num_examples"),
+    [(128, 60000), (4096, 1281167), (4099, 2**31 - 1), (1000, 7), (1, 1), (64, 2**20), (4096, 2**30 + 1)],
+)
+def test_epoch_and_position_are_exact_however_large_their_products(step, batch_size, num_examples):
     i = [step * batch_size + j for j in range(batch_size)]  # Python's integers do not overflow
     position = jnp.asarray([k % num_examples for k in i], jnp.uint32)
-    epoch = jnp.asarray([k // num_examples for k in i], jnp.uint32)
+    epoch = jnp.asarray([k // num_examples % 2**32 for k in i], jnp.uint32)
     expected = permutation.permute(position, KEY, epoch, num_examples)
     np.testing.assert_array_equal(indices(step, batch_size=batch_size, num_examples=num_examples), expected)
 
@@ -225,6 +228,22 @@ def test_validation_images_are_taken_off_the_training_set():
     assert len(ids[0]) == 70
     assert len(ids[1]) == 30
     assert ids[0] | ids[1] == set(range(100))
+
+
+def test_what_was_found_is_said_of_each_split_with_classes_that_have_no_images(capsys):
+    input_pipeline.load_splits(source(), num_validation=10, label_noise=0.4, seed=0)
+    out = capsys.readouterr().out
+    assert re.search(r"^pixels: 90 train images 2x2x1, mean 0.1\d of white; per class( 1[6-9]| 20){5}$", out, re.M)
+    assert re.search(r"^pixels: 10 validation images 2x2x1, mean 0.\d\d of white; per class( \d){5}$", out, re.M)
+    assert "pixels: 20 test images 2x2x1, mean 0.04 of white; per class 4 4 4 4 4\n" in out
+    assert "Note" not in out
+
+    input_pipeline.load_splits(source(num_classes=30), num_validation=0, label_noise=0.0, seed=0)
+    out = capsys.readouterr().out
+    assert "train images 2x2x1, mean 0.19 of white; per class 3 to 4\n" in out
+    assert "validation" not in out
+    assert "Note: no test image is of class 20, 21, 22, 23, 24, 25, 26, 27, 28, 29 (10 of 30 classes)\n" in out
+    assert "no train image" not in out
 
 
 def test_digits_are_split_into_stratified_halves():

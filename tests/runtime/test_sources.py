@@ -2,9 +2,10 @@ import re
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from runtime.errors import UserError
-from runtime.sources import Images, Source
+from runtime.sources import Images, Source, describe, read_image_folder
 
 N = 6
 IMAGE, LABEL = np.full((N, 8, 8, 1), 7, np.uint8), np.arange(N, dtype=np.int32) % 3
@@ -72,3 +73,66 @@ def test_images_may_be_low_narrow_or_of_many_channels(shape):
 def test_classes_may_be_integers_of_any_kind(dtype):
     images = Images(IMAGE, LABEL.astype(dtype))
     assert Source.from_arrays("made", images, images).num_classes == 3
+    assert describe("made", {"test": images}, 3) == ["made: 6 test images 8x8x1, mean 0.03 of white; per class 2 2 2"]
+
+
+@pytest.fixture
+def photos(tmp_path):
+    """Two classes of a red and a blue image each, under names of several kinds."""
+    for name, colour in (("cat/1.PNG", "red"), ("cat/2.jpeg", "red"), ("dog/1.JPG", "blue"), ("dog/2.webp", "blue")):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        Image.new("RGB", (9, 5), colour).save(tmp_path / name)
+    return tmp_path
+
+
+def test_a_folder_of_images_is_read_whatever_its_files_are_called(photos, capsys):
+    (photos / ".DS_Store").touch()
+    (photos / ".ipynb_checkpoints").mkdir()
+    (photos / "cat" / ".hidden.png").touch()
+    images, classes = read_image_folder(photos, (4, 6))
+    assert classes == ["cat", "dog"]
+    assert images.image.shape == (4, 4, 6, 3)
+    assert images.image.dtype == np.uint8
+    np.testing.assert_array_equal(images.label, [0, 0, 1, 1])
+    np.testing.assert_array_equal(images.image.mean(axis=(1, 2)).argmax(axis=1), [0, 0, 2, 2])
+    assert capsys.readouterr().out == ""
+    Source.from_arrays("photos", images, images)
+
+
+def test_what_a_folder_has_beside_images_is_said(photos, capsys):
+    (photos / "emu").mkdir()
+    (photos / "cat" / "notes.txt").touch()
+    assert read_image_folder(photos, (4, 6))[1] == ["cat", "dog"]
+    out = capsys.readouterr().out
+    assert f"Note: {photos / 'emu'} has no images and counts as no class\n" in out
+    assert f"Note: 1 files and folders are left out as no images, such as {photos / 'cat' / 'notes.txt'}\n" in out
+    # The labels are those of training where a class has no test images.
+    np.testing.assert_array_equal(read_image_folder(photos, (4, 6), ["ant", "cat", "dog"])[0].label, [1, 1, 2, 2])
+
+
+@pytest.mark.parametrize(
+    ("spoil", "found"),
+    [
+        (lambda folder: (folder / "cat" / "3.png").write_bytes(b"no image"), "cat/3.png cannot be read: "),
+        (lambda folder: (folder / "dog" / "1.JPG").write_bytes((folder / "dog" / "1.JPG").read_bytes()[:-40]),
+         "dog/1.JPG cannot be read: .*[Tt]runcated"),
+        (lambda folder: Image.fromarray(np.full((5, 9), 4095, np.uint16)).save(folder / "cat" / "3.png"),
+         r"cat/3.png: its pixels have more than 8 bits \(mode I;16\), from 4095 to 4095; scale"),
+        (lambda folder: folder.joinpath("dog").rename(folder / "emu"), "emu: no such class; those to train are cat"),
+        (lambda folder: folder.rename(folder.with_name("away")), r"has no images; expected .*CLASS/\*.png"),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_taken_from_a_folder_is_named(photos, spoil, found):
+    spoil(photos)
+    with pytest.raises(UserError, match=found):
+        read_image_folder(photos, (4, 6), ["cat", "dog"])
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA", "PA"])
+def test_what_is_transparent_is_put_on_white(photos, mode):
+    image = Image.new("RGBA", (9, 5), (0, 0, 0, 0))
+    image.putpixel((0, 0), (0, 0, 0, 255))
+    image.convert(mode).save(photos / "cat" / "0.png" if mode != "PA" else photos / "cat" / "0.tif")
+    first = read_image_folder(photos, (5, 9))[0].image[0]
+    assert first[0, 0].tolist() == [0, 0, 0]
+    assert (first[2:] == 255).all()
