@@ -18,7 +18,7 @@ import input_pipeline
 import models
 import optimizers
 from configs import default
-from runtime import averages, checkpointing, durations, fields, run_config, run_folder, sharding
+from runtime import averages, checkpointing, durations, fields, files, run_config, run_folder, sharding
 from runtime.errors import UserError
 from runtime.progress import say
 from train_state import Average, CustomTrainState
@@ -84,7 +84,7 @@ _RULES: Mapping[str, fields.Rule] = {
 
 def _with_defaults(config: Mapping[str, Any]) -> dict[str, Any]:
     """The config as a dict, with the defaults of what its averages leave out."""
-    filled = ml_collections.ConfigDict(config).to_dict()
+    filled = fields.with_tuples(ml_collections.ConfigDict(config).to_dict())
     if not isinstance(filled.setdefault("averages", {}), dict):
         raise UserError(f"averages = {filled['averages']!r}: must be a dict of averages by their names")
     for name, average in filled["averages"].items():
@@ -180,6 +180,7 @@ def prepare(
         say(f"Note: {note}")
     source = input_pipeline.find_source(config["dataset"])
     resolved = resolve(config, task, num_train=source.num_train, num_devices=num_devices)
+    files.local_path(config["init_from"], "init_from")
     run_folder.check(workdir)
     checkpointing.check_run(workdir)
     if (workdir / "config.json").exists():
