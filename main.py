@@ -12,7 +12,6 @@ to stop and has saved: the same command continues from there.
 """
 
 import os
-import pathlib
 import sys
 
 import tools  # noqa: F401  # first: it says what to install where one of the next lines finds nothing
@@ -23,6 +22,7 @@ from ml_collections import config_flags
 
 from runtime import interruption
 from runtime.errors import UserError
+from runtime.files import local_path
 from runtime.progress import say
 from tools import command_line
 
@@ -63,6 +63,7 @@ def main(argv: list[str]) -> None:
 
 
 def _run() -> None:
+    workdir = local_path(_WORKDIR.value, "--workdir")
     # Here, so that a wrong flag is reported without waiting for JAX, and signals are heard while it is imported.
     import jax
 
@@ -72,7 +73,6 @@ def _run() -> None:
     from tools import finished
 
     clocks.count_imports()
-    workdir = pathlib.Path(_WORKDIR.value).expanduser()
     if _DEBUG_NANS.value:
         jax.config.update("jax_debug_nans", True)
     devices = sharding.find_devices()

@@ -17,7 +17,7 @@ import input_pipeline
 import models
 import optimizers
 from configs import default
-from runtime import averages, checkpointing, durations, fields, run_config, run_folder, sharding
+from runtime import averages, checkpointing, durations, fields, files, run_config, run_folder, sharding
 from runtime.errors import UserError
 from runtime.progress import say
 from train_state import Average, CustomTrainState
@@ -76,7 +76,7 @@ _RULES: Mapping[str, fields.Rule] = {
 
 def _with_defaults(config: Mapping[str, Any], task: Any) -> dict[str, Any]:
     """The config as a dict, with the defaults of what its loss, its model and its averages leave out."""
-    filled = ml_collections.ConfigDict(config).to_dict()
+    filled = fields.with_tuples(ml_collections.ConfigDict(config).to_dict())
     for group, declared in declared_fields(filled, task).items():
         filled[group] = declared | filled[group]
     if not isinstance(filled.setdefault("averages", {}), dict):
@@ -170,6 +170,7 @@ def prepare(
     num_devices = len(sharding.find_devices())
     for note in check(config, task):
         say(f"Note: {note}")
+    files.local_path(config["init_from"], "init_from")
     run_folder.check(workdir)
     checkpointing.check_run(workdir)
     old = run_config.read(workdir) if (workdir / "config.json").exists() else None

@@ -18,7 +18,7 @@ import numpy as np
 import safetensors.numpy
 
 from runtime.errors import UserError
-from runtime.files import replace_file
+from runtime.files import local_path, replace_file
 from runtime.progress import say
 
 _directory: pathlib.Path | None = None
@@ -39,12 +39,12 @@ def enable(directory: str | pathlib.Path) -> str:
         UserError: it cannot be used, or others could change what is in it.
     """
     global _directory
+    directory = local_path(directory, "--cache_dir").absolute()
     try:
-        directory = pathlib.Path(directory).expanduser().absolute()
         for folder in (directory, directory / "compiled", directory / "data"):
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             _check_private(folder)
-    except (OSError, RuntimeError) as error:  # the latter where there is no home
+    except OSError as error:
         raise UserError(f"--cache_dir={directory} cannot be used: {error}. --cache_dir= does without") from error
     _directory = directory
     programs: str = jax.config.jax_compilation_cache_dir  # type: ignore[attr-defined]  # made at run time

@@ -22,7 +22,7 @@ import orbax.checkpoint as ocp
 
 from runtime import average_table
 from runtime.errors import UserError
-from runtime.files import without_wildcards
+from runtime.files import local_path, without_wildcards
 from runtime.metric_writing import Written, read_metrics
 from runtime.progress import say
 from runtime.stored import (
@@ -310,7 +310,7 @@ def find_origin(workdir: pathlib.Path, init_from: str, weights: str, like: Custo
     """
     if not init_from or saved_folders(workdir / "checkpoints"):
         return None
-    found = list_stored(pathlib.Path(init_from).expanduser())
+    found = list_stored(local_path(init_from, "init_from"))
     if not found:
         raise UserError(
             f"init_from = {init_from!r} holds no checkpoint; it must be the --workdir of a run that has saved one"

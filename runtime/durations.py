@@ -5,7 +5,7 @@ import math
 import re
 from fractions import Fraction
 
-_DURATION = re.compile(r"\s*(?P<number>\d+(\.\d+)?)\s*(?P<unit>%|[a-z]+)\s*", re.ASCII)
+_DURATION = re.compile(r"\s*(?P<number>\d+(\.\d+)?|\d+/[1-9]\d*)\s*(?P<unit>%|[a-z]+)\s*", re.ASCII)
 # The fields of a config that say how often something is due.
 PERIODS = ("log_every", "eval_every", "checkpoint_every", "snapshot_every")
 _UNITS = ("steps", "epochs", "examples", "%")
@@ -38,7 +38,7 @@ class Duration:
 
 
 def parse(text: str) -> Duration:
-    """Reads `"500 steps"`, `"10 epochs"`, `"60000 examples"` or `"2%"`; the singular is accepted, too.
+    """Reads `"500 steps"`, `"10 epochs"`, `"60000 examples"` or `"2%"`; the singular is accepted, and `"1875/2 steps"`.
 
     Raises:
         ValueError: for anything else.

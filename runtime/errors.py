@@ -24,8 +24,9 @@ def missing_package(error: ImportError) -> str:
 
 
 def excepthook(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-    """Prints one message in place of the traceback of a package that is not installed; see `sys.excepthook`."""
-    if isinstance(error, ModuleNotFoundError):
-        print(f"error: {missing_package(error)}", file=sys.stderr)
+    """Prints one message in place of the traceback of what the user can mend; see `sys.excepthook`."""
+    if isinstance(error, ModuleNotFoundError | UserError):
+        message = missing_package(error) if isinstance(error, ModuleNotFoundError) else error
+        print(f"error: {message}", file=sys.stderr)
     else:
         sys.__excepthook__(kind, error, trace)

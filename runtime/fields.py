@@ -23,6 +23,13 @@ def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
+def with_tuples(value: Any) -> Any:
+    """A nested config with tuples where JSON has left lists."""
+    if isinstance(value, dict):
+        return {name: with_tuples(item) for name, item in value.items()}
+    return tuple(value) if isinstance(value, list) else value
+
+
 def duration(value: str) -> str:
     """Requires a duration such as "10 epochs"."""
     try:

@@ -1,12 +1,37 @@
-"""Files that are whole or absent, and folders whose names other libraries would take for patterns."""
+"""Paths that users give, files that are whole or absent, and names that other libraries would take for patterns."""
 
 import contextlib
 import glob
+import os
 import pathlib
+import re
 import tempfile
 from collections.abc import Iterator
 
 from runtime.errors import UserError
+
+
+def local_path(path: str | os.PathLike[str], option: str = "") -> pathlib.Path:
+    """The path that a user means, with `~` expanded: most shells leave it to us in `--option=~/x`.
+
+    Args:
+        path: of a file or folder.
+        option: by which it was given, such as "--workdir", for the message.
+
+    Raises:
+        UserError: it is a URL, its `~` is nobody's, or it cannot be written in UTF-8, as in a report.
+    """
+    text = os.fspath(path)
+    given = f"{option}={text}" if option else text
+    if re.match("[a-z][a-z0-9+.-]*:/" + "/" * isinstance(path, str), text, re.IGNORECASE):  # pathlib joins two slashes
+        raise UserError(f"{given} cannot be used: it is a URL; must be a path on this machine")
+    try:
+        text.encode()
+        return pathlib.Path(text).expanduser()
+    except UnicodeEncodeError as error:
+        raise UserError(f"{option or 'path'}={text!r} cannot be used: its name must be UTF-8") from error
+    except RuntimeError as error:
+        raise UserError(f"{given} cannot be used: {error}") from error
 
 
 def replace_file(path: pathlib.Path, content: str | bytes, suffix: str = "partial") -> None:

@@ -11,7 +11,7 @@ import ml_collections
 
 from runtime.durations import PERIODS
 from runtime.errors import UserError
-from runtime.fields import flatten
+from runtime.fields import flatten, with_tuples
 from runtime.files import replace_file
 
 # Fields that may differ when a run is continued: they change what is kept or printed, not what is computed. Whether a
@@ -49,12 +49,10 @@ def read(workdir: pathlib.Path) -> ml_collections.FrozenConfigDict:
         UserError: there is none, or it is damaged.
     """
     try:
-        config = json.loads((workdir / "config.json").read_text())
+        config = with_tuples(json.loads((workdir / "config.json").read_text()))
         for group in (config, *config["averages"].values()):
             for name in {*PERIODS, "half_life"} & group.keys():
                 group[name] = Fraction(group[name]) if isinstance(group[name], str) and group[name] else group[name]
-        config = {name: tuple(value) if isinstance(value, list) else value for name, value in config.items()}
-        config["model"]["hidden_sizes"] = tuple(config["model"]["hidden_sizes"])
         if type(config["duration"]) is not int:
             raise TypeError(f"duration = {config['duration']!r}")
         return ml_collections.FrozenConfigDict(config)

@@ -13,6 +13,7 @@ from clu import parameter_overview
 from runtime import average_table, environment, run_config
 from runtime.durations import PERIODS, in_words
 from runtime.errors import UserError
+from runtime.files import local_path as local_path
 from runtime.progress import say
 from train_state import CustomTrainState
 

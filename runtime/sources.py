@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 
 from runtime.errors import UserError
+from runtime.progress import say
 
 SPLITS = ("train", "test")
 
@@ -224,9 +225,9 @@ def read_image_folder(
             known = path.is_file() and path.suffix.lower() in PIL.Image.registered_extensions()
             (files if known else left_out).append(path)
     if left_out:
-        print(f"Note: {len(left_out)} files and folders are left out as no images, such as {left_out[0]}", flush=True)
+        say(f"Note: {len(left_out)} files and folders are left out as no images, such as {left_out[0]}")
     for name in [name for name, files in found.items() if not files]:
-        print(f"Note: {pathlib.Path(folder, name)} has no images and counts as no class", flush=True)
+        say(f"Note: {pathlib.Path(folder, name)} has no images and counts as no class")
         del found[name]
     if not found:
         raise UserError(f"{folder} has no images; expected {pathlib.Path(folder, 'CLASS', '*.png')} or the like")

@@ -169,7 +169,7 @@ class Stored:
         saved, step = saved_names(self.folder / "sums"), self.record.step
         for name in sorted(saved ^ sums.keys()):
             change = "is gone" if name in saved else f"is new: its first mean is over the steps after {step}"
-            print(f"The metric {name} of the loss {change}", flush=True)
+            say(f"The metric {name} of the loss {change}")
         some = next(iter(sums.values()))  # they are alike
         like = jax.tree.map(lambda x: abstract(x, x.sharding), dict.fromkeys(saved, some))
         restored = read_tree(self.folder / "sums", like)

@@ -14,6 +14,8 @@ from ml_collections import config_flags
 
 from runtime import fields
 from runtime.errors import UserError
+from runtime.files import local_path
+from tools import stored_config
 
 
 def parse(argv: list[str]) -> list[str]:
@@ -26,7 +28,7 @@ def parse(argv: list[str]) -> list[str]:
         The program's name and the arguments that are no flags.
     """
     # absl would show INFO by default, and the libraries that log through it would drown what the run itself prints.
-    argv = [argv[0], "--verbosity=-1", *argv[1:]]
+    argv = [argv[0], "--verbosity=-1", *_with_config_path(argv[1:])]
     flags.FLAGS["config"].parser = _ConfigParser(flags.FLAGS["config"].parser, argv)
     try:
         positional: list[str] = flags.FLAGS(argv)
@@ -56,6 +58,18 @@ def parse(argv: list[str]) -> list[str]:
             sys.exit(f"error: --{' and --'.join(missing)} must be given; --help shows how the command is used")
         problems = _wrong_overrides(argv) or [str(error).strip().splitlines()[-1]]
         sys.exit("error: " + "\n".join(problems))
+
+
+def _with_config_path(arguments: Sequence[str]) -> list[str]:
+    """The arguments with the whole path of the config file, and of a run's `config.json` what reads it."""
+    changed = list(arguments)
+    for index, argument in enumerate(arguments):
+        flag, equals, path = argument.partition("=")
+        if flag in ("-config", "--config") and (equals or index + 1 < len(arguments)):
+            path = str(local_path(path if equals else arguments[index + 1], "--config"))
+            path = f"{stored_config.__file__}:{path}" if path.endswith(".json") else path
+            changed[index : index + 1 + (not equals)] = [f"{flag}={path}"] if equals else [flag, path]
+    return changed
 
 
 class _ConfigParser(flags.ArgumentParser):

@@ -27,7 +27,7 @@ from reporting import diagnosis, page
 from reporting.runs import Run
 from runtime import environment
 from runtime.errors import UserError
-from runtime.files import replace_file
+from runtime.files import local_path, replace_file
 from runtime.progress import say, under_way
 from tools.diagnosis import curvature, ensembles, landscape, matching, spectrum
 from tools.diagnosis.curvature import NUM_BATCHES
@@ -99,8 +99,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         "python -m tools.diagnose", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("workdir", type=pathlib.Path, metavar="WORKDIR", help="folder of the run")
-    parser.add_argument("other", type=pathlib.Path, metavar="OTHER", nargs="?", help="folder of another run")
+    parser.add_argument("workdir", type=local_path, metavar="WORKDIR", help="folder of the run")
+    parser.add_argument("other", type=local_path, metavar="OTHER", nargs="?", help="folder of another run")
     parser.add_argument("--average", default="", help="name of the average; default: the one of config.best_curve")
     parser.add_argument("--images", type=int, default=1500, help="of each split to score; default: %(default)s")
     parser.add_argument("--steps", type=int, default=300, help="of training to repeat; default: %(default)s")

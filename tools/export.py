@@ -21,7 +21,7 @@ import evaluation
 from reporting import tables
 from runtime import run_config, sharding
 from runtime.errors import UserError
-from runtime.files import replace_file
+from runtime.files import local_path, replace_file
 from runtime.progress import say
 from runtime.stored import find_checkpoint
 from tools.finished import FinishedRun
@@ -78,9 +78,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         "python -m tools.export", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("workdir", type=pathlib.Path, help="folder of the run")
+    parser.add_argument("workdir", type=local_path, help="folder of the run")
     parser.add_argument("--average", required=True, help="name of the average, or raw")
-    parser.add_argument("--out", required=True, type=pathlib.Path, metavar="DIR", help="folder to write to")
+    parser.add_argument("--out", required=True, type=local_path, metavar="DIR", help="folder to write to")
     parser.add_argument("--checkpoint", choices=("latest", "best"), default="latest", help="default: latest")
     args = parser.parse_args()
     try:

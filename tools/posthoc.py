@@ -35,7 +35,7 @@ from configs import default
 from reporting import page, runs
 from runtime import averages, fields
 from runtime.errors import UserError
-from runtime.files import replace_file
+from runtime.files import local_path, replace_file
 from runtime.progress import say
 from runtime.sharding import replicated
 from runtime.stored import Stored
@@ -255,7 +255,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         "python -m tools.posthoc", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("workdir", type=pathlib.Path, help="folder of the run")
+    parser.add_argument("workdir", type=local_path, help="folder of the run")
     parser.add_argument(
         "--average", required=True, action="append", help="KIND:FIELD=VALUE,...; may be given repeatedly"
     )

@@ -18,6 +18,7 @@ from collections.abc import Sequence
 from reporting import page, runs, tables
 from reporting.runs import Run
 from runtime.errors import UserError
+from runtime.files import local_path
 from runtime.progress import output
 
 
@@ -26,7 +27,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         "python -m tools.report", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("workdirs", nargs="+", type=pathlib.Path, metavar="WORKDIR", help="folder of a run")
+    parser.add_argument("workdirs", nargs="+", type=local_path, metavar="WORKDIR", help="folder of a run")
     parser.add_argument(
         "--format",
         choices=("html", "table", "markdown", "csv", "json"),
@@ -35,7 +36,7 @@ def main() -> None:
     )
     parser.add_argument(
         "--out",
-        type=pathlib.Path,
+        type=local_path,
         help="folder of the page; default: the workdir, or of several, `report` beside the first",
     )
     args = parser.parse_args()

@@ -19,6 +19,7 @@ from ml_collections import config_flags
 
 from augmentation import Augmentation
 from runtime.errors import UserError
+from runtime.files import local_path
 from runtime.progress import say
 from tools import command_line, finished
 
@@ -67,7 +68,7 @@ def main(argv: list[str]) -> None:
         sys.exit(f"error: unknown argument {argv[1]!r}; flags are written --name=value")
     logging.set_verbosity(logging.WARNING)
     try:
-        draw(_CONFIG.value, pathlib.Path(_OUT.value))
+        draw(_CONFIG.value, local_path(_OUT.value, "--out"))
     except (UserError, OSError, ValueError) as error:  # the last is Matplotlib's, of a format that it does not know
         sys.exit(f"error: {error}")
     say(_OUT.value)
