@@ -228,7 +228,7 @@ def create_experiment(config: ml_collections.FrozenConfigDict, source: input_pip
     eval_step = functools.partial(
         evaluation.eval_step, apply_fn=state.apply_fn, score_fn=task.score_fn, sharding=sharding.split_batch(mesh)
     )
-    _, scores = jax.eval_shape(eval_step, {"raw": state.weights()["raw"]}, eval_data["test"], 0)
+    _, scores = jax.eval_shape(eval_step, state.weights(), eval_data["test"], jnp.int32(0))
     config = settings.completed(config, proportions=evaluation.check_scores(scores["raw"], task.metrics))
     return Experiment(config, task, mesh, state, sums, train_data, eval_data, loss_fn, program, eval_step)
 
