@@ -1,7 +1,9 @@
-"""Signals that ask a run to stop: SIGTERM, which schedulers send before they kill, and Ctrl-C.
+"""Signals that ask a run to stop: SIGTERM and SIGUSR1 or SIGUSR2, which schedulers send before they kill, Ctrl-C, and
+SIGHUP of a terminal that is closed.
 
-The first one lets training finish what the device is doing, save, and end with `STATUS`; the second ends the process at
-once. While there is nothing to save, before training and in a process that does not train, so does the first.
+The first one lets training finish what the device is doing, save, and end with `STATUS`; a second SIGTERM or Ctrl-C
+ends the process at once. While there is nothing to save, before training and in a process that does not train, so does
+the first signal.
 """
 
 import contextlib
@@ -15,6 +17,9 @@ from typing import NoReturn
 
 # What a process ends with when its own command continues the run: EX_TEMPFAIL of sysexits.h, "try again later".
 STATUS = 75
+
+_INSISTENT = (signal.SIGTERM, signal.SIGINT)  # a second one means now; a closing terminal sends SIGHUP twice by itself
+_SIGNALS = (*_INSISTENT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 
 _requested = threading.Event()
 _is_training = False
@@ -32,23 +37,27 @@ def listen() -> None:
     """
     receiver, sender = socket.socketpair()
     sender.setblocking(False)
-    for signum in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(signum, lambda *_: None)  # instead of a KeyboardInterrupt in the middle of anything
+    for signum in _SIGNALS:
+        if signum != signal.SIGHUP or signal.getsignal(signum) != signal.SIG_IGN:  # as nohup wants it
+            signal.signal(signum, lambda *_: None)  # instead of a KeyboardInterrupt in the middle of anything
     signal.set_wakeup_fd(sender.detach(), warn_on_full_buffer=False)
     threading.Thread(target=_receive, args=(receiver,), daemon=True).start()
 
 
 def _receive(receiver: socket.socket) -> None:
+    insisted = False
     while True:
         signum = signal.Signals(receiver.recv(1)[0])
-        if signum not in (signal.SIGTERM, signal.SIGINT):
+        if signum not in _SIGNALS:
             continue
-        if _requested.is_set():
+        if insisted and signum in _INSISTENT:
             end(f"{signum.name} again: stopped at once. {how_to_continue()}", 128 + signum)  # as shells report it
         if not _is_training:
             end(f"{signum.name}: stopped, with nothing to save. {how_to_continue()}", STATUS)
-        _requested.set()
-        _tell(f"{signum.name}: saving and stopping; a second signal stops at once")
+        insisted |= signum in _INSISTENT
+        if not _requested.is_set():
+            _requested.set()
+            _tell(f"{signum.name}: saving and stopping; a second SIGTERM or Ctrl-C stops at once")
 
 
 def _tell(message: str) -> None:

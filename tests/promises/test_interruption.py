@@ -47,7 +47,7 @@ def wait_for(stream, text: str) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2])
 def test_a_signal_ends_a_run_in_order_and_the_command_that_is_printed_continues_it(tmp_path, config, signum):
     workdir, whole = tmp_path / "run", tmp_path / "whole"
     flags = ("--config.duration=3000 steps", *PERIODS, "--config.steps_per_dispatch=1")
@@ -90,12 +90,38 @@ def test_a_second_signal_ends_the_process_at_once(tmp_path, config):
     with start(f"--workdir={tmp_path / 'run'}", *LONG, config=config) as process:
         wait_for(process.stdout, "training 3")
         process.send_signal(signal.SIGTERM)
-        wait_for(process.stderr, "SIGTERM: saving and stopping; a second signal stops at once")
+        wait_for(process.stderr, "SIGTERM: saving and stopping; a second SIGTERM or Ctrl-C stops at once")
         process.send_signal(signal.SIGTERM)
         _, errors = process.communicate(timeout=60)
     assert process.returncode == 128 + signal.SIGTERM
     assert "SIGTERM again: stopped at once. To continue: " in errors
     assert [path.name for path in (tmp_path / "run" / "checkpoints").glob("*") if path.name.isdigit()] == ["0"]
+
+
+@pytest.mark.slow
+def test_what_is_no_second_request_does_not_cut_the_saving_short(tmp_path, config):
+    """A terminal that closes sends SIGHUP twice, and a scheduler SIGTERM some time after SIGUSR1."""
+    with start(f"--workdir={tmp_path / 'run'}", *LONG, "--config.steps_per_dispatch=1", config=config) as process:
+        wait_for(process.stdout, "training 3")
+        for signum in (signal.SIGHUP, signal.SIGUSR1, signal.SIGHUP, signal.SIGTERM):
+            process.send_signal(signum)
+        _, errors = process.communicate(timeout=60)
+    assert process.returncode == interruption.STATUS
+    assert errors.count("saving and stopping") == 1
+    assert "Stopped and saved at step " in errors
+
+
+@pytest.mark.slow
+def test_a_run_under_nohup_outlives_its_terminal(tmp_path, config):
+    flags = ("--config.duration=300 steps", *PERIODS, "--config.steps_per_dispatch=1")
+    arguments = ["nohup", *command(f"--workdir={tmp_path / 'run'}", *flags, config=config)]
+    with subprocess.Popen(
+        arguments, cwd=ROOT, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        wait_for(process.stdout, "training 3")
+        process.send_signal(signal.SIGHUP)
+        process.communicate(timeout=120)
+    assert process.returncode == 0
 
 
 def test_before_training_a_signal_ends_the_process_with_the_command_to_start_again(tmp_path):
