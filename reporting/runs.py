@@ -338,23 +338,20 @@ def _interval(pairs: Sequence[Mapping[str, Any]], metric: str) -> tuple[float | 
 def verdict(row: Mapping[str, Any]) -> str:
     """A sentence on the interval of a row's difference. Only over seeds does it claim that averaging helps."""
     accuracy, curve = row["of"] == "accuracy", row["curve"]
-    if None in (row["difference"], row["low"], row["high"], row.get("loss", 0.0)):
+    if None in (row["difference"], row.get("loss", 0.0)):
         return f"{curve}: not all of its scores are finite, so they say nothing."
     size = format_difference(row) + (" points of accuracy" if accuracy else " in loss (less is better)")
-    sign = 1 if accuracy else -1
     if row["over"] == "images":
-        return f"{curve} minus raw: {size}, 95 % interval over images like these."
-    if min(sign * row["low"], sign * row["high"]) > 0:
-        outcome = "scores better than raw"
-    elif max(sign * row["low"], sign * row["high"]) < 0:
-        outcome = "scores worse than raw"
-    else:
-        outcome = "cannot be told from raw"
+        interval = "95 % interval over images like these" if row["low"] is not None else "of a single image"
+        return f"{curve} minus raw: {size}, {interval}."
+    ends = [row[end] if accuracy else -row[end] for end in ("low", "high")]
+    found = "better than" if min(ends) > 0 else "worse than" if max(ends) < 0 else ""
+    outcome = f"scores {found} raw" if found else "cannot be told from raw"
     return f"{curve} {outcome}: {size}, 95 % interval over {row['runs']} seeds, paired."
 
 
 def format_difference(row: Mapping[str, Any]) -> str:
     """A difference with its interval: `+9.38 (+6.32 .. +12.39)`, in points of accuracy or in loss."""
-    accuracy = row["of"] == "accuracy"
-    values = (row[name] * (100 if accuracy else 1) for name in ("difference", "low", "high"))
-    return ("{:+.2f} ({:+.2f} .. {:+.2f})" if accuracy else "{:+.3g} ({:+.3g} .. {:+.3g})").format(*values)
+    factor, form = (100, "{:+.2f}") if row["of"] == "accuracy" else (1, "{:+.3g}")
+    values = [form.format(row[name] * factor) for name in ("difference", "low", "high") if row[name] is not None]
+    return "{} ({} .. {})".format(*values) if len(values) == 3 else values[0]  # of a single image
