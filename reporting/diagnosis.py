@@ -86,15 +86,16 @@ def write_pictures(folder: pathlib.Path, found: Found) -> str:
     return f"Pictures and numbers: {folder}"
 
 
-def _interval(values: Sequence[float], form: str = "{:+.3g}") -> str:
+def _interval(values: Sequence[float | None], form: str = "{:+.3g}") -> str:
     mean, low, high = (form.format(value) if value is not None else "not finite" for value in values)
     return f"{mean} ({low} .. {high})"
 
 
 def _difference(found: Found, metric: str) -> str:
     """A paired difference of scores with its interval, of accuracy in points."""
+    factor, form = (1, "{:+.3g}") if metric == "loss" else (100, "{:+.2f}")
     values = [found[name] for name in (metric, f"{metric}_low", f"{metric}_high")]
-    return _interval(values, "{:+.3g}") if metric == "loss" else _interval([100 * value for value in values], "{:+.2f}")
+    return _interval([value if value is None else factor * value for value in values], form)
 
 
 def _line(part: Found, average: str) -> Section:

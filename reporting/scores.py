@@ -81,14 +81,15 @@ class Scoring:
         """A sentence on the interval of a row's difference. Only over seeds does it claim that averaging helps."""
         curve, metric, better = row["curve"], row["of"], row["better"]
         low, high = (row[f"{metric}_{end}"] for end in ("low", "high"))
-        if None in (row[f"{metric}_difference"], low, high, row.get("loss", 0.0)):
+        if None in (row[f"{metric}_difference"], row.get("loss", 0.0)):
             return f"{curve}: not all of its scores are finite, so they say nothing."
         less = " (less is better)" if better == "lower" else ""
         size = self.format_difference(row, metric) + (
             f" points of {metric}" if self.is_percent(metric) else f" in {metric}{less}"
         )
         if row["over"] == "images":
-            return f"{curve} minus raw: {size}, 95 % interval over images like these."
+            interval = "95 % interval over images like these" if low is not None else "of a single image"
+            return f"{curve} minus raw: {size}, {interval}."
         if min(low, high) > 0 or max(low, high) < 0:
             outcome = "scores better than raw" if (low > 0) == (better == "higher") else "scores worse than raw"
             outcome = outcome if better else "differs from raw"
@@ -99,8 +100,9 @@ class Scoring:
     def format_difference(self, row: Mapping[str, Any], metric: str) -> str:
         """A difference with its interval: `+9.38 (+6.32 .. +12.39)`, of proportions in points."""
         form, factor = ("{:+.2f}", 100) if self.is_percent(metric) else ("{:+.3g}", 1)
-        mean, low, high = (form.format(factor * row[f"{metric}_{what}"]) for what in ("difference", "low", "high"))
-        return f"{mean} ({low} .. {high})"
+        found = (row[f"{metric}_{what}"] for what in ("difference", "low", "high"))
+        mean, *interval = (form.format(factor * value) for value in found if value is not None)
+        return f"{mean} ({' .. '.join(interval)})" if interval else mean  # none over a single image
 
 
 # What a line of an evaluation has besides metrics.

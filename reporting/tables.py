@@ -66,8 +66,7 @@ def _best(scoring: Scoring, row: Row) -> str:
 
 
 def _difference(scoring: Scoring, name: str, row: Row, unit: bool = False) -> str:
-    values = [row.get(f"{name}_{what}") for what in ("difference", "low", "high")]
-    if None in values:
+    if row.get(f"{name}_difference") is None:
         return "-" if f"{name}_difference" in row else ""
     what = " points" if scoring.is_percent(name) else f" {name}"
     return scoring.format_difference(row, name) + (what if unit else "")

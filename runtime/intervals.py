@@ -17,11 +17,13 @@ def paired_proportions_interval(first: np.ndarray, second: np.ndarray) -> tuple[
         second: bool [n].
 
     Returns:
-        Difference, lower and upper bound, within [-1, 1].
+        Difference, lower and upper bound, within [-1, 1]; bounds of NaN if there is one image only.
     """
     from scipy import special  # here, for it takes a while that the first training step need not wait
 
     n = len(first)
+    if n == 1:
+        return float(first[0]) - float(second[0]), math.nan, math.nan
     gained = int(np.sum(first & ~second))
     lost = int(np.sum(second & ~first))
     discordant, size, centre = gained + lost + 1, n + 2, (gained - lost) / (n + 2)
@@ -30,7 +32,7 @@ def paired_proportions_interval(first: np.ndarray, second: np.ndarray) -> tuple[
 
 
 def mean_interval(values: np.ndarray) -> tuple[Any, Any, Any]:
-    """The mean of at least two values with its 95 % interval by Student's t: mean, lower and upper bound.
+    """The mean with its 95 % interval by Student's t: mean, lower and upper bound; bounds of NaN for one value.
 
     Args:
         values: [n], which gives floats, or [n, ...], which gives arrays [...].
@@ -38,5 +40,7 @@ def mean_interval(values: np.ndarray) -> tuple[Any, Any, Any]:
     from scipy import special
 
     mean = np.mean(values, axis=0)
+    if len(values) == 1:
+        return mean, mean * math.nan, mean * math.nan
     half_width = special.stdtrit(len(values) - 1, 0.975) * np.std(values, axis=0, ddof=1) / math.sqrt(len(values))
     return mean, mean - half_width, mean + half_width

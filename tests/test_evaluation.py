@@ -145,6 +145,14 @@ def test_the_interval_of_a_mean_is_students():
     assert (mean, low, high) == pytest.approx((2.5, 2.5 - 3.182446 * 0.6454972, 2.5 + 3.182446 * 0.6454972), rel=1e-6)
 
 
+def test_one_image_has_no_interval_and_causes_no_warning():
+    scores = {"loss": np.array([0.5]), "accuracy": np.array([True]), "predicted": np.array([3])}
+    metrics = evaluation.compare(scores, {"loss": np.array([2.0]), "accuracy": np.array([False]), "predicted": [1]})
+    assert (metrics["loss"], metrics["accuracy"], metrics["agreement"]) == (-1.5, 1.0, 0.0)
+    bounds = [metrics[f"{name}_{end}"] for name in ("loss", "accuracy") for end in ("low", "high")]
+    assert np.isnan(bounds).all()
+
+
 def test_calibration_error_weighs_the_gap_of_each_bin_by_its_images():
     confidence = np.array([0.65, 0.65, 0.65, 0.95, 1.0])
     correct = np.array([True, False, False, True, True])

@@ -18,13 +18,6 @@ from streams import stream_key
 KEY = jax.random.key(0)
 
 
-_example_indices = jax.jit(permutation.example_indices, static_argnames=("batch_size", "num_examples"))
-
-
-def indices(step, *, batch_size, num_examples, key=KEY):
-    return np.asarray(_example_indices(key, jnp.int32(step), batch_size=batch_size, num_examples=num_examples))
-
-
 def source(num_train=100, num_test=20, num_classes=5):
     """Images whose pixels tell which one they are."""
 
@@ -94,13 +87,6 @@ def test_a_setting_that_does_not_suit_the_data_set_is_refused(settings, found):
     assert len(str(error.value).splitlines()) == 1
 
 
-def test_a_batch_depends_on_nothing_but_key_and_step():
-    batch = indices(17, batch_size=32, num_examples=901)
-    np.testing.assert_array_equal(batch, indices(17, batch_size=32, num_examples=901))
-    assert (batch != indices(18, batch_size=32, num_examples=901)).any()
-    assert (batch != indices(17, batch_size=32, num_examples=901, key=jax.random.key(1))).any()
-
-
 def test_training_images_are_normalised_to_mean_zero_and_deviation_one():
     image = np.random.default_rng(0).integers(0, 256, size=(50, 4, 4, 3)).astype(np.uint8)
     image[..., 2] = 9  # a constant channel
@@ -115,7 +101,8 @@ def test_a_batch_holds_the_images_and_labels_of_its_indices():
     identity = input_pipeline.Normalization(np.zeros(1, np.float32), np.ones(1, np.float32))
     data = input_pipeline.TrainData(splits.train.image, splits.train.label, identity, 5, 8, Augmentation())
     batch = jax.jit(lambda data, step: data.batch(KEY, step))(data, jnp.int32(3))
-    expected = indices(3, key=stream_key(KEY, "permutation"), batch_size=8, num_examples=100)
+    key = stream_key(KEY, "permutation")
+    expected = np.asarray(permutation.example_indices(key, jnp.int32(3), batch_size=8, num_examples=100))
     np.testing.assert_array_equal(batch["image"][:, 0, 0, 0], expected)
     np.testing.assert_array_equal(batch["label"], expected % 5)
     np.testing.assert_array_equal(batch["target"], np.eye(5)[expected % 5])

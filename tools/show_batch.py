@@ -1,6 +1,6 @@
 """A picture of the first training batch: its images as they are, and below each what augmentation makes of it.
 
-    python -m tools.show_batch --config=configs/cifar10.py --out=batch.png
+    python -m tools.show_batch --config=configs/cifar10.py --out=runs/batch.png
     python -m tools.show_batch --config=configs/cifar10.py --config.augment.cutout=12 --config.augment.mixup=1.0
 
 Any field of the config can be overridden, as in the second line.
@@ -24,7 +24,7 @@ from runtime.progress import say
 from tools import command_line, finished
 
 _CONFIG = config_flags.DEFINE_config_file("config", help_string="File with the config.")
-_OUT = flags.DEFINE_string("out", "batch.png", "The picture.")
+_OUT = flags.DEFINE_string("out", "runs/batch.png", "The picture.")
 COLUMNS, PAIRS_OF_ROWS = 12, 2
 
 
@@ -53,12 +53,17 @@ def draw(config: ml_collections.ConfigDict, path: pathlib.Path) -> None:
             axes.axis("off")
             if index < len(batch["label"]):
                 pixels = np.clip((batch["image"][index] * std + mean) / 255, 0, 1)
-                axes.imshow(pixels, cmap="gray", vmin=0, vmax=1)
+                # As grey, RGB or RGBA; of any other number of channels, the first.
+                axes.imshow(pixels if pixels.shape[-1] in (1, 3, 4) else pixels[..., 0], cmap="gray", vmin=0, vmax=1)
                 target = batch["target"][index]
                 classes = np.flatnonzero(target)[np.argsort(-target[np.flatnonzero(target)])]
                 title = str(classes[0]) if len(classes) == 1 else ", ".join(f"{target[c]:.0%} {c}" for c in classes)
                 axes.set_title(title, fontsize=8)
-    figure.suptitle(f"{config.dataset}: training images as they are, and below each after augmentation", fontsize=10)
+    channels = plain.image.shape[-1]
+    shown = "" if channels in (1, 3, 4) else f" (the first of {channels} channels)"
+    title = f"{config.dataset}: training images as they are, and below each after augmentation{shown}"
+    figure.suptitle(title, fontsize=10)
+    path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=80)
 
 

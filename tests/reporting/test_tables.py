@@ -31,6 +31,18 @@ def test_without_accuracy_the_table_has_the_loss_and_its_difference():
     assert ema.split() == ["ema", "0.25", "-0.25", "(-0.5", "..", "+0.1)", "loss"]
 
 
+def test_a_difference_on_a_single_image_is_shown_without_an_interval(tmp_path):
+    run = make_run(tmp_path / "run")
+    metrics = tmp_path / "run" / "metrics.jsonl"
+    metrics.write_text(re.sub(r'("(accuracy|loss)_(low|high)"): [\d.-]+', r"\1: null", metrics.read_text()))
+    (group,), _ = runs.group([Run.read(run.workdir)])
+    row = group.rows()[1]
+    size = f"{100 * row['accuracy_difference']:+.2f} points"
+    assert tables.cells(group.rows(), group.scoring)[2][2] == size
+    assert group.scoring.verdict(row) == f"{row['curve']} minus raw: {size} of accuracy, of a single image."
+    write(run.workdir)
+
+
 def test_a_difference_that_is_not_finite_is_a_dash_and_no_claim(tmp_path):
     run = make_run(tmp_path / "run")
     text = (tmp_path / "run" / "metrics.jsonl").read_text()

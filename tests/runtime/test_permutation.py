@@ -7,8 +7,6 @@ from scipy import stats
 from runtime import permutation
 
 KEY = jax.random.key(0)
-
-
 _example_indices = jax.jit(permutation.example_indices, static_argnames=("batch_size", "num_examples"))
 
 
@@ -25,6 +23,13 @@ def test_every_epoch_visits_every_image_once_though_batches_straddle_epochs(num_
     np.testing.assert_array_equal(np.sort(epochs), np.tile(np.arange(num_examples), (num_epochs, 1)))
     if num_examples > 7:
         assert len({tuple(epoch) for epoch in epochs}) == num_epochs
+
+
+def test_a_batch_depends_on_nothing_but_key_and_step():
+    batch = indices(17, batch_size=32, num_examples=901)
+    np.testing.assert_array_equal(batch, indices(17, batch_size=32, num_examples=901))
+    assert (batch != indices(18, batch_size=32, num_examples=901)).any()
+    assert (batch != indices(17, batch_size=32, num_examples=901, key=jax.random.key(1))).any()
 
 
 @pytest.mark.parametrize("step", [0, 1, 2813, 10**8, 2**31 - 1])
