@@ -95,7 +95,7 @@ def cutout(key: jax.Array, image: jax.Array, size: int) -> jax.Array:
 
     def inside(key: jax.Array, length: int) -> jax.Array:
         first = jax.random.randint(key, (len(image), 1), 0, length) - size // 2
-        position = jnp.arange(length)
+        position = jnp.arange(length)[None]
         return (first <= position) & (position < first + size)
 
     rows, columns = (inside(k, n) for k, n in zip(jax.random.split(key), (height, width), strict=True))

@@ -125,7 +125,8 @@ class Normalization(struct.PyTreeNode):
 
     def __call__(self, image: jax.Array) -> jax.Array:
         """uint8 images to float32 with mean 0 and standard deviation 1 in each channel."""
-        return (image.astype(jnp.float32) - self.mean) / self.std
+        mean, std = (jnp.expand_dims(x, range(image.ndim - 1)) for x in (self.mean, self.std))
+        return (image.astype(jnp.float32) - mean) / std
 
 
 class TrainData(struct.PyTreeNode):

@@ -172,8 +172,9 @@ class CustomTrainState(train_state.TrainState):
         ema_params, ema_batch_stats, ema_count = {}, {}, {}
         for average in self.averages:
             name = average.name
-            ema_count[name] = self.ema_count[name] + moved
-            step_size = jnp.where(moved, average.schedule(ema_count[name]), 0.0)
+            ema_count[name] = self.ema_count[name] + jnp.asarray(moved, jnp.int32)
+            with jax.numpy_dtype_promotion("standard"):  # schedules compute with counts and numbers, strict or not
+                step_size = jnp.where(moved, average.schedule(ema_count[name]), 0.0)
             old = self.ema_params[name], self.ema_batch_stats[name]
             if average.has_interval:  # then most steps need not touch its memory
                 new = jax.lax.cond(step_size != 0, averaging.update, lambda old, *_: old, old, present, step_size)

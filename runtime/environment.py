@@ -14,6 +14,7 @@ from typing import Any
 import jax
 
 from runtime.files import replace_file
+from runtime.progress import say
 
 PACKAGES = (
     "jax",
@@ -45,8 +46,24 @@ def describe() -> dict[str, Any]:
 
 
 def write(workdir: pathlib.Path) -> None:
-    """Writes `environment.json`."""
-    replace_file(workdir / "environment.json", json.dumps(describe(), indent=2) + "\n")
+    """Writes `environment.json`, and says where results are not those of another run to the bit."""
+    path, found = workdir / "environment.json", describe()
+    before = _read(path)
+    found["began_on"] = before.get("began_on") or before.get("devices") or found["devices"]
+    replace_file(path, json.dumps(found, indent=2) + "\n")
+    if found["began_on"] != found["devices"]:
+        began, now = (f"{len(kinds)} x {kinds[0]}" for kinds in (found["began_on"], found["devices"]))
+        say(f"Note: the run began on {began} and continues on {now}, where sums are rounded otherwise")
+    if found["backend"] == "gpu":
+        say("Note: on GPUs, convolutions are not reproducible to the bit, nor is a run that was interrupted")
+
+
+def _read(path: pathlib.Path) -> dict[str, Any]:
+    """What was written before; nothing, if it cannot be read, for only notes depend on it."""
+    with contextlib.suppress(OSError, ValueError):
+        found = json.loads(path.read_text())
+        return found if isinstance(found, dict) else {}
+    return {}
 
 
 def _versions() -> dict[str, str]:

@@ -34,7 +34,7 @@ def example_indices(key: jax.Array, step: jax.Array, *, batch_size: int, num_exa
 def _carry(epoch: jax.Array, position: jax.Array, num_examples: int) -> tuple[jax.Array, jax.Array]:
     """The same place, given with a position below `2 * num_examples`, with one below `num_examples`."""
     over = position >= num_examples
-    return epoch + over, jnp.where(over, position - num_examples, position)
+    return epoch + over.astype(epoch.dtype), jnp.where(over, position - num_examples, position)
 
 
 def permute(position: jax.Array, key: jax.Array, epoch: jax.Array, num_examples: int) -> jax.Array:
