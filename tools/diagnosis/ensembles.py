@@ -38,9 +38,8 @@ def ensembles(subject: Subject, trace: Trace) -> dict[str, Any]:
 
     def score_outputs(some: Sequence[Any]) -> Scores:
         def mean(*of_each: np.ndarray) -> np.ndarray:
-            if classes:
-                return np.asarray(special.logsumexp(of_each, axis=0)) - math.log(len(of_each))
-            return np.mean(of_each, axis=0)
+            total = special.logsumexp(of_each, axis=0) - math.log(len(of_each)) if classes else np.mean(of_each, axis=0)
+            return np.asarray(total, np.float32)  # of what a model returns
 
         given = jax.tree.map(mean, *some)  # a model may have several outputs
         scores = score_fn(lambda *_, **__: given, {}, {"image": image, "label": label})

@@ -1,12 +1,17 @@
 """tools.diagnose on runs with batch norm, without what a part needs, and with a task of their own."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from conftest import digits_config, read_metrics
 from diagnosed import ROUNDING, curve, run_diagnose
+from flax import linen as nn
 
+import models
 import train
 from configs import default
 from tools.diagnosis import landscape
@@ -107,3 +112,46 @@ def test_a_task_of_ones_own_on_a_validation_set_and_a_linear_model_whose_average
     assert found["sharpness"]["difference"]["trace"] == pytest.approx([0, 0, 0], abs=1e-3 * raw["trace"][0])
     assert found["runs"]["num_units"] == 0
     assert "No hidden units can be put into another order" in (tmp_path / "report.html").read_text()
+
+
+class TwoHeads(nn.Module):
+    """Logits of the digit, and one of whether it is odd."""
+
+    num_classes: int
+    dtype: Any
+
+    @nn.compact
+    def __call__(self, images, train):
+        hidden = nn.relu(nn.Dense(32)(images.reshape(len(images), -1)))
+        return nn.Dense(self.num_classes)(hidden), nn.Dense(1)(hidden)[:, 0]
+
+
+def both_losses(outputs, label):
+    digit, odd = outputs
+    loss = optax.softmax_cross_entropy_with_integer_labels(digit, label)
+    return loss + optax.sigmoid_binary_cross_entropy(odd, label % 2)
+
+
+def two_losses(params, state, batch):
+    outputs, updates = train.apply_model(params, state, batch)
+    loss = both_losses(outputs, batch["label"])
+    return loss.mean(), ({"loss": (loss.sum(), loss.size)}, updates)
+
+
+def two_scores(apply_fn, variables, batch):
+    outputs = apply_fn(variables, batch["image"], train=False)
+    return {"loss": both_losses(outputs, batch["label"]), "odd": (outputs[1] > 0) == (batch["label"] % 2 == 1)}
+
+
+def test_a_model_of_two_outputs_is_diagnosed(task, tmp_path, monkeypatch):
+    monkeypatch.setitem(models.MODELS, "two_heads", TwoHeads)
+    config = digits_config(
+        task=task(loss_fn=two_losses, score_fn=two_scores, metrics={"loss": "lower", "odd": "higher"}),
+        model__name="two_heads", model__hidden_sizes=(256, 256), snapshot_every="5 steps",
+    )  # fmt: skip
+    train.train_and_evaluate(config, tmp_path)
+    found = run_diagnose(tmp_path, "--images=200", "--steps=48")
+    for part in ("weights", "predictions"):
+        assert all(np.isfinite(row["loss"]) and 0 < row["odd"] < 1 for row in found["ensembles"][part])
+    # One network alone predicts what the mean of one network does.
+    assert found["ensembles"]["predictions"][0]["loss"] == pytest.approx(found["ensembles"]["weights"][0]["loss"])
