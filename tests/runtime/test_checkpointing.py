@@ -11,7 +11,6 @@ import orbax.checkpoint as ocp
 import pytest
 from conftest import create_experiment, digits_config, read_metrics
 
-import evaluation
 import train
 from runtime import checkpointing, run_folder
 from runtime.checkpointing import Checkpoints, find_origin
@@ -327,16 +326,17 @@ def test_a_run_whose_workdir_is_in_use_is_refused_before_it_looks_at_checkpoints
     assert contents(workdir).keys() == before.keys()
 
 
-def test_a_workdir_that_vanishes_ends_the_run_at_the_next_line(tmp_path, task):
-    workdir = tmp_path / "run"
+def test_a_workdir_that_vanishes_ends_the_run_at_the_next_line(tmp_path, monkeypatch):
+    workdir, evaluate = tmp_path / "run", train.evaluate
 
     def move_away(*args):
         if workdir.exists():
             workdir.rename(tmp_path / "moved")
-        return evaluation.score_fn(*args)
+        return evaluate(*args)
 
+    monkeypatch.setattr(train, "evaluate", move_away)
     with pytest.raises(OSError, match=r"metrics\.jsonl"):
-        train.train_and_evaluate(digits_config(task=task(score_fn=move_away)), workdir)
+        train.train_and_evaluate(digits_config(), workdir)
     assert [line["step"] for line in read_metrics(tmp_path / "moved")] == [5, 10]
     assert not workdir.exists()
 
