@@ -115,7 +115,8 @@ def _joint_problems(config: Mapping[str, Any], task: Any) -> Iterator[str]:
     if config["best_curve"] not in ("", "raw", *kept):
         yield f"best_curve = {config['best_curve']!r}: must be empty or one of {', '.join(['raw', *kept])}"
     if config["best_metric"] not in ("", *task.metrics):
-        yield f"best_metric = {config['best_metric']!r}: must be empty or one of {', '.join(map(repr, task.metrics))}"
+        known = ", ".join(map(repr, task.metrics))
+        yield f"best_metric = {config['best_metric']!r}: must be empty or one of {known}, the metrics of its train.Task"
     for kind in {average["kind"] for average in config["averages"].values()}:
         if missing := averages.fields_of(kind).difference(default.average("ema")):
             yield f"averaging.SCHEDULES[{kind!r}] takes {', '.join(missing)}, which configs/default.py does not have"

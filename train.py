@@ -90,6 +90,12 @@ class Task:
         default_factory=lambda: {"accuracy": "higher", "loss": "lower"}
     )
 
+    def __post_init__(self) -> None:
+        if wrong := {name: way for name, way in self.metrics.items() if way not in ("higher", "lower")}:
+            raise ValueError(
+                f"Task.metrics: {wrong}; the value of each must be 'higher' or 'lower', whichever is better"
+            )
+
 
 # A new task is a function or two above and its name here.
 TASKS: dict[str, Task] = {

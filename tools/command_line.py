@@ -89,20 +89,23 @@ class _ConfigParser(flags.ArgumentParser):
 
     def _add_declared(self, config: ml_collections.ConfigDict) -> None:
         values = {name: value for _, name, value in _overrides(self._argv)}
-        known = config.to_dict()
-        missing = {name for name in values if name.partition(".")[0] in ("loss", "model")} - fields.flatten(
-            known
-        ).keys()
-        if not missing:
-            return
-        import settings  # which takes as long as JAX, and is not needed for any other override
-        import train
+        known = fields.flatten(config)
+        missing = {name for name in values if name.partition(".")[0] in ("loss", "model")} - known.keys()
+        if missing:  # otherwise there is no need to wait for JAX
+            for group, declared in _declared(config, self._argv).items():
+                with config.unlocked():
+                    config[group].update({name: x for name, x in declared.items() if f"{group}.{name}" in missing})
 
-        task = train.find_task(values.get("task", config.task))
-        known["model"] |= {"name": values.get("model.name", config.model.name)}
-        for group, declared in settings.declared_fields(known, task).items():
-            with config.unlocked():
-                config[group].update({name: x for name, x in declared.items() if f"{group}.{name}" in missing})
+
+def _declared(config: ml_collections.ConfigDict, argv: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """The fields that loss and model declare, which the command line may name in the place of the config's own."""
+    import settings
+    import train
+
+    values = {name: value for _, name, value in _overrides(argv)}
+    chosen = config.to_dict()
+    chosen["model"]["name"] = values.get("model.name", config.model.name)
+    return settings.declared_fields(chosen, train.find_task(values.get("task", config.task)))
 
 
 def _overrides(argv: Sequence[str]) -> Iterator[tuple[list[str], str, str]]:
@@ -125,17 +128,18 @@ def _wrong_overrides(argv: list[str]) -> list[str]:
     overrides = [*_overrides(argv)]
 
     def config_with(*overrides: list[str]) -> ml_collections.ConfigDict:
-        values, argv = flags.FlagValues(), [*command, *itertools.chain(*overrides)]
-        config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=argv)
+        values, some = flags.FlagValues(), [*command, *itertools.chain(*overrides)]
+        config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=some)
         values["config"].parser = _ConfigParser(values["config"].parser, argv)
-        values(argv)
+        values(some)
         config: ml_collections.ConfigDict = values["config"].value
         return config
 
     try:
-        known, right, problems = fields.flatten(config_with()), [], []
+        config, right, problems = config_with(), [], []
     except (flags.Error, TypeError, AttributeError):  # then it is no override that is wrong
         return []
+    known = fields.flatten(_declared(config, argv)) | fields.flatten(config)
     for flag, name, value in overrides:
         group, _, _ = name.rpartition(".")
         if name in known:

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import create_experiment, digits_config, read_metrics
+from conftest import ROOT, create_experiment, digits_config, read_metrics
 
 import evaluation
 import settings
@@ -16,7 +16,7 @@ from runtime import run_config
 from runtime.dispatch import counted_if
 from runtime.errors import UserError
 from runtime.stored import find_checkpoint
-from tools.command_line import _ConfigParser
+from tools.command_line import _ConfigParser, _wrong_overrides
 
 
 def own_scores(apply_fn, variables, batch):
@@ -141,3 +141,21 @@ def test_a_field_of_the_loss_that_no_loss_takes_is_refused_by_name(task):
     config.loss.gamma = 3.0
     with pytest.raises(UserError, match=r"loss\.gamma is unknown"):
         settings.check(config, train.find_task(config.task))
+
+
+def test_a_direction_that_is_none_is_refused():
+    with pytest.raises(ValueError, match=r"'accuracy': 'up'.*must be 'higher' or 'lower'"):
+        train.Task(metrics={"accuracy": "up"})
+
+
+@pytest.mark.filterwarnings("ignore:the load_module")  # by which ml_collections reads a config file
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ("--config.loss.gamma=abc", "loss.gamma = 'abc': must be a float such as 2.0"),
+        ("--config.loss.gama=3", "loss.gama is unknown; did you mean loss.gamma?"),
+    ],
+)
+def test_a_wrong_override_of_a_field_that_only_the_loss_declares_is_named(task, given, message):
+    argv = ["main.py", f"--config={ROOT}/configs/digits.py", f"--config.task={task(loss_fn=focal)}", given]
+    assert _wrong_overrides(argv)[1:] == [message]

@@ -79,16 +79,17 @@ def find_units(apply_fn: Callable[..., jax.Array], variables: Variables, images:
             return rng.normal(0, np.sqrt(2 * leaf.shape[-1] / leaf.size), leaf.shape).astype(leaf.dtype)
         return rng.uniform(0.5, 1.5, leaf.shape).astype(leaf.dtype)  # positive, as a variance has to be
 
-    run = jax.jit(lambda variables, images: apply_fn(variables, images, train=False))
+    run = jax.jit(lambda variables, images: jax.tree.leaves(apply_fn(variables, images, train=False)))
     drawn = jax.tree_util.tree_map_with_path(draw, variables)
-    expected = np.asarray(run(drawn, images), np.float64)
+    expected = [np.asarray(output, np.float64) for output in run(drawn, images)]
 
     def is_symmetric(units: Units) -> bool:
         order = rng.permutation(units.size)
         cycle = np.empty_like(order)
         cycle[order] = np.roll(order, 1)  # never the identity, which would prove nothing
-        outputs = np.asarray(run(permute(drawn, [units], [cycle]), images), np.float64)
-        return bool(np.sqrt(np.mean((outputs - expected) ** 2)) < _TOLERANCE * expected.std())
+        outputs = run(permute(drawn, [units], [cycle]), images)
+        errors = [np.sqrt(np.mean((found - right) ** 2)) for found, right in zip(outputs, expected, strict=True)]
+        return all(error < _TOLERANCE * right.std() for error, right in zip(errors, expected, strict=True))
 
     candidates = dict.fromkeys(_candidates(apply_fn, variables, images))  # a layer that is called twice is there twice
     return [units for units in candidates if all(is_symmetric(units) for _ in range(_TRIALS))]

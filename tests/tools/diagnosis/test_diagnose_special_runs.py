@@ -150,7 +150,8 @@ def test_a_model_of_two_outputs_is_diagnosed(task, tmp_path, monkeypatch):
         model__name="two_heads", model__hidden_sizes=(256, 256), snapshot_every="5 steps",
     )  # fmt: skip
     train.train_and_evaluate(config, tmp_path)
-    found = run_diagnose(tmp_path, "--images=200", "--steps=48")
+    found = run_diagnose(tmp_path, tmp_path, "--images=200", "--steps=48")
+    assert found["runs"]["num_units"] == 1  # the layer that both heads read
     for part in ("weights", "predictions"):
         assert all(np.isfinite(row["loss"]) and 0 < row["odd"] < 1 for row in found["ensembles"][part])
     # One network alone predicts what the mean of one network does.
