@@ -151,7 +151,7 @@ def test_a_model_of_two_outputs_is_diagnosed(task, tmp_path, monkeypatch):
     )  # fmt: skip
     train.train_and_evaluate(config, tmp_path)
     found = run_diagnose(tmp_path, tmp_path, "--images=200", "--steps=48")
-    assert found["runs"]["num_units"] == 1  # the layer that both heads read
+    assert found["runs"]["num_units"] == 0  # none, for two others read the only hidden layer
     for part in ("weights", "predictions"):
         assert all(np.isfinite(row["loss"]) and 0 < row["odd"] < 1 for row in found["ensembles"][part])
     # One network alone predicts what the mean of one network does.
