@@ -20,8 +20,8 @@ def first_leaf(tree: Any) -> Any:
 
 def saved_names(folder: pathlib.Path) -> set[str]:
     """The keys of a saved dict."""
-    with without_wildcards(folder) as place, ocp.StandardCheckpointer() as checkpointer:
-        return {*checkpointer.metadata(place).item_metadata.tree}
+    with without_wildcards(folder) as place:
+        return {*ocp.PyTreeCheckpointHandler().metadata(place).tree}
 
 
 def read_tree(folder: pathlib.Path, like: Any) -> Any:
