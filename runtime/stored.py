@@ -170,8 +170,8 @@ class Stored:
         for name in sorted(saved ^ sums.keys()):
             change = "is gone" if name in saved else f"is new: its first mean is over the steps after {step}"
             say(f"The metric {name} of the loss {change}")
-        some = next(iter(sums.values()))  # they are alike
-        like = jax.tree.map(lambda x: abstract(x, x.sharding), dict.fromkeys(saved, some))
+        some = next(iter(sums.values()))  # for those that are dropped, of which only the structure counts
+        like = jax.tree.map(lambda x: abstract(x, x.sharding), {name: sums.get(name, some) for name in saved})
         restored = read_tree(self.folder / "sums", like)
         return {name: restored.get(name, zero) for name, zero in sums.items()}
 

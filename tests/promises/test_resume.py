@@ -106,6 +106,21 @@ def test_a_checkpoint_is_what_the_state_was_though_its_buffers_were_donated_sinc
             assert_same_leaves(stored.restore_sums(sums), sums)
 
 
+def test_a_metric_whose_count_is_a_sum_of_weights_goes_on_where_it_was(tmp_path, task):
+    def weighted(params, state, batch):
+        objective, (metrics, updates) = train.loss_fn(params, state, batch)
+        weight = jax.nn.sigmoid(batch["label"] - 4.3)
+        return objective, (metrics | {"weighted": ((weight * batch["label"]).sum(), weight.sum())}, updates)
+
+    experiment = create_experiment(digits_config(task=task(loss_fn=weighted)))
+    advance = create_dispatcher(experiment)
+    state, sums, _ = advance(*copy((experiment.state, experiment.sums)), experiment.train_data, 0, 3)
+    assert float(sums["weighted"][1]) % 1 > 0
+    with Checkpoints(tmp_path, 1, state) as checkpoints:
+        checkpoints.save(state, sums, None, Written())
+    assert_same_leaves(find_checkpoint(tmp_path, "latest").restore_sums(experiment.sums), sums)
+
+
 def test_starting_a_finished_run_again_changes_nothing(tmp_path):
     train.train_and_evaluate(digits_config(), tmp_path)
     before = {name: (tmp_path / name).read_bytes() for name in ("metrics.jsonl", "timing.jsonl", "config.json")}
