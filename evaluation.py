@@ -178,10 +178,10 @@ def check_scores(scores: Scores, metrics: Mapping[str, str]) -> tuple[str, ...]:
         if not hasattr(values, "ndim") or values.ndim != 1:
             found = jax.tree.map(lambda x: f"{x.dtype}{list(x.shape)}", values)
             raise UserError(f"score_fn returns {name} = {found}; expected one value per example, [batch]")
-        if name in taken or not re.fullmatch(r"[A-Za-z]\w*(?<!_low)(?<!_high)", name, re.ASCII):
+        if name in taken or not re.fullmatch(r"[A-Za-z]\w*(?<!_low)(?<!_high)(?<!_sd)(?<!_difference)", name, re.ASCII):
             raise UserError(
-                f"score_fn returns {name!r}; a metric's name must be letters, digits and _, must not end in _low or "
-                f"_high, and must be none of {', '.join(taken)}"
+                f"score_fn returns {name!r}; a metric's name must be letters, digits and _, must not end in _low, "
+                f"_high, _sd or _difference, and must be none of {', '.join(taken)}"
             )
     if missing := [name for name in metrics if name not in summarized(scores)]:
         raise UserError(f"Task.metrics has {', '.join(missing)}; score_fn returns only {', '.join(scores)}")
@@ -196,12 +196,10 @@ def summarized(scores: Scores) -> list[str]:
 
 def summarize(scores: Scores) -> dict[str, float]:
     """The metrics of one set of weights: the mean of each score, and `calibration_error` if there is a `confidence`."""
-    return {
-        name: float(np.mean(scores[name]))
-        if name in scores
-        else calibration_error(scores["confidence"], scores["accuracy"])
-        for name in summarized(scores)
-    }
+    metrics = {name: float(np.mean(values)) for name, values in scores.items() if name not in NO_METRICS}
+    if "calibration_error" in summarized(scores):
+        metrics["calibration_error"] = calibration_error(scores["confidence"], scores["accuracy"])
+    return metrics
 
 
 def compare(scores: Scores, reference: Scores) -> dict[str, float]:

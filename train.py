@@ -263,7 +263,7 @@ def train_and_evaluate(
     Raises:
         UserError: a config, data set or workdir that cannot be used, or too many rejected steps in a row.
     """
-    started, workdir = time.monotonic(), run_folder.local_path(workdir, "--workdir")
+    started, workdir = time.monotonic(), run_folder.locate(workdir)
     task = find_task(config.task)
     config, source = settings.prepare(config, task, workdir, config_change)
     experiment = create_experiment(config, source, task)

@@ -123,8 +123,8 @@ class MetricWriter:
         workdir: str | pathlib.Path,
         num_steps: int,
         before: Written,
-        metric: str = "accuracy",
-        proportions: Collection[str] = ("accuracy",),
+        metric: str,
+        proportions: Collection[str],
     ) -> None:
         """Opens the files.
 

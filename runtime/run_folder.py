@@ -13,7 +13,7 @@ from clu import parameter_overview
 from runtime import average_table, environment, run_config
 from runtime.durations import PERIODS, in_words
 from runtime.errors import UserError
-from runtime.files import local_path as local_path
+from runtime.files import local_path
 from runtime.progress import say
 from train_state import CustomTrainState
 
@@ -30,6 +30,11 @@ FILES = (
     "curves.png",
     "curves.svg",
 )
+
+
+def locate(workdir: str | pathlib.Path) -> pathlib.Path:
+    """The folder that a user means by a workdir; see `files.local_path`."""
+    return local_path(workdir, "--workdir")
 
 
 def check(workdir: pathlib.Path) -> None:

@@ -75,6 +75,7 @@ def test_a_score_without_a_direction_is_reported_too(tmp_path, task):
         ({"two": lambda label: (label, label)}, {}, r"two = .*; expected one value per example"),
         ({"step": lambda label: label}, {}, r"score_fn returns 'step'; a metric's name must be"),
         ({"loss_low": lambda label: label}, {}, r"score_fn returns 'loss_low'; a metric's name must be"),
+        ({"loss_sd": lambda label: label}, {}, r"score_fn returns 'loss_sd'; a metric's name must be"),
         ({"top/5": lambda label: label}, {}, r"score_fn returns 'top/5'; a metric's name must be"),
     ],
 )

@@ -94,7 +94,7 @@ def test_times_are_written_as_people_do(seconds, text):
 
 
 def test_what_is_compiled_counts_as_neither_training_nor_evaluation(tmp_path):
-    with MetricWriter(tmp_path, 10, Written()) as writer:
+    with MetricWriter(tmp_path, 10, Written(), "accuracy", ()) as writer:
         started = time.monotonic()
         with writer.clock("train_seconds"):
             jax.jit(lambda x: x + 1)(1.0)
@@ -106,11 +106,11 @@ def test_what_is_compiled_counts_as_neither_training_nor_evaluation(tmp_path):
 
 
 def test_the_clocks_of_a_run_go_on_when_it_is_continued(tmp_path):
-    with MetricWriter(tmp_path, 10, Written()) as writer:
+    with MetricWriter(tmp_path, 10, Written(), "accuracy", ()) as writer:
         with writer.clock("eval_seconds"):
             jax.random.key(0)
         before = writer.record()
-    with MetricWriter(tmp_path, 10, before) as writer:
+    with MetricWriter(tmp_path, 10, before, "accuracy", ()) as writer:
         writer.add_time("checkpoint_seconds", time.monotonic())
         after = writer.record()
     assert after.seconds["eval_seconds"] == before.seconds["eval_seconds"] > 0
