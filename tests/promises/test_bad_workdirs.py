@@ -175,8 +175,8 @@ TOOLS = {
         "x is unknown",
     ),
     "show_batch: no folder": (
-        ["tools.show_batch", f"--config={ROOT}/configs/digits.py", "--out=no_such/x.png"],
-        "no_such/x.png",
+        ["tools.show_batch", f"--config={ROOT}/configs/digits.py", f"--out={ROOT}/README.md/x.png"],
+        f"File exists: '{ROOT}/README.md'",
     ),
 }
 
