@@ -183,8 +183,9 @@ def check_scores(scores: Scores, metrics: Mapping[str, str]) -> tuple[str, ...]:
                 f"score_fn returns {name!r}; a metric's name must be letters, digits and _, must not end in _low, "
                 f"_high, _sd or _difference, and must be none of {', '.join(taken)}"
             )
-    if missing := [name for name in metrics if name not in summarized(scores)]:
-        raise UserError(f"Task.metrics has {', '.join(missing)}; score_fn returns only {', '.join(scores)}")
+    known = summarized(scores)
+    if missing := [name for name in metrics if name not in known]:
+        raise UserError(f"Task.metrics has {', '.join(missing)}; score_fn returns only {', '.join(known)}")
     return tuple(name for name, values in scores.items() if name not in NO_METRICS and values.dtype == bool)
 
 

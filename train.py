@@ -22,7 +22,7 @@ import settings
 from runtime import interruption, nonfinite, run_folder, sharding
 from runtime.checkpointing import Checkpoints, find_origin
 from runtime.convolution import FastApply
-from runtime.dispatch import Dispatcher, Program, Sums, counted_if, suits_chunks, zero_sums
+from runtime.dispatch import Dispatcher, Program, Sums, counted_if, noted, suits_chunks, zero_sums
 from runtime.metric_writing import MetricWriter
 from streams import stream_key
 from train_state import Average, CustomTrainState
@@ -228,13 +228,14 @@ def create_experiment(config: ml_collections.FrozenConfigDict, source: input_pip
     settings.check_batch_stats(state)
     loss_fn = settings.with_fields(task.loss_fn, config)
     program = create_train_program(loss_fn, mesh, config.accumulate)
-    sums = zero_sums(program, state, train_data)
-    if config.chunked is None:
-        config = settings.completed(config, chunked=suits_chunks(program, state, train_data))
-    eval_step = functools.partial(
-        evaluation.eval_step, apply_fn=state.apply_fn, score_fn=task.score_fn, sharding=sharding.split_batch(mesh)
-    )
-    _, scores = jax.eval_shape(eval_step, state.weights(), eval_data["test"], jnp.int32(0))
+    with noted(f"Do task {config.task!r} and model {config.model.name!r} fit each other?"):
+        sums = zero_sums(program, state, train_data)
+        if config.chunked is None:
+            config = settings.completed(config, chunked=suits_chunks(program, state, train_data))
+        eval_step = functools.partial(
+            evaluation.eval_step, apply_fn=state.apply_fn, score_fn=task.score_fn, sharding=sharding.split_batch(mesh)
+        )
+        _, scores = jax.eval_shape(eval_step, state.weights(), eval_data["test"], jnp.int32(0))
     config = settings.completed(config, proportions=evaluation.check_scores(scores["raw"], task.metrics))
     return Experiment(config, task, mesh, state, sums, train_data, eval_data, loss_fn, program, eval_step)
 

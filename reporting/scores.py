@@ -10,7 +10,7 @@ from runtime import intervals
 
 FEW_SEEDS = 5  # below it, Student's interval depends on the normal distribution, and is wide
 # A limit of the interval of a single run.
-ONE_RUN = "This is one run. To judge whether averaging helps, report several seeds (--config.seed=1, ...) together."
+ONE_RUN = "A single run. To judge whether averaging helps, report several seeds (--config.seed=1, ...) together."
 
 
 @dataclasses.dataclass(frozen=True)

@@ -31,8 +31,11 @@ def cells(rows: Sequence[Row], scoring: Scoring, *, wide: bool = False) -> list[
         ("run", lambda row: row.get("run", "")),
         ("weights", lambda row: row["curve"]),
         *((_in_words(name), functools.partial(_value, scoring, name)) for name in first),
-        ("minus raw (95 % interval)", lambda row: _difference(scoring, row["of"], row, unit=True)),
-        ("best (step)", functools.partial(_best, scoring)),
+        (
+            "minus raw (95 % interval)",
+            lambda row: _difference(scoring, row["of"], row, unit=_unit(scoring, row, first)),
+        ),
+        ("best (step)", functools.partial(_best, scoring, first)),
     ]
     for name in dict.fromkeys(others):
         columns.append((_in_words(name), functools.partial(_value, scoring, name)))
@@ -58,18 +61,25 @@ def _value(scoring: Scoring, name: str, row: Row) -> str:
     return f"{value:.4g}" + (f" ± {spread:.2g}" if spread is not None else "")
 
 
-def _best(scoring: Scoring, row: Row) -> str:
+def _unit(scoring: Scoring, row: Row, first: Sequence[str]) -> str:
+    """What a difference of a row's first metric is counted in, named where the rows of a table have different ones."""
+    if not scoring.is_percent(row["of"]):
+        return f" {row['of']}"
+    return f" points of {row['of']}" if len(first) > 1 else " points"
+
+
+def _best(scoring: Scoring, first: Sequence[str], row: Row) -> str:
     if row.get("best") is None:
         return ""
     images = "" if row["best_split"] == row.get("split") else f", {row['best_split']}"
-    return f"{_value(scoring, row['of'], {row['of']: row['best']})} ({row['best_step']}{images})"
+    named = f" {row['of']}" if len(first) > 1 else ""
+    return f"{_value(scoring, row['of'], {row['of']: row['best']})}{named} ({row['best_step']}{images})"
 
 
-def _difference(scoring: Scoring, name: str, row: Row, unit: bool = False) -> str:
+def _difference(scoring: Scoring, name: str, row: Row, unit: str = "") -> str:
     if row.get(f"{name}_difference") is None:
         return "-" if f"{name}_difference" in row else ""
-    what = " points" if scoring.is_percent(name) else f" {name}"
-    return scoring.format_difference(row, name) + (what if unit else "")
+    return scoring.format_difference(row, name) + unit
 
 
 def table(rows: Sequence[Row], scoring: Scoring) -> str:

@@ -1,9 +1,10 @@
 """Many training steps per dispatch: how a program of one step is repeated until something is due."""
 
+import contextlib
 import pathlib
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from types import TracebackType
 from typing import Any, Self
 
@@ -37,16 +38,30 @@ def counted_if(ok: jax.Array, metrics: Sums, **values: jax.Array) -> Sums:
         **values: scalars to count once, under these names.
 
     Raises:
-        UserError: a metric of the loss has one of these names, or a reserved one.
+        UserError: a metric of the loss is no pair of scalars, or has one of these names or a reserved one.
     """
     if taken := metrics.keys() & {*values, *RESERVED}:
         raise UserError(f"the loss returns a metric {min(taken)!r}, a name that is taken: give it another")
+    for name, pair in metrics.items():
+        if not isinstance(pair, tuple) or len(pair) != 2 or any(map(jnp.ndim, pair)):
+            found = jax.tree.map(lambda x: f"{jnp.result_type(x)}{list(jnp.shape(x))}", pair)
+            raise UserError(f"the loss returns the metric {name} = {found}; expected two scalars, (sum, count)")
 
     def counted(total: ArrayLike, count: ArrayLike) -> tuple[jax.Array, jax.Array]:
         dtype = jnp.float32 if jnp.issubdtype(jnp.result_type(count), jnp.floating) else jnp.int32
         return jnp.where(ok, total, 0).astype(jnp.float32), jnp.where(ok, count, 0).astype(dtype)
 
     return {name: counted(*pair) for name, pair in (metrics | {name: (x, 1) for name, x in values.items()}).items()}
+
+
+@contextlib.contextmanager
+def noted(note: str) -> Iterator[None]:
+    """Adds a sentence to the traceback of an error in a user's own code, which shows when it is first traced."""
+    try:
+        yield
+    except Exception as error:
+        error.add_note(note)
+        raise
 
 
 def zero_sums(program: Program, state: Any, data: Any) -> Sums:

@@ -108,7 +108,8 @@ def problems(config: Mapping[str, Any], defaults: Mapping[str, Any], rules: Mapp
         elif type(value) is not type(known[name]):
             expected = type(known[name]).__name__
             found.append(
-                f"{name} = {value!r} is a {type(value).__name__}; must be a {expected} such as {known[name]!r}"
+                f"{name} = {value!r} is of type {type(value).__name__}; must be of type {expected}, "
+                f"such as {known[name]!r}"
             )
         else:
             parts = name.split(".")

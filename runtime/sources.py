@@ -1,5 +1,6 @@
 """Data sets as a run gets them: labelled images in memory, checked before anything else sees them."""
 
+import collections
 import dataclasses
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
@@ -225,7 +226,9 @@ def read_image_folder(
             known = path.is_file() and path.suffix.lower() in PIL.Image.registered_extensions()
             (files if known else left_out).append(path)
     if left_out:
-        say(f"Note: {len(left_out)} files and folders are left out as no images, such as {left_out[0]}")
+        kinds = collections.Counter(path.suffix.lower() or "without an ending" for path in left_out)
+        number = ", ".join(f"{count} {kind}" for kind, count in kinds.most_common(5))
+        say(f"Note: files and folders are left out as no images ({number}), such as {left_out[0]}")
     for name in [name for name, files in found.items() if not files]:
         say(f"Note: {pathlib.Path(folder, name)} has no images and counts as no class")
         del found[name]

@@ -5,7 +5,10 @@ from conftest import read_metrics, run_main
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--config.sed=1", "--config.seed=one"], "sed is unknown; did you mean seed?\nseed = 'one': must be a int"),
+        (
+            ["--config.sed=1", "--config.seed=one"],
+            "sed is unknown; did you mean seed?\nseed = 'one': must be of type int",
+        ),
         (["--config.batch_size=5000"], "batch_size = 5000: must be at most 901"),
         (["seed=1"], "unknown argument 'seed=1'"),
     ],

@@ -141,7 +141,7 @@ def test_a_wrong_type_or_a_missing_field_is_refused():
     del config["seed"]
     with pytest.raises(UserError) as error:
         check(config)
-    assert "batch_size = 32.0 is a float; must be a int such as 128" in str(error.value)
+    assert "batch_size = 32.0 is of type float; must be of type int, such as 128" in str(error.value)
     assert "seed is missing; its default is 0" in str(error.value)
 
 
@@ -233,7 +233,9 @@ def test_an_average_that_is_no_dict_or_too_long_to_count_is_refused():
     with pytest.raises(UserError, match=r"averages.a = 'ema': must be a dict such as default.average"):
         check(config)
     config.averages = {"a": default.average("hard_update", period=50)}
-    with pytest.raises(UserError, match=r"averages.a.period = 50 is a int; must be a str such as '1000 steps'"):
+    with pytest.raises(
+        UserError, match=r"averages.a.period = 50 is of type int; must be of type str, such as '1000 steps'"
+    ):
         check(config)
     with pytest.raises(UserError) as error:
         resolve(digits_config(averages__ema__start="5000000000 steps", profile=(7000, 7001)))

@@ -148,7 +148,7 @@ def _wrong_overrides(argv: list[str]) -> list[str]:
                 right.append(flag)
             except flags.Error:
                 default = known[name]
-                problems.append(f"{name} = {value!r}: must be a {type(default).__name__} such as {default!r}")
+                problems.append(f"{name} = {value!r}: must be of type {type(default).__name__}, such as {default!r}")
         elif group.startswith("averages.") and not any(field.startswith(f"{group}.") for field in known):
             hint = f"an average is added in a config file: config.{group} = default.average(...)"
             problems.append(f"{name} is unknown; {hint}")

@@ -12,7 +12,7 @@ from refusals import COMPILES, check
 # What is wrong with each, and what would be right.
 FIELDS = {
     "sed=1": "sed is unknown; did you mean seed?",
-    "seed=one": "seed = 'one': must be a int such as 0",
+    "seed=one": "seed = 'one': must be of type int, such as 0",
     "seed=-1": "seed = -1: must be in [0, 2**32)",
     "dataset=no_such_set": "neither digits nor a TFDS data set; see https://",
     "dataset=mnits": "did you mean mnist",
@@ -133,8 +133,8 @@ CONFIGS = {
     "config.averages.ema = {'kind': 'ema', 'decya': 0.9}": "averages.ema.decya is unknown; did you mean",
     "del config['optimizer']": "optimizer.name is missing; its default is 'sgd'",
     "config.optimiser = 3": "optimiser is unknown",
-    "del config['seed']; config.seed = None": "seed = None is a NoneType; must be a int such as 0",
-    "del config['seed']; config.seed = True": "seed = True is a bool; must be a int such as 0",
+    "del config['seed']; config.seed = None": "seed = None is of type NoneType; must be of type int, such as 0",
+    "del config['seed']; config.seed = True": "seed = True is of type bool; must be of type int, such as 0",
     "return {}": "get_config() of the file that --config names must return an ml_collections.ConfigDict",
     "return 3 +": "is no Python: invalid syntax",
     "return config\n\ndel get_config\n\ndef other():": "has no get_config(); configs/digits.py shows",

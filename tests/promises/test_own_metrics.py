@@ -153,10 +153,25 @@ def test_a_direction_that_is_none_is_refused():
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ("--config.loss.gamma=abc", "loss.gamma = 'abc': must be a float such as 2.0"),
+        ("--config.loss.gamma=abc", "loss.gamma = 'abc': must be of type float, such as 2.0"),
         ("--config.loss.gama=3", "loss.gama is unknown; did you mean loss.gamma?"),
     ],
 )
 def test_a_wrong_override_of_a_field_that_only_the_loss_declares_is_named(task, given, message):
     argv = ["main.py", f"--config={ROOT}/configs/digits.py", f"--config.task={task(loss_fn=focal)}", given]
     assert _wrong_overrides(argv)[1:] == [message]
+
+
+def test_an_error_in_a_task_names_task_and_model(task):
+    def two_heads(params, state, batch):
+        return train.apply_model(params, state, batch)[0]["other"].mean(), ({}, {})
+
+    with pytest.raises(TypeError) as error:
+        create_experiment(digits_config(task=task(loss_fn=two_heads)))
+    assert re.fullmatch(r"Do task 'task_\d+' and model 'mlp' fit each other\?", error.value.__notes__[-1])
+
+
+@pytest.mark.parametrize("metric", [jnp.zeros(()), (jnp.zeros(4), 4), (1.0, 2.0, 3.0), [1.0, 2]])
+def test_a_training_metric_must_be_a_sum_and_a_count(metric):
+    with pytest.raises(UserError, match=r"the loss returns the metric mine = .*; expected two scalars, \(sum, count\)"):
+        counted_if(jnp.bool_(True), {"mine": metric})

@@ -1,3 +1,4 @@
+import dataclasses
 import re
 
 from made_runs import make_run
@@ -29,6 +30,20 @@ def test_without_accuracy_the_table_has_the_loss_and_its_difference():
     header, _, ema = tables.of_evaluation(metrics, {}).splitlines()
     assert "accuracy" not in header
     assert ema.split() == ["ema", "0.25", "-0.25", "(-0.5", "..", "+0.1)", "loss"]
+
+
+def test_runs_judged_by_different_metrics_name_theirs(tmp_path):
+    found = []
+    for metric, size in (("accuracy", " points of accuracy"), ("loss", " loss")):
+        run = make_run(tmp_path / metric)
+        run = dataclasses.replace(run, config=run.config | {"best_metric": metric})
+        found.append((run, metric, size))
+    groups, _ = runs.group([run for run, *_ in found])
+    header, *lines = tables.cells(tables.to_rows(groups), tables.scoring_of(groups))
+    for group, (_, metric, size) in zip(groups, found, strict=True):
+        cells = dict(zip(header, next(line for line in lines if line[:2] == [group.name, "ema"]), strict=True))
+        assert cells["minus raw (95 % interval)"].endswith(size)
+        assert f" {metric} (" in cells["best (step)"]
 
 
 def test_a_difference_on_a_single_image_is_shown_without_an_interval(tmp_path):

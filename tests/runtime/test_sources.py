@@ -101,11 +101,13 @@ def test_a_folder_of_images_is_read_whatever_its_files_are_called(photos, capsys
 
 def test_what_a_folder_has_beside_images_is_said(photos, capsys):
     (photos / "emu").mkdir()
-    (photos / "cat" / "notes.txt").touch()
+    for name in ("README", "cat/notes.txt", "cat/3.heic", "dog/3.HEIC"):
+        (photos / name).touch()
     assert read_image_folder(photos, (4, 6))[1] == ["cat", "dog"]
     out = capsys.readouterr().out
     assert f"Note: {photos / 'emu'} has no images and counts as no class\n" in out
-    assert f"Note: 1 files and folders are left out as no images, such as {photos / 'cat' / 'notes.txt'}\n" in out
+    kinds = "2 .heic, 1 without an ending, 1 .txt"
+    assert f"Note: files and folders are left out as no images ({kinds}), such as {photos / 'README'}\n" in out
     # The labels are those of training where a class has no test images.
     np.testing.assert_array_equal(read_image_folder(photos, (4, 6), ["ant", "cat", "dog"])[0].label, [1, 1, 2, 2])
 
