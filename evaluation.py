@@ -3,7 +3,7 @@
 import functools
 import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any, Literal
 
 import jax
@@ -12,19 +12,18 @@ import numpy as np
 import optax
 from jax.typing import ArrayLike
 
-from input_pipeline import EvalData, TrainData
-from runtime import batch_statistics, intervals
+from input_pipeline import EvalData
+from runtime import batch_statistics
 from runtime.errors import UserError
 from runtime.progress import first_time
+from runtime.score_metrics import NO_METRICS, Scores, Sets, compare, compare_sets, summarize, summarized
+from runtime.sharding import split_batch
 from runtime.stored import Best
 from train_state import CustomTrainState
 
-Scores = dict[str, Any]  # by name, an array [batch] or [number of images]
 ScoreFn = Callable[[Callable[..., Any], Any, Mapping[str, jax.Array]], Scores]
 EvalStep = Callable[[dict[str, Any], EvalData, ArrayLike], tuple[jax.Array, dict[str, Scores]]]
 Metrics = dict[str, dict[str, float]]  # by name of the weights, or of a difference, and of the metric
-# Scores that are no metrics themselves: the first gives `agreement`, the second, with `accuracy`, `calibration_error`.
-NO_METRICS = ("predicted", "confidence")
 
 
 def score_fn(apply_fn: Callable[..., jax.Array], variables: Any, batch: Mapping[str, jax.Array]) -> Scores:
@@ -38,7 +37,9 @@ def score_fn(apply_fn: Callable[..., jax.Array], variables: Any, batch: Mapping[
     Returns:
         Arrays [batch]: `loss` (the negative log-likelihood), `accuracy` (True or False), `predicted` (the class) and
         `confidence` (its probability). Any name may be added, and becomes a metric: the mean over the images, in points
-        if it is of booleans. `Task.metrics` says of which metrics it is known what is better.
+        if it is of booleans. One that is a ratio is a pair (sum, count), and `group`, int [batch], says which examples
+        belong together, such as the lines of a document. `Task.metrics` says of which metrics it is known what is
+        better.
     """
     logits, label = apply_fn(variables, batch["image"], train=False), classes(batch)
     predicted = jnp.argmax(logits, axis=-1)
@@ -92,14 +93,34 @@ def eval_step(
     return batch["mask"], {name: score_fn(apply_fn, variables, batch) for name, variables in weights.items()}
 
 
+def create_eval_step(
+    state: CustomTrainState, task: Any, data: EvalData, mesh: jax.sharding.Mesh
+) -> tuple[EvalStep, tuple[str, ...]]:
+    """`eval_step` with its keyword arguments, and the metrics that are proportions.
+
+    Args:
+        state: with the model.
+        task: the `train.Task`, which has a `score_fn`.
+        data: to evaluate.
+        mesh: the devices.
+
+    Raises:
+        UserError: see `check_scores`.
+    """
+    step = functools.partial(eval_step, apply_fn=state.apply_fn, score_fn=task.score_fn, sharding=split_batch(mesh))
+    _, scores = jax.eval_shape(step, state.weights(), data, jnp.int32(0))
+    # What the task's own `evaluate` adds is not known yet.
+    return step, check_scores(scores["raw"], {} if task.evaluate else task.metrics)
+
+
 def weights_to_score(
-    state: CustomTrainState, data: TrainData, num_batches: int, sharding: jax.sharding.Sharding
+    state: CustomTrainState, data: Any, num_batches: int, sharding: jax.sharding.Sharding
 ) -> dict[str, dict[str, Any]]:
     """The state's raw and averaged weights, each with the batch statistics that it is to be scored with.
 
     Args:
         state: as it is in training.
-        data: the training images.
+        data: the training data.
         num_batches: number of training batches that recomputed statistics come from; see
             `batch_statistics.recompute`.
         sharding: how to split each batch over devices.
@@ -109,7 +130,7 @@ def weights_to_score(
         if average.batch_stats == "recompute":
             variables = weights[average.name]
             variables["batch_stats"] = batch_statistics.recompute(
-                variables, data, state.rng, batches=range(num_batches), apply_fn=state.apply_fn, sharding=sharding
+                variables, data, state, batches=range(num_batches), sharding=sharding
             )
     return weights
 
@@ -138,19 +159,26 @@ def score(weights: dict[str, Any], data: EvalData, eval_step: EvalStep) -> dict[
 
 
 @np.errstate(over="ignore", invalid="ignore")  # weights that have diverged give metrics that are not finite
-def evaluate(weights: dict[str, Any], data: EvalData, eval_step: EvalStep) -> Metrics:
+def evaluate(weights: dict[str, Any], data: Any, eval_step: EvalStep | None, sets: Sets | None = None) -> Metrics:
     """Metrics of each set of weights, and of each average's paired difference to the raw weights, named `NAME-raw`.
 
-    Takes what `score` takes; one of the `weights` is named `raw`. The differences come with the `distance` of the
-    parameters.
+    Takes what `score` takes, or no `eval_step`, and what the task's `evaluate` found; one of the `weights` is named
+    `raw`. The differences come with the `distance` of the parameters.
     """
-    with first_time("Compiling the evaluation, and the first one"):
-        scores = score(weights, data, eval_step)
+    scores: dict[str, Scores] = {name: {} for name in weights}
+    if eval_step:
+        with first_time("Compiling the evaluation, and the first one"):
+            scores = score(weights, data, eval_step)
     metrics = {name: summarize(values) for name, values in scores.items()}
     for name in scores:
         if name != "raw":
             apart = float(distance(weights[name]["params"], weights["raw"]["params"]))
             metrics[f"{name}-raw"] = compare(scores[name], scores["raw"]) | {"distance": apart}
+    found_raw = sets["raw"] if sets else {}
+    for name, found in (sets or {}).items():
+        metrics[name] |= {metric: float(value) for metric, (value, _) in found.items()}
+        if name != "raw":
+            metrics[f"{name}-raw"] |= compare_sets(found, found_raw)
     return metrics
 
 
@@ -175,9 +203,12 @@ def check_scores(scores: Scores, metrics: Mapping[str, str]) -> tuple[str, ...]:
     """
     taken = ("step", "curve", "split", "agreement", "calibration_error", "distance")
     for name, values in scores.items():
-        if not hasattr(values, "ndim") or values.ndim != 1:
+        pair = values if isinstance(values, tuple) and len(values) == 2 and name not in NO_METRICS else (values,)
+        if any(not hasattr(x, "ndim") or x.ndim != 1 for x in pair):
             found = jax.tree.map(lambda x: f"{x.dtype}{list(x.shape)}", values)
-            raise UserError(f"score_fn returns {name} = {found}; expected one value per example, [batch]")
+            raise UserError(
+                f"score_fn returns {name} = {found}; expected one value per example, [batch], or (sum, count)"
+            )
         if name in taken or not re.fullmatch(r"[A-Za-z]\w*(?<!_low)(?<!_high)(?<!_sd)(?<!_difference)", name, re.ASCII):
             raise UserError(
                 f"score_fn returns {name!r}; a metric's name must be letters, digits and _, must not end in _low, "
@@ -186,56 +217,26 @@ def check_scores(scores: Scores, metrics: Mapping[str, str]) -> tuple[str, ...]:
     known = summarized(scores)
     if missing := [name for name in metrics if name not in known]:
         raise UserError(f"Task.metrics has {', '.join(missing)}; score_fn returns only {', '.join(known)}")
-    return tuple(name for name, values in scores.items() if name not in NO_METRICS and values.dtype == bool)
+    return tuple(n for n, x in scores.items() if n not in NO_METRICS and not isinstance(x, tuple) and x.dtype == bool)
 
 
-def summarized(scores: Scores) -> list[str]:
-    """The names of the metrics that `summarize` makes of these scores."""
-    calibrated = ["calibration_error"] if {"accuracy", "confidence"} <= scores.keys() else []
-    return [name for name in scores if name not in NO_METRICS] + calibrated
-
-
-def summarize(scores: Scores) -> dict[str, float]:
-    """The metrics of one set of weights: the mean of each score, and `calibration_error` if there is a `confidence`."""
-    metrics = {name: float(np.mean(values)) for name, values in scores.items() if name not in NO_METRICS}
-    if "calibration_error" in summarized(scores):
-        metrics["calibration_error"] = calibration_error(scores["confidence"], scores["accuracy"])
-    return metrics
-
-
-def compare(scores: Scores, reference: Scores) -> dict[str, float]:
-    """The metrics of a paired difference, `scores` minus `reference`, on the same images.
-
-    Returns:
-        Each metric NAME with its 95 % interval `NAME_low` .. `NAME_high` (of booleans Agresti & Min's, of numbers
-        Student's), and `agreement`, the share of images for which both predict the same class. The intervals say how
-        far the difference could be off because of which images the test set has, for these weights of this one run.
-        They say nothing of how it varies from run to run.
-    """
-    metrics: dict[str, float] = {}
-    for name in (name for name in scores if name not in NO_METRICS):
-        new, old = scores[name], reference[name]
-        if new.dtype == bool:
-            interval = intervals.paired_proportions_interval(new, old)
-        else:
-            interval = intervals.mean_interval(new - old)
-        metrics |= zip((name, f"{name}_low", f"{name}_high"), interval, strict=True)
-    if "predicted" in scores:
-        metrics["agreement"] = float(np.mean(scores["predicted"] == reference["predicted"]))
-    return metrics
-
-
-def calibration_error(confidence: np.ndarray, correct: np.ndarray, num_bins: int = 15) -> float:
-    """Expected calibration error (Guo et al. 2017): how far confidence and accuracy are apart, over equal-width bins.
+def check_metrics(metrics: Metrics, weights: Collection[str], wanted: Collection[str]) -> None:
+    """Checks that an evaluation has every metric of every set of weights, and of no others.
 
     Args:
-        confidence: [n], probability of the predicted class.
-        correct: bool [n].
-        num_bins: number of bins `(k / num_bins, (k + 1) / num_bins]` of the confidence.
+        metrics: what `evaluate` returned, of all that the task scores.
+        weights: their names.
+        wanted: the names in `Task.metrics`.
+
+    Raises:
+        UserError: names what is missing.
     """
-    bins = np.clip(np.ceil(confidence * num_bins).astype(int) - 1, 0, num_bins - 1)
-    gaps = np.bincount(bins, weights=correct - confidence, minlength=num_bins)
-    return float(np.sum(np.abs(gaps)) / len(confidence))
+    for name in weights:
+        if missing := [metric for metric in wanted if metric not in metrics[name]]:
+            raise UserError(
+                f"Task.metrics has {', '.join(missing)}; for the weights {name!r}, score_fn and evaluate of the task "
+                f"return only {', '.join(metrics[name])}"
+            )
 
 
 def better(
@@ -256,6 +257,8 @@ def better(
         metric: that counts.
         directions: for each metric, whether a higher or a lower value is better.
     """
+    if metric not in metrics[name]:  # it is not due
+        return best
     value = metrics[name][metric]
     new = Best(step, name, metric, value)
     if best is None or (best.weights, best.metric) != (name, metric):

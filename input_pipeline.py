@@ -7,21 +7,24 @@ uint8 [n, height, width, channels] with a label for each: a class, int32 [n], or
 import dataclasses
 import math
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import ml_collections
 import numpy as np
 from flax import struct
 
 from augmentation import Augmentation
 from runtime.errors import UserError
+from runtime.fields import taken_by
 from runtime.permutation import example_indices
 from runtime.progress import say, under_way
 from runtime.sharding import replicated
 from runtime.sources import SPLITS, Images, Source, describe
 from runtime.tfds_sets import find_tfds_source
-from streams import step_key, stream_key
+from streams import stream_key
+from train_state import CustomTrainState
 
 Array = jax.Array | np.ndarray
 
@@ -139,27 +142,23 @@ class TrainData(struct.PyTreeNode):
     batch_size: int = struct.field(pytree_node=False)
     augmentation: Augmentation = struct.field(pytree_node=False)
 
-    def batch(self, rng: jax.Array, step: jax.Array) -> dict[str, jax.Array]:
-        """The batch of this step, a pure function of (seed, step).
+    def batch(self, state: CustomTrainState) -> tuple[dict[str, jax.Array], Any]:
+        """The batch of `state.step`, a pure function of the seed and of it; see `Loaded.train`.
 
         Example `i = step * batch_size + j` is position `i % n` of the permutation of epoch `i // n`. So batches
         straddle epochs, no image is left out, and nothing has to be carried from step to step.
 
-        Args:
-            rng: typed root key, made from the seed.
-            step: int32 scalar.
-
         Returns:
             `image`, float32 [batch, height, width, channels], normalised and augmented; `label`, int32 [batch]; and
-            `target`, float32 [batch, classes], the class probabilities to learn. Labels that are numbers are both.
+            `target`, float32 [batch, classes], the class probabilities to learn. Labels that are numbers are both. The
+            state's memory goes with it, as it is.
         """
-        indices = example_indices(
-            stream_key(rng, "permutation"), step, batch_size=self.batch_size, num_examples=len(self.label)
-        )
+        order = stream_key(state.rng, "permutation")
+        indices = example_indices(order, state.step, batch_size=self.batch_size, num_examples=len(self.label))
         image, label = self.normalization(self.image[indices]), self.label[indices]
         target = jax.nn.one_hot(label, self.num_classes) if label.ndim == 1 else label
         batch = {"image": image, "label": label, "target": target}
-        return self.augmentation(step_key(rng, "augmentation", step), batch)
+        return self.augmentation(state.step_key("augmentation"), batch), state.memory
 
 
 class EvalData(struct.PyTreeNode):
@@ -196,6 +195,52 @@ class EvalData(struct.PyTreeNode):
             return jax.lax.dynamic_slice_in_dim(x, index * self.batch_size, self.batch_size)
 
         return {"image": self.normalization(cut(self.image)), "label": cut(self.label), "mask": cut(self.mask)}
+
+
+class Loaded(NamedTuple):
+    """What a task trains on and is evaluated on, on the devices of a mesh.
+
+    Attributes:
+        train: a pytree with a method `batch(state) -> (batch, memory)`, which is called with the state before each
+            step: arrays [batch, ...] for the loss, and the state's memory after it.
+        eval: by split, "test", preceded by "validation" if there is one, what `score_fn` and `evaluate` of the task
+            are to score. For `score_fn` it is like `EvalData`.
+        memory: of the first state: a pytree that `batch` carries from step to step, and that is saved with the state.
+    """
+
+    train: Any
+    eval: Mapping[str, Any]
+    memory: Any = ()
+
+
+@dataclasses.dataclass(frozen=True)
+class Data:
+    """The data of a task, found and not loaded yet: so a config that does not suit it is refused before it is read.
+
+    Attributes:
+        num_train: training examples in an epoch; None if there is no such number, and so no duration in epochs.
+        example: the model's input, with which it is initialised, and its target, of a single example: zeros [1, ...].
+        load: takes the config with all durations in steps, and the devices.
+    """
+
+    num_train: int | None
+    example: tuple[Any, Any]
+    load: Callable[[ml_collections.FrozenConfigDict, jax.sharding.Mesh], Loaded]
+
+
+def create_data(config: ml_collections.FrozenConfigDict) -> Data:
+    """The images that `config.dataset` names, each with a label.
+
+    Raises:
+        UserError: see `find_source`.
+    """
+    source = find_source(config.dataset, config.get("splits", SPLITS))  # absent in older runs
+    example = jnp.zeros((1, *source.image_shape)), jnp.zeros((1, source.num_classes))
+
+    def load_with(config: ml_collections.FrozenConfigDict, mesh: jax.sharding.Mesh) -> Loaded:
+        return Loaded(*load(source, mesh, **taken_by(load, config)))
+
+    return Data(source.num_train, example, load_with)
 
 
 def load(

@@ -2,6 +2,7 @@
 
 import functools
 import inspect
+import math
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -44,7 +45,7 @@ def _warm_up(peak: float, steps: int, after: optax.Schedule) -> optax.Schedule:
 
 
 # A new schedule is a function of the peak learning rate and the numbers of updates of its three phases, and its name
-# here. settings.py decides the phases.
+# here. `phases` says what they are.
 SCHEDULES: Mapping[str, Callable[..., optax.Schedule]] = {
     "constant": constant,
     "cosine": cosine,
@@ -156,6 +157,30 @@ def unused_fields(config: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         yield "nesterov", "there is no momentum"
     if schedule != "wsd":
         yield "decay", f"schedule {schedule!r} has no such field"
+
+
+def phases(optimizer: Mapping[str, Any], num_steps: int, to_steps: Callable[[str, str], Any]) -> dict[str, int]:
+    """The three phases of the learning rate in steps: `warmup`, `stable` and `decay`.
+
+    Only the warm-up counts where it is constant: the others are 0 then, so that training can be made longer.
+
+    Args:
+        optimizer: `config.optimizer`.
+        num_steps: the length of training.
+        to_steps: turns a duration, after the name of its field, into steps.
+
+    Raises:
+        ValueError: they do not fit into the training.
+    """
+    warmup, decay = (math.ceil(to_steps(f"optimizer.{name}", optimizer[name])) for name in ("warmup", "decay"))
+    rest, schedule = num_steps - warmup, optimizer["schedule"]
+    stable = rest - decay if schedule == "wsd" else 0
+    decay = decay if schedule == "wsd" else rest
+    if min(rest, stable) < 0 or (schedule != "constant" and decay == 0):
+        names = ("warmup", "decay") if schedule == "wsd" else ("warmup",)
+        found = " and ".join(f"optimizer.{name} = {optimizer[name]!r}" for name in names)
+        raise ValueError(f"{found}: too long for the training of {num_steps} steps")
+    return {"warmup": warmup, "stable": stable, "decay": 0 if schedule == "constant" else decay}
 
 
 def create_optimizer(

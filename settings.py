@@ -4,6 +4,7 @@ Both happen once, after all overrides and before anything is loaded.
 """
 
 import functools
+import importlib
 import inspect
 import math
 import pathlib
@@ -20,58 +21,12 @@ from configs import default
 from runtime import averages, checkpointing, durations, fields, files, run_config, run_folder, sharding
 from runtime.errors import UserError
 from runtime.progress import say
+from runtime.rules import RULES
 from train_state import Average, CustomTrainState
 
 T = TypeVar("T")
 
 WRONG = "the config is wrong; configs/default.py documents every field"
-
-# The rules of single fields that nothing else checks: not those that data sets, models and schedules check themselves.
-_RULES: Mapping[str, fields.Rule] = {
-    "seed": fields.needs(lambda value: 0 <= value < 2**32, "in [0, 2**32)"),
-    "splits": fields.needs(lambda v: [type(s) for s in v] == [str, str], "two strings, as in ('train', 'test')"),
-    "num_validation": fields.NOT_NEGATIVE,
-    "label_noise": fields.SHARE,
-    "batch_size": fields.POSITIVE_INT,
-    "eval_batch_size": fields.POSITIVE_INT,
-    "accumulate": fields.POSITIVE_INT,
-    "profile": fields.needs(
-        lambda value: [type(v) for v in value] == [int, int] and (value == (0, 0) or 0 <= value[0] < value[1]),
-        "two integers, (first, end) with first below end, or (0, 0)",
-    ),
-    **dict.fromkeys(("augment.crop_padding", "augment.cutout"), fields.needs(lambda v: 0 <= v <= 1000, "in [0, 1000]")),
-    "augment.mixup": fields.NOT_NEGATIVE,
-    "duration": fields.length,
-    **dict.fromkeys(durations.PERIODS, fields.period),
-    "snapshot_every": fields.or_empty(fields.period),
-    "keep_checkpoints": fields.POSITIVE_INT,
-    "max_rejected_steps": fields.POSITIVE_INT,
-    "steps_per_dispatch": fields.NOT_NEGATIVE,
-    "model.name": fields.one_of(models.MODELS),
-    "model.dtype": fields.one_of(("float32", "bfloat16")),
-    "model.hidden_sizes": fields.needs(
-        lambda value: all(type(v) is int and 0 < v < 2**31 for v in value), "positive integers"
-    ),
-    "model.width": fields.POSITIVE_INT,
-    "model.depth": fields.POSITIVE_INT,
-    "model.patch": fields.POSITIVE_INT,
-    "model.dropout": fields.SHARE,
-    "loss.label_smoothing": fields.SHARE,
-    "loss.l2_penalty": fields.NOT_NEGATIVE,
-    "optimizer.name": fields.one_of(optimizers.OPTIMIZERS),
-    "optimizer.learning_rate": fields.NOT_NEGATIVE,
-    "optimizer.momentum": fields.SHARE,
-    "optimizer.b1": fields.SHARE,
-    "optimizer.b2": fields.SHARE,
-    "optimizer.weight_decay": fields.NOT_NEGATIVE,
-    "optimizer.clip_norm": fields.NOT_NEGATIVE,
-    "optimizer.gradient_noise": fields.NOT_NEGATIVE,
-    "optimizer.schedule": fields.one_of(optimizers.SCHEDULES),
-    "optimizer.warmup": fields.duration,
-    "optimizer.decay": fields.period,
-    **averages.RULES,
-    "recompute_batches": fields.POSITIVE_INT,
-}
 
 
 def _with_defaults(config: Mapping[str, Any], task: Any) -> dict[str, Any]:
@@ -99,11 +54,27 @@ def _defaults(config: Mapping[str, Any], task: Any) -> dict[str, Any]:
 
 def declared_fields(config: Mapping[str, Any], task: Any) -> dict[str, dict[str, Any]]:
     """The fields of `config.loss` and `config.model` that loss and model declare themselves, with their defaults."""
-    model = models.MODELS.get(config["model"]["name"])
+    model = _model_of(config, task)
     return {
         "loss": fields.declared(task.loss_fn),
         "model": fields.declared(model, without=("parent", "name", "num_classes", "dtype")) if model else {},
     }
+
+
+def _has_own_model(task: Any) -> bool:
+    """Whether a task makes its model otherwise than from `models.MODELS`."""
+    return task.create_model is not models.create_classifier
+
+
+def _model_of(config: Mapping[str, Any], task: Any) -> Callable[..., Any] | None:
+    """What takes the fields of `config.model`: a class of `models.MODELS`, or what the task makes its model with."""
+    return task.create_model if _has_own_model(task) else models.MODELS.get(config["model"]["name"])
+
+
+def _rules(task: Any) -> dict[str, fields.Rule]:
+    """The rule of each field: `RULES`, the models there are, and that what a loss declares as a duration is one."""
+    rules = {f"loss.{name}": fields.duration for name in fields.declared_durations(task.loss_fn)}
+    return {**RULES, **rules} | ({} if _has_own_model(task) else {"model.name": fields.one_of(models.MODELS)})
 
 
 def _joint_problems(config: Mapping[str, Any], task: Any) -> Iterator[str]:
@@ -120,14 +91,20 @@ def _joint_problems(config: Mapping[str, Any], task: Any) -> Iterator[str]:
     for kind in {average["kind"] for average in config["averages"].values()}:
         if missing := averages.fields_of(kind).difference(default.average("ema")):
             yield f"averaging.SCHEDULES[{kind!r}] takes {', '.join(missing)}, which configs/default.py does not have"
+    for name in sorted(set(task.needs(config["loss"])).difference(kept)):
+        found = "kind = 'none'" if name in config["averages"] else "it is missing"
+        yield f"averages.{name}: {found}, and the loss of task {config['task']!r} needs it, as config.loss is"
     defaults, values = fields.flatten(_defaults(config, task)), fields.flatten(config)
     for name, reason in _unused_fields(config, task):
         if values[name] != defaults[name]:
             yield f"{name} = {values[name]!r}: {reason}; leave it at its default, --config.{name}={defaults[name]}"
-    try:
-        models.create_model(num_classes=1, **config["model"])
-    except UserError as error:
-        yield str(error)
+    if not _has_own_model(task):
+        try:
+            models.create_model(num_classes=1, **config["model"])
+        except UserError as error:
+            yield str(error)
+    if task.evaluate is None and config["evaluate_sets_every"]:
+        yield f"evaluate_sets_every = {config['evaluate_sets_every']!r}: task {config['task']!r} evaluates no sets"
     schedule, warmup = config["optimizer"]["schedule"], config["optimizer"]["warmup"]
     if schedule == "one_cycle" and durations.parse(warmup).number == 0:
         yield f"optimizer.warmup = {warmup!r}: schedule 'one_cycle' rises during it; usual is \"30%\""
@@ -135,9 +112,11 @@ def _joint_problems(config: Mapping[str, Any], task: Any) -> Iterator[str]:
 
 def _unused_fields(config: Mapping[str, Any], task: Any) -> Iterator[tuple[str, str]]:
     """The fields that other fields make meaningless, each with the reason."""
-    for field in sorted(set(config["model"]) - models.model_fields(config["model"]["name"]) - {"name"}):
-        yield f"model.{field}", f"model {config['model']['name']!r} has no such field"
-    for field in sorted(set(config["loss"]) - taken_by(task.loss_fn, config["loss"]).keys()):
+    model = f"the model of task {config['task']!r}" if _has_own_model(task) else f"model {config['model']['name']!r}"
+    taken = fields.taken_by(_model_of(config, task) or dict, config["model"])
+    for field in sorted(set(config["model"]) - taken.keys() - {"name"}):
+        yield f"model.{field}", f"{model} has no such field"
+    for field in sorted(set(config["loss"]) - fields.taken_by(task.loss_fn, config["loss"]).keys()):
         yield f"loss.{field}", f"the loss of task {config['task']!r} has no such field"
     for field, reason in optimizers.unused_fields(config["optimizer"]):
         yield f"optimizer.{field}", reason
@@ -151,7 +130,7 @@ def _unused_fields(config: Mapping[str, Any], task: Any) -> Iterator[tuple[str, 
 
 def prepare(
     config: Mapping[str, Any], task: Any, workdir: pathlib.Path, config_change: str
-) -> tuple[ml_collections.FrozenConfigDict, input_pipeline.Source]:
+) -> tuple[ml_collections.FrozenConfigDict, input_pipeline.Data]:
     """Checks the config, by itself, against the data set and against the run that the workdir holds.
 
     Args:
@@ -161,7 +140,7 @@ def prepare(
         config_change: "accept" lets all fields differ from the run's own config.
 
     Returns:
-        The resolved config, see `resolve`, and the data set.
+        The resolved config, see `resolve`, and the data, not loaded yet.
 
     Raises:
         UserError: what is wrong, before any image is read and anything is compiled or written below `workdir`. What
@@ -175,14 +154,15 @@ def prepare(
     run_folder.check(workdir)
     checkpointing.check_run(workdir)
     old = run_config.read(workdir) if (workdir / "config.json").exists() else None
-    source = input_pipeline.find_source(config["dataset"], config["splits"])
-    resolved = resolve(config, task, num_train=source.num_train, num_devices=num_devices)
+    data = task.create_data(ml_collections.FrozenConfigDict(_with_defaults(config, task)))
+    resolved = resolve(config, task, num_train=data.num_train, num_devices=num_devices)
     if old:
         if resolved.chunked is None:
             resolved = completed(resolved, chunked=old.get("chunked"))
-        for change in run_config.check_same_run(old, resolved, workdir, accept=config_change == "accept"):
+        accept, needed = config_change == "accept", task.needs(resolved["loss"])
+        for change in run_config.check_same_run(old, resolved, workdir, needed=needed, accept=accept):
             say(f"Differs from the run's config: {change}")
-    return resolved, source
+    return resolved, data
 
 
 def check(config: Mapping[str, Any], task: Any) -> list[str]:
@@ -196,7 +176,7 @@ def check(config: Mapping[str, Any], task: Any) -> list[str]:
             are reported once each is right by itself.
     """
     config = _with_defaults(config, task)
-    problems = fields.problems(config, _defaults(config, task), _RULES) or [*_joint_problems(config, task)]
+    problems = fields.problems(config, _defaults(config, task), _rules(task)) or [*_joint_problems(config, task)]
     if problems:
         raise UserError("\n".join([WRONG, *problems]))
     unused = default.average("ema").decay
@@ -208,44 +188,38 @@ def check(config: Mapping[str, Any], task: Any) -> list[str]:
 
 
 def resolve(
-    config: Mapping[str, Any], task: Any, *, num_train: int, num_devices: int
+    config: Mapping[str, Any], task: Any, *, num_train: int | None, num_devices: int
 ) -> ml_collections.FrozenConfigDict:
     """The config in plain numbers, which is what training runs on and what `config.json` holds.
 
-    Durations become numbers of steps: `duration` and those of `optimizer` are rounded up, periods stay exact (int or
-    Fraction), 0 for never. Averages are what `averages.resolve` returns, `best_curve` and `best_metric` have names, and
-    `metrics` are the task's. The learning rate has three phases: `optimizer.warmup`, `.stable` and `.decay`, of which
-    only the warm-up counts where it is constant. `chunked` says whether steps are dispatched in chunks; None if
-    `dispatch.suits_chunks` is to say.
+    Durations become numbers of steps: `duration` and those of `optimizer` and `loss` are rounded up, periods stay exact
+    (int or Fraction), 0 for never. Averages are what `averages.resolve` returns, `best_curve` and `best_metric` have
+    names, and `metrics` are the task's. The learning rate has its phases, see `optimizers.phases`. `chunked` says
+    whether steps are dispatched in chunks; None if `dispatch.suits_chunks` is to say.
 
     Args:
         config: one that passed `check`.
         task: the `train.Task` that it names.
-        num_train: training images of the data set, validation images included.
+        num_train: training examples of the data set, those for validation included; None if there is no such number.
         num_devices: over which each batch is split.
 
     Raises:
         UserError: naming the fields that do not fit the data set or the devices.
     """
     resolved = _with_defaults(config, task)
-    num_examples = num_train - resolved["num_validation"]
+    num_examples = None if num_train is None else num_train - resolved["num_validation"]
     batch_size = resolved["batch_size"]
-    if num_examples < 1:
+    if num_examples is not None and num_examples < 1:
         raise UserError(
             f"num_validation = {resolved['num_validation']}: must be below the {num_train} training images "
             f"of {resolved['dataset']}"
         )
-    if batch_size > num_examples:
+    if num_examples is not None and batch_size > num_examples:
         raise UserError(
             f"batch_size = {batch_size}: must be at most {num_examples}, the number of training images "
             f"of {resolved['dataset']}" + (" without num_validation" if resolved["num_validation"] else "")
         )
-    num_parts = num_devices * resolved["accumulate"]
-    if batch_size % num_parts:
-        nearest = min(max(1, round(batch_size / num_parts)), num_examples // num_parts) * num_parts
-        what = "the number of devices" + (" times accumulate" if resolved["accumulate"] > 1 else "")
-        hint = f"the nearest is {nearest}" if nearest else f"{resolved['dataset']} has only {num_examples} images"
-        raise UserError(f"batch_size = {batch_size}: must be a multiple of {num_parts}, {what}; {hint}")
+    sharding.check_batch_size(batch_size, resolved["accumulate"], num_devices, num_examples)
 
     total = fields.to_steps(
         "duration", resolved["duration"], batch_size=batch_size, num_examples=num_examples, total=None
@@ -254,22 +228,16 @@ def resolve(
     resolved["duration"] = math.ceil(total)
     for name in durations.PERIODS:
         resolved[name] = steps(name, resolved[name])
+    if not resolved["evaluate_sets_every"] and task.evaluate:
+        resolved["evaluate_sets_every"] = resolved["eval_every"]
+    for name in fields.declared_durations(task.loss_fn):
+        resolved["loss"][name] = math.ceil(steps(f"loss.{name}", resolved["loss"][name]))
 
     problems = []
-    optimizer = resolved["optimizer"]
-    optimizer |= {name: math.ceil(steps(f"optimizer.{name}", optimizer[name])) for name in ("warmup", "decay")}
-    rest = resolved["duration"] - optimizer["warmup"]
-    match optimizer["schedule"]:
-        case "constant":
-            optimizer |= {"stable": 0, "decay": 0}  # not the present end of training, so that it can be put off
-        case "wsd":
-            optimizer |= {"stable": rest - optimizer["decay"]}
-        case _:
-            optimizer |= {"stable": 0, "decay": rest}
-    if min(rest, optimizer["stable"]) < 0 or (optimizer["schedule"] != "constant" and optimizer["decay"] == 0):
-        names = ("warmup", "decay") if optimizer["schedule"] == "wsd" else ("warmup",)
-        phases = " and ".join(f"optimizer.{name} = {config['optimizer'][name]!r}" for name in names)
-        problems.append(f"{phases}: too long for the training of {resolved['duration']} steps")
+    try:
+        resolved["optimizer"] |= optimizers.phases(resolved["optimizer"], resolved["duration"], steps)
+    except ValueError as error:
+        problems.append(str(error))
     if resolved["profile"][0] >= resolved["duration"]:
         problems.append(f"profile = {resolved['profile']}: training ends at step {resolved['duration']}")
 
@@ -314,6 +282,11 @@ def create_averages(resolved: Mapping[str, Mapping[str, Any]]) -> tuple[Average,
     return tuple(averages.create(name, average) for name, average in resolved.items())
 
 
+def create_model(task: Any, example: tuple[Any, Any], config: Mapping[str, Any]) -> Any:
+    """The task's model, with the fields of `config.model` that it takes."""
+    return task.create_model(example, **fields.taken_by(task.create_model, config["model"]))
+
+
 def check_batch_stats(state: CustomTrainState) -> None:
     """Checks that a model without batch statistics has averages that ask for no others.
 
@@ -327,17 +300,28 @@ def check_batch_stats(state: CustomTrainState) -> None:
             raise UserError(f'{what}; leave it at its default, --config.{field}="average"')
 
 
-def taken_by(function: Callable[..., Any], group: Mapping[str, Any]) -> dict[str, Any]:
-    """The fields of a group that a function takes: those that its signature names, or all if it has `**kwargs`."""
-    parameters = inspect.signature(function).parameters
-    takes_all = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
-    return {name: value for name, value in group.items() if takes_all or name in parameters}
-
-
 def with_fields(loss_fn: Callable[..., Any], config: Mapping[str, Any]) -> Callable[..., Any]:
     """A loss with its fields of `config.loss`, and with the length of training if its signature names `num_steps`."""
     length = {"num_steps": config["duration"]} if "num_steps" in inspect.signature(loss_fn).parameters else {}
-    return functools.partial(loss_fn, **taken_by(loss_fn, config["loss"]), **length)
+    return functools.partial(loss_fn, **fields.taken_by(loss_fn, config["loss"]), **length)
+
+
+def find_fork(name: str) -> Any:
+    """The `TASK` of a module below examples/, such as `examples.dqn.train`; None of a name that does not look so.
+
+    Raises:
+        UserError: there is no such module, or it has no `TASK`.
+    """
+    if not name.startswith("examples."):
+        return None
+    forks = sorted(path.parent.name for path in pathlib.Path(__file__).parent.glob("examples/*/train.py"))
+    known = [f"examples.{fork}.train" for fork in forks]
+    if name not in known:
+        raise UserError(f"task = {name!r}: {fields.one_of(known)(name)}, the forks there are")
+    task = getattr(importlib.import_module(name), "TASK", None)
+    if task is None:
+        raise UserError(f"task = {name!r}: {name.replace('.', '/')}.py has no TASK; expected TASK = train.Task(...)")
+    return task
 
 
 def find(field: str, name: str, known: Mapping[str, T], registry: str) -> T:

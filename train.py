@@ -5,7 +5,7 @@ import dataclasses
 import functools
 import pathlib
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any, Literal
 
 import jax
@@ -74,21 +74,30 @@ def apply_model(params: Any, state: CustomTrainState, batch: Batch) -> tuple[jax
 
 @dataclasses.dataclass(frozen=True)
 class Task:
-    """What is minimized and what is scored. The defaults are classification.
+    """What is minimized, on what, and what is scored. The defaults are the classification of images.
 
     Attributes:
-        loss_fn: the objective. Its keyword arguments with a default are fields of `config.loss`, and it gets the length
-            of training if it has a `num_steps`.
-        score_fn: the scores of each evaluated example, each of them a metric.
+        loss_fn: the objective. Its keyword arguments with a default are fields of `config.loss`: those whose default is
+            a duration ("20%") arrive in steps, and it gets the length of training if it has a `num_steps`.
+        score_fn: the scores of each evaluated example, each of them a metric; None if there is only `evaluate`.
         metrics: which direction is better for each metric that is to be judged and drawn; the first is the default of
             `config.best_metric`.
+        evaluate: metrics of a set as a whole, such as a return; takes the experiment, the weights by name and the
+            split, every `config.evaluate_sets_every`. See `evaluation.Sets`.
+        create_model: takes `Data.example` and the fields of `config.model` in its signature.
+        create_data: takes the config before its durations are in steps.
+        needs: takes `config.loss`; the names of the averages that the loss uses, which a run cannot do without.
     """
 
     loss_fn: Callable[..., Any] = loss_fn
-    score_fn: evaluation.ScoreFn = evaluation.score_fn
+    score_fn: evaluation.ScoreFn | None = evaluation.score_fn
     metrics: Mapping[str, Literal["higher", "lower"]] = dataclasses.field(
         default_factory=lambda: {"accuracy": "higher", "loss": "lower"}
     )
+    evaluate: Callable[["Experiment", dict[str, Any], str], evaluation.Sets] | None = None
+    create_model: Callable[..., nn.Module] = models.create_classifier
+    create_data: Callable[[ml_collections.FrozenConfigDict], input_pipeline.Data] = input_pipeline.create_data
+    needs: Callable[[Mapping[str, Any]], Collection[str]] = lambda loss: ()
 
     def __post_init__(self) -> None:
         if wrong := {name: way for name, way in self.metrics.items() if way not in ("higher", "lower")}:
@@ -97,15 +106,15 @@ class Task:
             )
 
 
-# A new task is a function or two above and its name here.
+# A new task is a function or two above and its name here; or, as a fork, `TASK` in examples/NAME/train.py.
 TASKS: dict[str, Task] = {
     "classification": Task(),
 }
 
 
 def find_task(name: str) -> Task:
-    """The task that `config.task` names, or a UserError."""
-    return settings.find("task", name, TASKS, "train.TASKS")
+    """The task that `config.task` names, of `TASKS` or as `examples.NAME.train`, or a UserError."""
+    return settings.find_fork(name) or settings.find("task", name, TASKS, "train.TASKS")
 
 
 def compute_gradients(
@@ -169,30 +178,32 @@ def train_step(
 
 
 def create_train_program(loss_fn: LossFn, mesh: jax.sharding.Mesh, num_microbatches: int = 1) -> Program:
-    """The program that makes the batch of `state.step` from the training data and takes `train_step`."""
+    """The program that gets the batch of the state's step from the training data and takes `train_step`."""
     # --debug_nans looks for NaNs in what a program returns, and rejecting a step would hide them.
     reject = not jax.config.jax_debug_nans  # type: ignore[attr-defined]  # made at run time
 
-    def program(state: CustomTrainState, data: input_pipeline.TrainData) -> tuple[CustomTrainState, Sums]:
-        batch = jax.lax.with_sharding_constraint(data.batch(state.rng, state.step), sharding.split_batch(mesh))
-        return train_step(state, batch, loss_fn, num_microbatches, reject)
+    def program(state: CustomTrainState, data: Any) -> tuple[CustomTrainState, Sums]:
+        batch, memory = data.batch(state)
+        batch = jax.lax.with_sharding_constraint(batch, sharding.split_batch(mesh))
+        # Before the step, so that a rejected one keeps what was seen, and nothing is selected among two memories.
+        return train_step(state.replace(memory=memory), batch, loss_fn, num_microbatches, reject)
 
     return program
 
 
 def create_train_state(
-    rng: jax.Array, model: nn.Module, tx: Any, averages: tuple[Average, ...], image_shape: tuple[int, ...]
+    rng: jax.Array, model: nn.Module, tx: Any, averages: tuple[Average, ...], example: tuple[Any, Any]
 ) -> CustomTrainState:
     """The state at step 0.
 
     Args:
         rng: typed root key of the run.
-        model: maps images [batch, *image_shape] to outputs.
+        model: maps inputs to outputs.
         tx: the optimizer.
         averages: the weight averages to keep.
-        image_shape: (height, width, channels).
+        example: an input and its target; see `input_pipeline.Data`.
     """
-    variables = model.init(stream_key(rng, "params"), jnp.zeros((1, *image_shape)), train=False)
+    variables = model.init(stream_key(rng, "params"), example[0], train=False)
     return CustomTrainState.create(apply_fn=FastApply(model), tx=tx, rng=rng, averages=averages, **variables)
 
 
@@ -205,26 +216,27 @@ class Experiment:
     mesh: jax.sharding.Mesh
     state: CustomTrainState  # at step 0
     sums: Sums  # over no steps
-    train_data: input_pipeline.TrainData
-    eval_data: Mapping[str, input_pipeline.EvalData]  # "test", preceded by "validation" if images were set aside
+    train_data: Any  # see `input_pipeline.Loaded`
+    eval_data: Mapping[str, Any]  # "test", preceded by "validation" if examples were set aside
     loss_fn: LossFn  # with its fields of `config.loss`
     train_program: Program
-    eval_step: evaluation.EvalStep
+    eval_step: evaluation.EvalStep | None  # None if there is no `score_fn`
 
 
-def create_experiment(config: ml_collections.FrozenConfigDict, source: input_pipeline.Source, task: Task) -> Experiment:
+def create_experiment(config: ml_collections.FrozenConfigDict, data: input_pipeline.Data, task: Task) -> Experiment:
     """Creates the state and reads the data, all on the devices. Takes what `settings.prepare` returns.
 
     Raises:
         UserError: model, averages and data set do not fit each other, or the data set is damaged.
     """
     mesh = sharding.create_mesh()
-    train_data, eval_data = input_pipeline.load(source, mesh, **settings.taken_by(input_pipeline.load, config))
-    model = models.create_model(num_classes=source.num_classes, **config.model)
+    proportions: tuple[str, ...] = ()
+    model = settings.create_model(task, data.example, config)
+    train_data, eval_data, memory = data.load(config, mesh)
     tx = optimizers.create_optimizer(**config.optimizer)
     averages = settings.create_averages(config.averages)
-    init = functools.partial(create_train_state, model=model, tx=tx, averages=averages, image_shape=source.image_shape)
-    state = sharding.create(init, jax.random.key(config.seed), mesh)
+    init = functools.partial(create_train_state, model=model, tx=tx, averages=averages, example=data.example)
+    state = sharding.create(init, jax.random.key(config.seed), mesh).replace(memory=memory)
     settings.check_batch_stats(state)
     loss_fn = settings.with_fields(task.loss_fn, config)
     program = create_train_program(loss_fn, mesh, config.accumulate)
@@ -232,20 +244,33 @@ def create_experiment(config: ml_collections.FrozenConfigDict, source: input_pip
         sums = zero_sums(program, state, train_data)
         if config.chunked is None:
             config = settings.completed(config, chunked=suits_chunks(program, state, train_data))
-        eval_step = functools.partial(
-            evaluation.eval_step, apply_fn=state.apply_fn, score_fn=task.score_fn, sharding=sharding.split_batch(mesh)
-        )
-        _, scores = jax.eval_shape(eval_step, state.weights(), eval_data["test"], jnp.int32(0))
-    config = settings.completed(config, proportions=evaluation.check_scores(scores["raw"], task.metrics))
+        eval_step = None
+        if task.score_fn:
+            eval_step, proportions = evaluation.create_eval_step(state, task, eval_data["test"], mesh)
+    config = settings.completed(config, proportions=proportions)
     return Experiment(config, task, mesh, state, sums, train_data, eval_data, loss_fn, program, eval_step)
 
 
-def evaluate(experiment: Experiment, state: CustomTrainState, splits: Iterable[str]) -> dict[str, evaluation.Metrics]:
-    """Scores raw and averaged weights on the images of some splits; see `evaluation.evaluate`."""
+def evaluate(
+    experiment: Experiment, state: CustomTrainState, splits: Iterable[str], *, sets: bool = True
+) -> dict[str, evaluation.Metrics]:
+    """Scores raw and averaged weights on some splits; see `evaluate_weights`."""
     weights = evaluation.weights_to_score(
         state, experiment.train_data, experiment.config.recompute_batches, sharding.split_batch(experiment.mesh)
     )
-    return {split: evaluation.evaluate(weights, experiment.eval_data[split], experiment.eval_step) for split in splits}
+    return {split: evaluate_weights(experiment, weights, split, sets=sets) for split in splits}
+
+
+def evaluate_weights(
+    experiment: Experiment, weights: dict[str, Any], split: str, *, sets: bool = True
+) -> evaluation.Metrics:
+    """Metrics of several sets of weights by name, with the task's `evaluate` if `sets`; see `evaluation.evaluate`."""
+    task = experiment.task
+    found = task.evaluate(experiment, weights, split) if task.evaluate and sets else {}
+    metrics = evaluation.evaluate(weights, experiment.eval_data[split], experiment.eval_step, found)
+    if sets:
+        evaluation.check_metrics(metrics, weights, task.metrics)
+    return metrics
 
 
 def train_and_evaluate(
@@ -266,8 +291,8 @@ def train_and_evaluate(
     """
     started, workdir = time.monotonic(), run_folder.locate(workdir)
     task = find_task(config.task)
-    config, source = settings.prepare(config, task, workdir, config_change)
-    experiment = create_experiment(config, source, task)
+    config, data = settings.prepare(config, task, workdir, config_change)
+    experiment = create_experiment(config, data, task)
     config, program, train_data = experiment.config, experiment.train_program, experiment.train_data
     origin = find_origin(workdir, config.init_from, config.init_weights, experiment.state)
     gradient_fn = functools.partial(compute_gradients, loss_fn=experiment.loss_fn, num_microbatches=config.accumulate)
@@ -299,11 +324,12 @@ def train_and_evaluate(
             if settings.is_due(config, "log_every", step):
                 writer.write_means(step, sums, rejected_steps=rejected)
                 sums = jax.tree.map(jnp.zeros_like, sums)
-            if settings.is_due(config, "eval_every", step):
+            sets = settings.is_due(config, "evaluate_sets_every", step)
+            if sets or settings.is_due(config, "eval_every", step):
                 # The first split gives the curves. Where that is "validation", "test" is scored once, at the end.
                 splits = [*experiment.eval_data] if step == config.duration else [*experiment.eval_data][:1]
                 with writer.clock("eval_seconds"):
-                    scores = evaluate(experiment, state, splits)
+                    scores = evaluate(experiment, state, splits, sets=sets)
                 writer.write_scores(step, scores)
                 best = evaluation.better(
                     best, step, scores[splits[0]], config.best_curve, config.best_metric, task.metrics

@@ -74,6 +74,7 @@ class CustomTrainState(train_state.TrainState):
         ema_params: for each average its parameters, in at least float32.
         ema_batch_stats: for each average its batch statistics.
         ema_count: for each average an int32 scalar, the updates since it was created: the `t` of its schedule.
+        memory: what the training data carries from step to step, such as a buffer for replay; () if nothing.
         averages: which averages there are.
     """
 
@@ -84,6 +85,7 @@ class CustomTrainState(train_state.TrainState):
     ema_params: dict[str, Any]
     ema_batch_stats: dict[str, Any]
     ema_count: dict[str, jax.Array]
+    memory: Any
     averages: tuple[Average, ...] = struct.field(pytree_node=False)
 
     @classmethod
@@ -96,6 +98,7 @@ class CustomTrainState(train_state.TrainState):
         rng: jax.Array,
         batch_stats: Any = types.MappingProxyType({}),
         averages: tuple[Average, ...] = (),
+        memory: Any = (),
         **kwargs: Any,
     ) -> Self:
         """A state at step 0 whose averages are copies of its parameters.
@@ -107,6 +110,7 @@ class CustomTrainState(train_state.TrainState):
             rng: typed root key.
             batch_stats: the model's initial batch statistics, if it has any.
             averages: the averages to keep; an empty tuple costs nothing.
+            memory: see the class.
             **kwargs: fields that a fork adds.
         """
         return cls(
@@ -122,6 +126,7 @@ class CustomTrainState(train_state.TrainState):
             ema_batch_stats={average.name: averaging.init(dict(batch_stats)) for average in averages},
             ema_count={average.name: jnp.zeros((), jnp.int32) for average in averages},
             averages=averages,
+            memory=memory,
             **kwargs,
         )
 
@@ -188,9 +193,10 @@ class CustomTrainState(train_state.TrainState):
     def accept_if(self, ok: jax.Array, candidate: Self) -> Self:
         """`candidate`, the state after one more step, or this state with that step rejected.
 
-        After a rejected step only `step` and the counters in `rejected` differ, so that the next step has another batch
-        and other keys. Call before `apply_ema(moved=ok)`: until then candidate and state share their averages, among
-        which the compiler need not select. A selection among moved averages would cost as much as moving them.
+        After a rejected step only `step`, `memory` and the counters in `rejected` differ, so that the next step has
+        another batch and other keys. Call before `apply_ema(moved=ok)`: until then candidate and state share their
+        averages, among which the compiler need not select. A selection among moved averages would cost as much as
+        moving them.
 
         Args:
             ok: bool scalar, whether to take the candidate.

@@ -68,9 +68,9 @@ def load() -> train.Experiment:
 def create_variants(experiment: train.Experiment) -> tuple[dict[str, Variant], dict[str, Weights]]:
     """The variants, and the weights that all of them start from."""
     config, state = experiment.config, experiment.state
-    make_batch = jax.jit(experiment.train_data.batch)
+    make_batch = jax.jit(lambda step: experiment.train_data.batch(state.replace(step=step))[0])
     # As many as a turn has steps; then they repeat.
-    made = [make_batch(state.rng, jnp.int32(step)) for step in range(max(_STEPS.value, CHECKED_STEPS))]
+    made = [make_batch(jnp.int32(step)) for step in range(max(_STEPS.value, CHECKED_STEPS))]
     task = Task(
         model=config.model.name,
         params=jax.device_get(state.params),

@@ -33,15 +33,15 @@ def main(argv: list[str]) -> None:
     except UserError as error:
         sys.exit(f"error: {error}")
     state = experiment.state
+    assert experiment.eval_step, "images are classified"
     raw = state.weights()["raw"]
     score = functools.partial(evaluation.score, {"raw": raw}, experiment.eval_data["test"], experiment.eval_step)
     recompute = functools.partial(
         batch_statistics.recompute,
         raw,
         experiment.train_data,
-        state.rng,
+        state,
         batches=range(experiment.config.recompute_batches),
-        apply_fn=state.apply_fn,
         sharding=sharding.split_batch(experiment.mesh),
     )
 

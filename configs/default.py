@@ -27,7 +27,7 @@ def get_config() -> ml_collections.ConfigDict:
     # Training images set aside. If there are any, curves and the best checkpoint come from them, and the test set is
     # scored once, at the end.
     config.num_validation = 0
-    # The loss to minimise and the scores to report: a key of `train.TASKS`.
+    # What is minimised, on what data, and what is reported: a key of `train.TASKS`, or a fork, "examples.NAME.train".
     config.task = "classification"
 
     # Share of the training labels replaced by a uniformly drawn other class; 0.4 is a setting from the literature in
@@ -51,6 +51,8 @@ def get_config() -> ml_collections.ConfigDict:
     config.duration = "10 epochs"
     config.log_every = "2%"
     config.eval_every = "10%"
+    # How often to call the task's `evaluate`, if it has one, for metrics of whole sets; empty: with every evaluation.
+    config.evaluate_sets_every = ""
     config.checkpoint_every = "10%"
     # How often to keep raw and averaged weights permanently; empty: never. From them `python -m tools.posthoc` makes
     # averages of other lengths after training.

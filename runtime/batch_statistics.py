@@ -11,22 +11,22 @@ from flax import linen as nn
 from flax import traverse_util
 
 from runtime.errors import UserError
+from train_state import CustomTrainState
 
 
 class TrainData(Protocol):
     """A training set that serves batches, a pytree."""
 
-    def batch(self, rng: jax.Array, step: jax.Array) -> dict[str, jax.Array]:
-        """The batch of a step, with `image` [batch, height, width, channels]."""
+    def batch(self, state: CustomTrainState) -> tuple[dict[str, jax.Array], Any]:
+        """The batch of a state's step, with `image` [batch, height, width, channels], and the state's memory."""
 
 
 def recompute(
     variables: Mapping[str, Any],
     data: TrainData,
-    rng: jax.Array,
+    state: CustomTrainState,
     *,
     batches: Iterable[int],
-    apply_fn: Callable[..., Any],
     sharding: jax.sharding.Sharding,
 ) -> Any:
     """The batch statistics of a model with these weights, measured on training images.
@@ -39,20 +39,26 @@ def recompute(
     Args:
         variables: parameters and batch statistics, of which only the structure counts.
         data: the training set.
-        rng: typed root key of the run.
+        state: of the run, for its key and its model.
         batches: the training batches to use, by their step: with augmentation, and each the same whenever it is asked
             for. Their order does not matter.
-        apply_fn: the model's `apply`.
         sharding: how to split each batch over devices.
 
     Returns:
         New batch statistics, a tree like `variables["batch_stats"]`.
 
     Raises:
-        UserError: the model has statistics other than those of an `nn.BatchNorm` that is applied once and learns them.
+        UserError: the model has statistics other than those of an `nn.BatchNorm` that is applied once and learns them,
+            or batches depend on more than their step.
     """
+    if jax.tree.leaves(state.memory):
+        raise UserError(
+            "batch_stats = 'recompute' needs batches that can be made again, and those of this task come from a memory "
+            "that moves on; use 'average' or 'copy'"
+        )
+    bare = state.with_averages(()).replace(params=(), opt_state=())  # a program that is the same for all averages
     per_batch = [
-        jax.device_get(_batch_moments(variables, data, rng, np.int32(step), apply_fn=apply_fn, sharding=sharding))
+        jax.device_get(_batch_moments(variables, data, bare.replace(step=np.int32(step)), sharding=sharding))
         for step in batches
     ]
     statistics = {}
@@ -70,18 +76,16 @@ def recompute(
     )
 
 
-@functools.partial(jax.jit, static_argnames=("apply_fn", "sharding"))
+@functools.partial(jax.jit, static_argnames="sharding")
 def _batch_moments(
     variables: Mapping[str, Any],
     data: TrainData,
-    rng: jax.Array,
-    step: jax.Array,
+    state: CustomTrainState,
     *,
-    apply_fn: Callable[..., Any],
     sharding: jax.sharding.Sharding,
 ) -> dict[tuple[str, ...], tuple[jax.Array, jax.Array]]:
     """Mean and variance of what each batch norm sees of one training batch, by the path of its module."""
-    image = jax.lax.with_sharding_constraint(data.batch(rng, step)["image"], sharding)
+    image = jax.lax.with_sharding_constraint(data.batch(state)[0]["image"], sharding)
     momentum: dict[tuple[str, ...], float] = {}
 
     def without_dropout(call: Callable[..., Any], args: Any, kwargs: Any, context: Any) -> Any:
@@ -99,7 +103,7 @@ def _batch_moments(
 
     zeros = jax.tree.map(jnp.zeros_like, variables["batch_stats"])
     with nn.intercept_methods(without_dropout):
-        _, updates = apply_fn(
+        _, updates = state.apply_fn(
             {"params": variables["params"], "batch_stats": zeros}, image, train=True, mutable=["batch_stats"]
         )
     moved = traverse_util.flatten_dict(updates["batch_stats"])

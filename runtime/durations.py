@@ -7,7 +7,7 @@ from fractions import Fraction
 
 _DURATION = re.compile(r"\s*(?P<number>\d+(\.\d+)?|\d+/[1-9]\d*)\s*(?P<unit>%|[a-z]+)\s*", re.ASCII)
 # The fields of a config that say how often something is due.
-PERIODS = ("log_every", "eval_every", "checkpoint_every", "snapshot_every")
+PERIODS = ("log_every", "eval_every", "evaluate_sets_every", "checkpoint_every", "snapshot_every")
 _UNITS = ("steps", "epochs", "examples", "%")
 
 
@@ -18,23 +18,28 @@ class Duration:
     number: Fraction
     unit: str  # one of _UNITS
 
-    def to_steps(self, *, batch_size: int, num_examples: int, total: Fraction | int | None = None) -> Fraction:
+    def to_steps(self, *, batch_size: int, num_examples: int | None, total: Fraction | int | None = None) -> Fraction:
         """The exact number of steps, a fraction where the unit does not divide evenly.
 
         Args:
             batch_size: examples in one step.
-            num_examples: examples in one epoch.
+            num_examples: examples in one epoch; None if there are no epochs.
             total: steps of the whole training, which percentages refer to.
 
         Raises:
-            ValueError: a percentage where there is no total to refer to.
+            ValueError: a percentage where there is no total to refer to, or epochs where there are none.
         """
         if self.unit == "%":
             if total is None:
                 raise ValueError("the length of training cannot be a percentage of itself")
             return self.number * total / 100
-        examples_per_unit = {"steps": batch_size, "epochs": num_examples, "examples": 1}[self.unit]
-        return self.number * examples_per_unit / batch_size
+        if self.unit == "steps":
+            return self.number
+        if self.unit == "examples":
+            return self.number / batch_size
+        if num_examples is None:
+            raise ValueError("this task has no epochs; give it in steps")
+        return self.number * num_examples / batch_size
 
 
 def parse(text: str) -> Duration:

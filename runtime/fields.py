@@ -86,6 +86,18 @@ def declared(function: Callable[..., Any], without: Collection[str] = ()) -> dic
     return {name: p.default for name, p in parameters if isinstance(p.default, kinds) and name not in without}
 
 
+def declared_durations(function: Callable[..., Any]) -> list[str]:
+    """The parameters of a function whose default is a duration: such a field arrives as a number of steps."""
+    return [name for name, value in declared(function).items() if isinstance(value, str) and not duration(value)]
+
+
+def taken_by(function: Callable[..., Any], group: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields of a group that a function takes: those that its signature names, or all if it has `**kwargs`."""
+    parameters = inspect.signature(function).parameters
+    takes_all = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
+    return {name: value for name, value in group.items() if takes_all or name in parameters}
+
+
 POSITIVE_INT = needs(lambda value: value >= 1, "at least 1")
 NOT_NEGATIVE = needs(lambda value: 0 <= value < 2**127, "a finite number of at least 0")  # in float32
 SHARE = needs(lambda value: 0 <= value < 1, "in [0, 1)")
@@ -120,16 +132,19 @@ def problems(config: Mapping[str, Any], defaults: Mapping[str, Any], rules: Mapp
 
 
 def to_steps(
-    name: str, text: str, *, batch_size: int, num_examples: int, total: Fraction | int | None
+    name: str, text: str, *, batch_size: int, num_examples: int | None, total: Fraction | int | None
 ) -> Fraction | int:
     """A duration in steps, exactly; 0 for an empty one. See `durations.Duration.to_steps`.
 
     Raises:
-        UserError: it is longer than can be counted.
+        UserError: it is longer than can be counted, or in epochs where there are none.
     """
     if not text:
         return 0
-    exact = durations.parse(text).to_steps(batch_size=batch_size, num_examples=num_examples, total=total)
+    try:
+        exact = durations.parse(text).to_steps(batch_size=batch_size, num_examples=num_examples, total=total)
+    except ValueError as error:
+        raise UserError(f"{name} = {text!r}: {error}") from error
     if exact >= 2**31:  # steps and updates are counted in int32
         raise UserError(f"{name} = {text!r}: is {float(exact):g} steps; must be below 2**31 steps")
     return exact.numerator if exact.denominator == 1 else exact

@@ -31,6 +31,53 @@ def paired_proportions_interval(first: np.ndarray, second: np.ndarray) -> tuple[
     return (gained - lost) / n, max(-1.0, float(centre - half_width)), min(1.0, float(centre + half_width))
 
 
+def difference(first: Any, second: Any) -> tuple[float, float, float]:
+    """The difference of two metrics on the same examples, first minus second, with its 95 % interval.
+
+    Args:
+        first: the values of each example, bool or float [n], or of a ratio (sum, count), each [n].
+        second: of the same kind.
+    """
+    if isinstance(first, tuple):
+        return ratios_interval(first, second)
+    if first.dtype == bool:
+        return paired_proportions_interval(first, second)
+    return mean_interval(first - second)
+
+
+def ratio(sums: np.ndarray, counts: np.ndarray) -> Any:
+    """The sum of `sums` over that of `counts`, both [..., n]; NaN where nothing was counted."""
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return np.sum(sums, axis=-1) / np.sum(counts, axis=-1)
+
+
+def ratios_interval(
+    first: tuple[np.ndarray, np.ndarray], second: tuple[np.ndarray, np.ndarray]
+) -> tuple[float, float, float]:
+    """The difference of two ratios over the same groups, with its 95 % interval by the jackknife (Tukey 1958).
+
+    Leaving out one group at a time gives pseudo-values, to which Student's t is applied. With one example in each group
+    they are the examples' own differences, and the interval is `mean_interval`'s.
+
+    Args:
+        first: (sum, count) of each group, both [n].
+        second: of the same groups.
+    """
+    apart = float(ratio(*first) - ratio(*second))
+    n = len(first[0])
+    if n == 1:
+        return apart, math.nan, math.nan
+
+    def without_one(sums: np.ndarray, counts: np.ndarray) -> np.ndarray:
+        with np.errstate(invalid="ignore", divide="ignore"):
+            found: np.ndarray = (sums.sum() - sums) / (counts.sum() - counts)
+        return found
+
+    pseudo = n * apart - (n - 1) * (without_one(*first) - without_one(*second))
+    mean, low, high = mean_interval(pseudo)
+    return apart, float(low - mean + apart), float(high - mean + apart)
+
+
 def mean_interval(values: np.ndarray) -> tuple[Any, Any, Any]:
     """The mean with its 95 % interval by Student's t: mean, lower and upper bound; bounds of NaN for one value.
 

@@ -21,7 +21,7 @@ def check_rejections(state: CustomTrainState, limit: int, data: Any, gradient_fn
     Args:
         state: after the latest step.
         limit: `config.max_rejected_steps`.
-        data: the training data, whose `batch(rng, step)` is the batch of a step.
+        data: the training data, whose `batch(state)` is the batch of its step.
         gradient_fn: `train.compute_gradients` with its `loss_fn` and `num_microbatches` as keyword arguments.
 
     Raises:
@@ -30,11 +30,13 @@ def check_rejections(state: CustomTrainState, limit: int, data: Any, gradient_fn
     rejected: dict[str, np.ndarray] = jax.device_get(state.rejected)
     if rejected["longest"] < limit:
         return int(rejected["total"])
-    if rejected["streak"] == 0:
+    if jax.tree.leaves(state.memory):
+        found = "The last of them cannot be taken again: its batch came from a memory that has moved on."
+    elif rejected["streak"] == 0:
         found = "Later ones were accepted; --config.log_every=1steps ends training earlier, and tells more."
     else:
         before = state.replace(step=state.step - 1)
-        batch = data.batch(before.rng, before.step)
+        batch, _ = data.batch(before)
         _, _, updates, grads = jax.jit(gradient_fn)(before, batch)
         after = before.apply_gradients(grads=grads, **updates)
         found = (

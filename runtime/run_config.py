@@ -3,7 +3,7 @@
 import json
 import pathlib
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from fractions import Fraction
 from typing import Any
 
@@ -67,7 +67,12 @@ def read(workdir: pathlib.Path) -> ml_collections.FrozenConfigDict:
 
 
 def check_same_run(
-    old: Mapping[str, Any], new: Mapping[str, Any], workdir: pathlib.Path, *, accept: bool = False
+    old: Mapping[str, Any],
+    new: Mapping[str, Any],
+    workdir: pathlib.Path,
+    *,
+    needed: Collection[str] = (),
+    accept: bool = False,
 ) -> list[str]:
     """Checks that a run made with one resolved config may be continued with another.
 
@@ -75,6 +80,7 @@ def check_same_run(
         old: the config that the run was started with.
         new: the present config.
         workdir: for the message.
+        needed: the averages that the loss uses, which may not differ either.
         accept: whether everything may differ.
 
     Returns:
@@ -96,7 +102,8 @@ def check_same_run(
         for name in dict.fromkeys(["duration", *before, *now])
         if before.get(name) != now.get(name)
     }
-    refused = [name for name in differing if not name.startswith(MAY_CHANGE)]
+    fixed = tuple(f"averages.{name}." for name in needed)
+    refused = [name for name in differing if not name.startswith(MAY_CHANGE) or name.startswith(fixed)]
     if (refused or now["duration"] < before.get("duration", 0)) and not accept:
         if "duration" in differing:
             refused = ["duration", *refused]

@@ -35,6 +35,27 @@ def find_devices() -> list[jax.Device]:
     return devices
 
 
+def check_batch_size(batch_size: int, accumulate: int, num_devices: int, num_examples: int | None) -> None:
+    """Checks that batches can be split over devices and microbatches.
+
+    Args:
+        batch_size: `config.batch_size`.
+        accumulate: `config.accumulate`.
+        num_devices: that share each batch.
+        num_examples: of the training set; None if there is no such number.
+
+    Raises:
+        UserError: they cannot; names the nearest size that can.
+    """
+    num_parts = num_devices * accumulate
+    if batch_size % num_parts:
+        most = batch_size + num_parts if num_examples is None else num_examples
+        nearest = min(max(1, round(batch_size / num_parts)), most // num_parts) * num_parts
+        what = "the number of devices" + (" times accumulate" if accumulate > 1 else "")
+        hint = f"the nearest is {nearest}" if nearest else f"the data set has only {num_examples} examples"
+        raise UserError(f"batch_size = {batch_size}: must be a multiple of {num_parts}, {what}; {hint}")
+
+
 def create_mesh() -> jax.sharding.Mesh:
     """All devices in one axis, "data", over which batches are split."""
     # Linen modules work on Auto axes only; make_mesh would make Explicit ones.

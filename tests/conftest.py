@@ -85,6 +85,17 @@ def task(monkeypatch):
     return register
 
 
+def state_at(rng, step):
+    """A state without parameters, of which the training data reads key and step."""
+    import jax.numpy as jnp
+    import optax
+
+    from train_state import CustomTrainState
+
+    state = CustomTrainState.create(apply_fn=None, params={}, tx=optax.identity(), rng=rng)
+    return state.replace(step=jnp.int32(step))
+
+
 def copy(tree):
     """The same arrays in other buffers, which may be donated."""
     import jax

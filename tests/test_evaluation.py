@@ -7,7 +7,7 @@ import pytest
 
 import evaluation
 import input_pipeline
-from runtime import intervals, sharding
+from runtime import intervals, score_metrics, sharding
 
 
 def linear(variables, image, train):
@@ -106,7 +106,7 @@ def test_a_score_function_of_another_task_needs_a_loss_only(setting):
 def test_agreement_is_the_share_of_equal_predictions():
     ours = {"loss": np.zeros(4), "predicted": np.array([0, 1, 2, 2])}
     theirs = {"loss": np.zeros(4), "predicted": np.array([0, 1, 2, 0])}
-    assert evaluation.compare(ours, theirs)["agreement"] == 0.75
+    assert score_metrics.compare(ours, theirs)["agreement"] == 0.75
 
 
 def test_the_interval_of_paired_proportions_is_agresti_and_mins():
@@ -147,7 +147,7 @@ def test_the_interval_of_a_mean_is_students():
 
 def test_one_image_has_no_interval_and_causes_no_warning():
     scores = {"loss": np.array([0.5]), "accuracy": np.array([True]), "predicted": np.array([3])}
-    metrics = evaluation.compare(scores, {"loss": np.array([2.0]), "accuracy": np.array([False]), "predicted": [1]})
+    metrics = score_metrics.compare(scores, {"loss": np.array([2.0]), "accuracy": np.array([False]), "predicted": [1]})
     assert (metrics["loss"], metrics["accuracy"], metrics["agreement"]) == (-1.5, 1.0, 0.0)
     bounds = [metrics[f"{name}_{end}"] for name in ("loss", "accuracy") for end in ("low", "high")]
     assert np.isnan(bounds).all()
@@ -157,4 +157,4 @@ def test_calibration_error_weighs_the_gap_of_each_bin_by_its_images():
     confidence = np.array([0.65, 0.65, 0.65, 0.95, 1.0])
     correct = np.array([True, False, False, True, True])
     # Bin (0.6, 0.667]: three images, sum of gaps 1 - 1.95. Bin (0.933, 1]: two images, 2 - 1.95.
-    assert evaluation.calibration_error(confidence, correct) == pytest.approx((0.95 + 0.05) / 5)
+    assert score_metrics.calibration_error(confidence, correct) == pytest.approx((0.95 + 0.05) / 5)

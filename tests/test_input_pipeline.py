@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from conftest import state_at
 from scipy import stats
 
 import input_pipeline
@@ -38,7 +39,7 @@ def test_labels_may_be_numbers_to_predict():
     assert splits.num_classes == 2
     normalization = input_pipeline.Normalization.from_images(image)
     data = input_pipeline.TrainData(splits.train.image, splits.train.label, normalization, 2, 5, Augmentation())
-    batch = data.batch(KEY, jnp.int32(0))
+    batch = data.batch(state_at(KEY, 0))[0]
     np.testing.assert_array_equal(np.sort(batch["target"], axis=0), np.sort(splits.train.label, axis=0))
     np.testing.assert_array_equal(batch["label"], batch["target"])
 
@@ -100,7 +101,7 @@ def test_a_batch_holds_the_images_and_labels_of_its_indices():
     splits = input_pipeline.load_splits(source(), num_validation=0, label_noise=0.0, seed=0)
     identity = input_pipeline.Normalization(np.zeros(1, np.float32), np.ones(1, np.float32))
     data = input_pipeline.TrainData(splits.train.image, splits.train.label, identity, 5, 8, Augmentation())
-    batch = jax.jit(lambda data, step: data.batch(KEY, step))(data, jnp.int32(3))
+    batch = jax.jit(lambda data, step: data.batch(state_at(KEY, step))[0])(data, jnp.int32(3))
     key = stream_key(KEY, "permutation")
     expected = np.asarray(permutation.example_indices(key, jnp.int32(3), batch_size=8, num_examples=100))
     np.testing.assert_array_equal(batch["image"][:, 0, 0, 0], expected)
@@ -115,7 +116,7 @@ def test_augmentation_is_new_at_every_step_and_the_same_when_a_step_is_repeated(
         image, np.zeros(8, np.int32), identity, 2, 8, Augmentation(flip=True, crop_padding=2)
     )
     batches = [
-        np.asarray(data.batch(key, jnp.int32(step))["image"])
+        np.asarray(data.batch(state_at(key, step))[0]["image"])
         for key, step in ((KEY, 3), (KEY, 3), (KEY, 4), (jax.random.key(1), 3))
     ]
     np.testing.assert_array_equal(batches[0], batches[1])

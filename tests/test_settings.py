@@ -162,7 +162,11 @@ def test_an_average_has_a_name_of_its_own(name):
         ({"batch_size": 34}, 8, "batch_size = 34: must be a multiple of 8, .*nearest is 32"),
         ({"batch_size": 34, "accumulate": 3}, 1, "multiple of 3, the number of devices times accumulate; .* is 33"),
         ({"batch_size": 900, "accumulate": 7}, 1, "must be a multiple of 7, .*; the nearest is 896"),
-        ({"batch_size": 32, "accumulate": 1000}, 1, "must be a multiple of 1000, .*; digits has only 901 images"),
+        (
+            {"batch_size": 32, "accumulate": 1000},
+            1,
+            "must be a multiple of 1000, .*; the data set has only 901 examples",
+        ),
         ({"profile": (20, 25)}, 1, r"profile = \(20, 25\): training ends at step 20"),
         ({"batch_size": 32, "accumulate": 3}, 2, "multiple of 6, .*; the nearest is 30"),
         (
@@ -280,7 +284,7 @@ def test_a_kind_of_ones_own_needs_its_fields_and_its_numbers_are_checked(monkeyp
         return averaging.restart_every(averaging.running_mean(), cycle)
 
     monkeypatch.setattr(averaging, "SCHEDULES", {**averaging.SCHEDULES, "cyclic_mean": cyclic_mean})
-    monkeypatch.setitem(settings._RULES, "averages.*.kind", lambda value: "")
+    monkeypatch.setitem(settings.RULES, "averages.*.kind", lambda value: "")
     config = digits_config()
     config.averages = {"a": {"kind": "cyclic_mean"}}
     with pytest.raises(

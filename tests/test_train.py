@@ -26,7 +26,7 @@ def experiment(tmp_path_factory):
 
 
 def first_batch(experiment):
-    return jax.jit(lambda data, state: data.batch(state.rng, state.step))(experiment.train_data, experiment.state)
+    return jax.jit(lambda data, state: data.batch(state)[0])(experiment.train_data, experiment.state)
 
 
 def numpy_logits(params, image):

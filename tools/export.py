@@ -18,6 +18,8 @@ import safetensors.flax
 from flax import serialization, traverse_util
 
 import evaluation
+import train
+from input_pipeline import TrainData
 from reporting import tables
 from runtime import run_config, sharding
 from runtime.errors import UserError
@@ -52,18 +54,14 @@ def export(workdir: pathlib.Path, name: str, out: pathlib.Path, which: str) -> e
     scored = evaluation.weights_to_score(
         state, experiment.train_data, run.config.recompute_batches, sharding.split_batch(experiment.mesh)
     )
-    metrics = evaluation.evaluate(scored, experiment.eval_data["test"], experiment.eval_step)
+    metrics = train.evaluate_weights(experiment, scored, "test")
 
     weights: dict[str, Any] = {key: values for key, values in jax.device_get(scored[name]).items() if values}
-    normalization = experiment.train_data.normalization
     about = {
         "step": step,
         "average": chosen[0].to_dict() if chosen else None,
         "scores": metrics,
-        "image_shape": run.source.image_shape,
-        "num_classes": run.source.num_classes,
-        "mean": normalization.mean.tolist(),
-        "std": normalization.std.tolist(),
+        **_about_images(experiment.train_data),
         "config": json.loads(run_config.to_json(run.config)),
     }
     out.mkdir(parents=True, exist_ok=True)
@@ -71,6 +69,14 @@ def export(workdir: pathlib.Path, name: str, out: pathlib.Path, which: str) -> e
     replace_file(out / "weights.msgpack", serialization.msgpack_serialize(weights))
     replace_file(out / "weights.json", json.dumps(about, indent=2) + "\n")
     return metrics
+
+
+def _about_images(data: Any) -> dict[str, Any]:
+    """The size of the images that a model takes and how to normalise them; empty if it takes something else."""
+    if not isinstance(data, TrainData):
+        return {}
+    mean, std = data.normalization.mean.tolist(), data.normalization.std.tolist()
+    return {"image_shape": data.image.shape[1:], "num_classes": data.num_classes, "mean": mean, "std": std}
 
 
 def main() -> None:

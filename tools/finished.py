@@ -10,7 +10,6 @@ import ml_collections
 
 import evaluation
 import input_pipeline
-import models
 import settings
 import train
 from reporting import tables
@@ -38,11 +37,9 @@ class FinishedRun:
         """Reads the config of a run.
 
         Raises:
-            UserError: there is no run, or its model is not known here.
+            UserError: there is no run.
         """
-        config = run_config.read(workdir)
-        settings.find("model.name", config.model.name, models.MODELS, "models.MODELS")
-        return cls(workdir, config)
+        return cls(workdir, run_config.read(workdir))
 
     @functools.cached_property
     def stored(self) -> list[Stored]:
@@ -50,14 +47,19 @@ class FinishedRun:
         return list_stored(self.workdir)
 
     @functools.cached_property
-    def source(self) -> input_pipeline.Source:
-        """Its data set, not loaded yet."""
-        return input_pipeline.find_source(self.config.dataset, self.config.get("splits", input_pipeline.SPLITS))
+    def task(self) -> train.Task:
+        """What it was trained on."""
+        return train.find_task(self.config.task)
+
+    @functools.cached_property
+    def data(self) -> input_pipeline.Data:
+        """Its data, not loaded yet."""
+        return self.task.create_data(self.config)
 
     @functools.cached_property
     def experiment(self) -> train.Experiment:
         """Its data on the devices, and a state at step 0 onto which its own can be restored."""
-        return train.create_experiment(self.config, self.source, train.find_task(self.config.task))
+        return train.create_experiment(self.config, self.data, self.task)
 
     def weights(self, stored: Stored, name: str) -> Variables:
         """Raw or averaged weights on the devices, and the batch statistics with them; see `Stored.read_weights`."""
@@ -69,9 +71,8 @@ class FinishedRun:
         batch_stats = batch_statistics.recompute(
             variables,
             experiment.train_data,
-            experiment.state.rng,
+            experiment.state,
             batches=range(num_batches),
-            apply_fn=experiment.state.apply_fn,
             sharding=sharding.split_batch(experiment.mesh),
         )
         return {**variables, "batch_stats": batch_stats}
@@ -92,8 +93,8 @@ def create_experiment(
     """
     task = train.find_task(config.task)
     with tempfile.TemporaryDirectory() as empty:
-        resolved, source = settings.prepare(config, task, workdir or pathlib.Path(empty), config_change)
-    return train.create_experiment(resolved, source, task)
+        resolved, data = settings.prepare(config, task, workdir or pathlib.Path(empty), config_change)
+    return train.create_experiment(resolved, data, task)
 
 
 def evaluate_checkpoint(

@@ -28,7 +28,6 @@ import optax
 from flax import traverse_util
 
 import averaging
-import evaluation
 import settings
 import train
 from configs import default
@@ -112,10 +111,11 @@ def parse(text: str, run: FinishedRun) -> Target:
     config = default.get_config()
     config.averages = {kind: average}
     settings.check(config, train.find_task(config.task))
+    num_train = run.data.num_train
     steps = functools.partial(
         fields.to_steps,
         batch_size=run.config.batch_size,
-        num_examples=run.source.num_train - run.config.num_validation,
+        num_examples=num_train and num_train - run.config.num_validation,
         total=run.config.duration,
     )
     try:
@@ -224,7 +224,7 @@ def posthoc(
             continue
         # As in training: where there are validation images, the test images are scored once, at the end.
         for split in list(experiment.eval_data)[: None if step == config.duration else 1]:
-            scores = evaluation.evaluate(weights, experiment.eval_data[split], experiment.eval_step)
+            scores = train.evaluate_weights(experiment, weights, split)
             for name, metrics in scores.items():
                 values = {metric: value if math.isfinite(value) else None for metric, value in metrics.items()}
                 fit = {"fit_error": fit_errors[name]} if name in fit_errors else {}

@@ -32,11 +32,19 @@ def get_config(path: str) -> ml_collections.ConfigDict:
     known = {name: value for name, value in flatten(config).items() if not name.startswith("averages.")}
     config.update_from_flattened_dict(_written(flatten(resolved), known))
     for group in ("loss", "model"):  # with the fields that only the loss or the model declares
-        config[group].update({name: x for name, x in resolved[group].items() if name not in config[group]})
+        if own := {name: value for name, value in resolved[group].items() if name not in config[group]}:
+            config[group].update(_written(own, _declared(resolved)[group]))
     if config.optimizer.schedule != "wsd":  # of the others it is what the warm-up leaves
         config.optimizer.decay = default.get_config().optimizer.decay
     config.averages = {name: _average(fields) for name, fields in resolved.averages.items()}
     return config
+
+
+def _declared(resolved: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    import settings  # here, for most runs need not wait for JAX yet
+    import train
+
+    return settings.declared_fields(resolved, train.find_task(resolved["task"]))
 
 
 def _average(fields: Mapping[str, Any]) -> ml_collections.ConfigDict:

@@ -120,9 +120,12 @@ def test_recomputed_statistics_are_those_of_all_the_images_together(norms):
     """Batches are of equal size, so mean and variance over batches are those over all of their images."""
     experiment, model, variables = norms
     found = recompute_on_one_device(
-        variables, experiment.train_data, experiment.state.rng, batches=range(7), apply_fn=model.apply
+        variables, experiment.train_data, experiment.state.replace(apply_fn=model.apply), batches=range(7)
     )
-    batches = [np.asarray(experiment.train_data.batch(experiment.state.rng, step)["image"]) for step in jnp.arange(7)]
+    batches = [
+        np.asarray(experiment.train_data.batch(experiment.state.replace(step=step))[0]["image"])
+        for step in jnp.arange(7)
+    ]
     x = np.concatenate(batches).reshape(7 * 32, -1).astype(np.float64)
     np.testing.assert_allclose(found["BatchNorm_0"]["mean"], x.mean(axis=0), atol=1e-6)
     np.testing.assert_allclose(found["BatchNorm_0"]["var"], x.var(axis=0), rtol=1e-5, atol=1e-6)
@@ -145,7 +148,7 @@ def test_recomputed_statistics_depend_neither_on_the_order_of_batches_nor_on_the
 
     def recompute(variables, batches):
         return recompute_on_one_device(
-            variables, experiment.train_data, experiment.state.rng, batches=batches, apply_fn=model.apply
+            variables, experiment.train_data, experiment.state.replace(apply_fn=model.apply), batches=batches
         )
 
     forwards = recompute(variables, [0, 1, 2, 3, 4])
@@ -208,7 +211,7 @@ def test_statistics_that_are_not_those_of_one_batch_norm_each_are_refused_by_nam
         variables = module.init(jax.random.key(0), jnp.zeros((1, 8, 8, 1)), train=False)
         with pytest.raises(UserError, match=message):
             recompute_on_one_device(
-                variables, experiment.train_data, experiment.state.rng, batches=[0], apply_fn=module.apply
+                variables, experiment.train_data, experiment.state.replace(apply_fn=module.apply), batches=[0]
             )
 
 

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from conftest import ROOT, digits_config, read_metrics
+from conftest import ROOT, digits_config, read_metrics, state_at
 from document import apply_diff, blocks
 from flax import struct
 
@@ -233,5 +233,5 @@ def test_a_field_of_ones_own_moves_with_what_the_loss_returns(tmp_path, monkeypa
     config = digits_config(task="with_seen", accumulate=accumulate)
     state, _ = train.train_and_evaluate(config, tmp_path)
     batch = jax.jit(finished.create_experiment(config).train_data.batch)
-    labels = np.concatenate([batch(state.rng, step)["label"] for step in range(20)])
+    labels = np.concatenate([batch(state_at(state.rng, step))[0]["label"] for step in range(20)])
     np.testing.assert_array_equal(state.seen, np.bincount(labels, minlength=10))

@@ -73,7 +73,7 @@ def test_as_many_firings_happen_as_periods_fit(period, end):
 
 
 @given(
-    lengths=st.lists(st.fractions(min_value=1, max_value=40, max_denominator=13), min_size=4, max_size=4),
+    lengths=st.lists(st.fractions(min_value=1, max_value=40, max_denominator=13), min_size=5, max_size=5),
     duration=st.integers(1, 120),
     profile=st.sampled_from([(0, 0), (0, 1), (3, 9)]),
     stops=st.sets(st.integers(1, 120), max_size=4),

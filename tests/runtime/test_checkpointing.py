@@ -329,10 +329,10 @@ def test_a_run_whose_workdir_is_in_use_is_refused_before_it_looks_at_checkpoints
 def test_a_workdir_that_vanishes_ends_the_run_at_the_next_line(tmp_path, monkeypatch):
     workdir, evaluate = tmp_path / "run", train.evaluate
 
-    def move_away(*args):
+    def move_away(*args, **kwargs):
         if workdir.exists():
             workdir.rename(tmp_path / "moved")
-        return evaluate(*args)
+        return evaluate(*args, **kwargs)
 
     monkeypatch.setattr(train, "evaluate", move_away)
     with pytest.raises(OSError, match=r"metrics\.jsonl"):

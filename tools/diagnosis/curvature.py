@@ -109,7 +109,7 @@ def sharpness(subject: Subject) -> dict[str, Any]:
 
     The loss is the one that evaluation reports, in evaluation mode.
     """
-    apply_fn, score_fn = subject.run.experiment.state.apply_fn, subject.run.experiment.task.score_fn
+    apply_fn, score_fn = subject.run.experiment.state.apply_fn, subject.score_fn
     images = subject.images["train"]
     images = images.replace(batch_size=int(images.mask.sum()) // NUM_BATCHES)
 

@@ -10,7 +10,8 @@ import numpy as np
 from scipy import special
 
 import evaluation
-from evaluation import Scores
+from runtime import score_metrics
+from runtime.score_metrics import Scores
 from tools.diagnosis import landscape
 from tools.diagnosis.spectrum import NUM_ITERATES, Trace
 from tools.diagnosis.subject import Subject
@@ -25,7 +26,7 @@ def ensembles(subject: Subject, trace: Trace) -> dict[str, Any]:
     else:
         steps, iterates = [], [weights["raw"] for weights in trace.iterates]
     _, split = subject.images
-    score_fn, images = subject.run.experiment.task.score_fn, subject.images[split]
+    score_fn, images = subject.score_fn, subject.images[split]
     image, label = (np.asarray(leaf)[np.asarray(images.mask)] for leaf in (images.image, images.label))
     # Of classes, probabilities are averaged, by their logarithms, which are logits; of other tasks, the outputs.
     classes = score_fn is evaluation.score_fn
@@ -54,10 +55,10 @@ def ensembles(subject: Subject, trace: Trace) -> dict[str, Any]:
             "predictions": score_outputs(outputs[-number:]),
         }
         for name, values in scores.items():
-            found[name].append(evaluation.summarize(values))
+            found[name].append(score_metrics.summarize(values))
     return {
         "steps": steps,
         "split": split,
-        "difference": evaluation.compare(scores["weights"], scores["predictions"]),
+        "difference": score_metrics.compare(scores["weights"], scores["predictions"]),
         **found,
     }

@@ -12,8 +12,8 @@ from jax.flatten_util import ravel_pytree
 from tqdm import tqdm
 
 import evaluation
-from evaluation import Scores
-from runtime import intervals
+from runtime import intervals, score_metrics
+from runtime.score_metrics import Scores
 from runtime.stored import Stored
 from tools.diagnosis.spectrum import Trace
 from tools.diagnosis.subject import NotPossibleError, Subject
@@ -126,7 +126,7 @@ def line(
             for split, of_split in scores.items():
                 of_split.append(subject.scores(point, split))
         for split, of_split in scores.items():
-            metrics = [evaluation.summarize(of_place) for of_place in of_split]
+            metrics = [score_metrics.summarize(of_place) for of_place in of_split]
             above = excess(shares, np.array([of_place["loss"] for of_place in of_split]))
             highest = max(np.flatnonzero((shares >= 0) & (shares <= 1)), key=lambda place: above[place].mean())
             at_start, at_end = (of_split[np.flatnonzero(shares == place)[0]] for place in (0, 1))
@@ -134,7 +134,7 @@ def line(
             for metric in ("loss", "accuracy"):
                 if metric in metrics[0]:
                     curve[metric] = [of_place[metric] for of_place in metrics]
-            curve["difference"] = evaluation.compare(at_end, at_start)
+            curve["difference"] = score_metrics.compare(at_end, at_start)
             curve["barrier"] = intervals.mean_interval(above[highest])
             curve["barrier_at"] = shares[highest]
             curves.append(curve)
@@ -207,7 +207,7 @@ def plane(subject: Subject, trace: Trace) -> dict[str, Any]:
     for height in tqdm(y, "rows", leave=False, disable=None):
         row = [few.recomputed({**points["raw"], "params": found.at(place, height)}) for place in x]
         for split, rows in losses.items():
-            rows.append([evaluation.summarize(few.scores(point, split))["loss"] for point in row])
+            rows.append([score_metrics.summarize(few.scores(point, split))["loss"] for point in row])
     return {"x": x, "y": y, "losses": losses, "corners": corners, "paths": paths, "repeated": repeated}
 
 

@@ -60,6 +60,8 @@ class Subject:
             raise UserError(f"--average={average or '...'}: {workdir} has {known}")
         if "loss" not in run.config.get("metrics", ("loss",)):
             raise UserError(f"{workdir}: its task {run.config.task!r} scores no loss, which tools.diagnose needs")
+        if not isinstance(run.experiment.train_data, TrainData):
+            raise UserError(f"{workdir}: its task {run.config.task!r} has no images, which tools.diagnose needs")
         average = average or (run.config.best_curve if run.config.best_curve in names else names[0])
         train_data, mesh = run.experiment.train_data, run.experiment.mesh
         held_out, eval_data = next(iter(run.experiment.eval_data.items()))
@@ -68,6 +70,13 @@ class Subject:
             held_out: sample(eval_data, int(eval_data.mask.sum()), num_images, mesh),
         }
         return cls(run, average, images)
+
+    @property
+    def score_fn(self) -> evaluation.ScoreFn:
+        """That of the run's task."""
+        score_fn = self.run.experiment.task.score_fn
+        assert score_fn, "it scores a loss"
+        return score_fn
 
     def with_half(self) -> Self:
         """The same with about half of the images."""
@@ -97,7 +106,7 @@ class Subject:
         eval_step = functools.partial(
             evaluation.eval_step,
             apply_fn=experiment.state.apply_fn,
-            score_fn=score_fn or experiment.task.score_fn,
+            score_fn=score_fn or self.score_fn,
             sharding=split_batch(experiment.mesh),
         )
         return evaluation.score({"weights": variables}, self.images[split], eval_step)["weights"]

@@ -1,0 +1,47 @@
+"""The rules of the fields of configs/default.py that nothing else checks, each by itself.
+
+Data sets, models and schedules check others themselves.
+"""
+
+from collections.abc import Mapping
+
+import optimizers
+from runtime import averages, durations, fields
+
+RULES: Mapping[str, fields.Rule] = {
+    "seed": fields.needs(lambda value: 0 <= value < 2**32, "in [0, 2**32)"),
+    "splits": fields.needs(lambda v: [type(s) for s in v] == [str, str], "two strings, as in ('train', 'test')"),
+    "num_validation": fields.NOT_NEGATIVE,
+    "label_noise": fields.SHARE,
+    **dict.fromkeys(("batch_size", "eval_batch_size", "accumulate"), fields.POSITIVE_INT),
+    "profile": fields.needs(
+        lambda value: [type(v) for v in value] == [int, int] and (value == (0, 0) or 0 <= value[0] < value[1]),
+        "two integers, (first, end) with first below end, or (0, 0)",
+    ),
+    **dict.fromkeys(("augment.crop_padding", "augment.cutout"), fields.needs(lambda v: 0 <= v <= 1000, "in [0, 1000]")),
+    "augment.mixup": fields.NOT_NEGATIVE,
+    "duration": fields.length,
+    **dict.fromkeys(durations.PERIODS, fields.period),
+    **dict.fromkeys(("snapshot_every", "evaluate_sets_every"), fields.or_empty(fields.period)),
+    **dict.fromkeys(("keep_checkpoints", "max_rejected_steps"), fields.POSITIVE_INT),
+    "steps_per_dispatch": fields.NOT_NEGATIVE,
+    "model.dtype": fields.one_of(("float32", "bfloat16")),
+    "model.hidden_sizes": fields.needs(
+        lambda value: all(type(v) is int and 0 < v < 2**31 for v in value), "positive integers"
+    ),
+    **dict.fromkeys(("model.width", "model.depth", "model.patch"), fields.POSITIVE_INT),
+    "model.dropout": fields.SHARE,
+    "loss.label_smoothing": fields.SHARE,
+    "loss.l2_penalty": fields.NOT_NEGATIVE,
+    "optimizer.name": fields.one_of(optimizers.OPTIMIZERS),
+    **dict.fromkeys(("optimizer.momentum", "optimizer.b1", "optimizer.b2"), fields.SHARE),
+    "optimizer.learning_rate": fields.NOT_NEGATIVE,
+    "optimizer.weight_decay": fields.NOT_NEGATIVE,
+    "optimizer.clip_norm": fields.NOT_NEGATIVE,
+    "optimizer.gradient_noise": fields.NOT_NEGATIVE,
+    "optimizer.schedule": fields.one_of(optimizers.SCHEDULES),
+    "optimizer.warmup": fields.duration,
+    "optimizer.decay": fields.period,
+    **averages.RULES,
+    "recompute_batches": fields.POSITIVE_INT,
+}
