@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from reporting import runs, scores, tables
+from reporting.against import Against
 from reporting.runs import Group, Run
 from runtime.errors import missing_package
 from runtime.files import replace_file
@@ -23,13 +24,19 @@ _TIMES = {
 }
 
 
-def page(groups: Sequence[Group], remarks: Sequence[str], curves: Sequence[Mapping[str, str]]) -> str:
+def page(
+    groups: Sequence[Group],
+    remarks: Sequence[str],
+    curves: Sequence[Mapping[str, str]],
+    against: Against | None = None,
+) -> str:
     """The page, a whole HTML file.
 
     Args:
         groups: of runs.
         remarks: other sentences about them.
         curves: the picture of each group as SVG, "wide" and "narrow".
+        against: the comparison of these groups with the last one, if there is one.
     """
     import jinja2
 
@@ -88,6 +95,8 @@ def page(groups: Sequence[Group], remarks: Sequence[str], curves: Sequence[Mappi
             parts.append({"part": part, "pictures": inline(drawn, alt, f"diagnosis-{number}-{part.name}")})
         diagnoses.append({"name": str(run.workdir), "found": run.diagnosis, "parts": parts})
     workdirs = [str(run.workdir) for group in groups for run in group.runs]
+    if against:
+        workdirs.insert(len(workdirs) - len(against.other.runs), "--against")
     source = (pathlib.Path(__file__).parent / "report.html").read_text("utf-8")
     template = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined).from_string(source)
     return template.render(
@@ -96,6 +105,7 @@ def page(groups: Sequence[Group], remarks: Sequence[str], curves: Sequence[Mappi
         together=tables.together(groups) if len(groups) > 1 else [],
         one_run=any(len(group.runs) == 1 and len(group.names) > 1 for group in groups) and scores.ONE_RUN,
         remarks=remarks,
+        against=against,
         differences=runs.differences(groups),
         kernels=kernels,
         diagnoses=diagnoses,
@@ -151,7 +161,9 @@ def write(workdir: pathlib.Path) -> str:
     return "\n".join([tables.to_text(groups), *remarks, written])
 
 
-def write_to(folder: pathlib.Path, groups: Sequence[Group], remarks: Sequence[str]) -> str:
+def write_to(
+    folder: pathlib.Path, groups: Sequence[Group], remarks: Sequence[str], against: Against | None = None
+) -> str:
     """Writes `report.html`, and `curves.png` and `curves.svg`, or of several groups `curves-1.png` and so on.
 
     Returns:
@@ -166,7 +178,7 @@ def write_to(folder: pathlib.Path, groups: Sequence[Group], remarks: Sequence[st
         pictures.align(same_size)
         drawn[kind] = [pictures.to_svg(figure) for figure in same_size]
     by_group = [dict(zip(drawn, of_group, strict=True)) for of_group in zip(*drawn.values(), strict=True)]
-    replace_file(folder / "report.html", page(groups, remarks, by_group))
+    replace_file(folder / "report.html", page(groups, remarks, by_group, against))
     for number, (figure, svg) in enumerate(zip(figures["wide"], drawn["wide"], strict=True), 1):
         name = "curves" if len(groups) == 1 else f"curves-{number}"
         replace_file(folder / f"{name}.png", pictures.to_png(figure))

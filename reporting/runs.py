@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from reporting.remarks import about_run
-from reporting.scores import FEW_SEEDS, Scoring
+from reporting.scores import Scoring, few_seeds
 from runtime.errors import UserError
 from runtime.fields import flatten
 
@@ -215,20 +215,23 @@ class Group:
             found["images_per_second"] = found["steps_per_second"] * self.runs[0].config.get("batch_size", 0)
         return found
 
+    def last_lines(self) -> list[dict[str, Line]]:
+        """The lines of the last evaluation of each run, by curve, of the curves that all runs have."""
+        split, step = self.last_split, self.last_step
+        found = [
+            {curve for (curve, of), lines in run.curves.items() if of == split and step in lines} for run in self.runs
+        ]
+        curves = sorted(set.intersection(*found), key=_order)
+        return [{curve: run.curves[curve, split][step] for curve in curves} for run in self.runs]
+
     def rows(self) -> list[dict[str, Any]]:
         """A row for each curve at the last evaluation, as `Scoring.summarize` makes them, with the best of its curve.
 
         For pooled runs, `best` is the best of the mean over the seeds. It is the best of many evaluations on the same
         images, and therefore too good. `best_split` names these images.
         """
-        split, step = self.last_split, self.last_step
-        found = [
-            {curve for (curve, of), lines in run.curves.items() if of == split and step in lines} for run in self.runs
-        ]
-        curves = sorted(set.intersection(*found), key=_order)
-        metrics = [{curve: run.curves[curve, split][step] for curve in curves} for run in self.runs]
-        rows = self.scoring.summarize(metrics)
-        return [{"split": split} | row | self.best(row["curve"], self.scoring.metric) for row in rows]
+        rows = self.scoring.summarize(self.last_lines())
+        return [{"split": self.last_split} | row | self.best(row["curve"], self.scoring.metric) for row in rows]
 
     def best(self, curve: str, metric: str) -> dict[str, Any]:
         """The best value of a metric, its step and its images; {} if it is not known what is better."""
@@ -266,11 +269,7 @@ def group(runs: Iterable[Run]) -> tuple[list[Group], list[str]]:
         seeds.setdefault(seed, run)
     groups = [Group(tuple(seeds.values())) for seeds in by_config.values()]
     for pooled in groups:
-        if 1 < len(pooled.runs) < FEW_SEEDS:
-            remarks.append(
-                f"{pooled.name}: {len(pooled.runs)} seeds are few. The interval is wide, and right only if differences "
-                f"are normally distributed. Take {FEW_SEEDS} or more to decide by."
-            )
+        remarks += few_seeds(pooled.name, len(pooled.runs))
         for field in ("commit", "packages", "devices", "averages"):
             found = [run.averages if field == "averages" else run.environment.get(field) for run in pooled.runs]
             if len({json.dumps(value, sort_keys=True) for value in found}) > 1:

@@ -56,7 +56,7 @@ class Scoring:
             Student's t. Values that were not finite are None.
         """
         weights = [name for name in metrics[0] if not name.endswith("-raw")]
-        found = {metric: None for name in weights for metric in metrics[0][name] if metric not in _NO_METRICS}
+        found = {metric: None for name in weights for metric in metrics[0][name] if metric not in NO_METRICS}
         rows = []
         for curve in weights:
             row: dict[str, Any] = {"curve": curve, "runs": len(metrics), "of": self.metric}
@@ -65,7 +65,7 @@ class Scoring:
             for name in sorted(found, key=[*self.directions, *found].index):
                 row |= _mean(name, [run[curve].get(name) for run in metrics])
                 if pairs[0]:
-                    row |= _difference(name, pairs)
+                    row |= difference(name, pairs)
             if "agreement" in pairs[0]:
                 row |= _mean("agreement", [pair["agreement"] for pair in pairs])
             if pairs[0]:
@@ -77,25 +77,32 @@ class Scoring:
         """Whether to show a metric in %."""
         return name in (*self.proportions, "agreement", "calibration_error")
 
-    def verdict(self, row: Mapping[str, Any]) -> str:
-        """A sentence on the interval of a row's difference. Only over seeds does it claim that averaging helps."""
+    def verdict(self, row: Mapping[str, Any], other: str = "raw") -> str:
+        """A sentence on the interval of a row's difference. Only over seeds does it claim that something helps.
+
+        Args:
+            row: of `summarize`, or with the same names.
+            other: what the row's curve is compared with.
+        """
         curve, metric, better = row["curve"], row["of"], row["better"]
         low, high = (row[f"{metric}_{end}"] for end in ("low", "high"))
         if None in (row[f"{metric}_difference"], row.get("loss", 0.0)):
-            return f"{curve}: not all of its scores are finite, so they say nothing."
+            return f"{curve} minus {other}: not all scores are finite, so they say nothing."
         less = " (less is better)" if better == "lower" else ""
         size = self.format_difference(row, metric) + (
             f" points of {metric}" if self.is_percent(metric) else f" in {metric}{less}"
         )
         if row["over"] == "images":
             interval = "95 % interval over images like these" if low is not None else "of a single image"
-            return f"{curve} minus raw: {size}, {interval}."
+            return f"{curve} minus {other}: {size}, {interval}."
+        if low is None:
+            return f"{curve} minus {other}: {size}, of a single seed."
         if min(low, high) > 0 or max(low, high) < 0:
-            outcome = "scores better than raw" if (low > 0) == (better == "higher") else "scores worse than raw"
-            outcome = outcome if better else "differs from raw"
+            outcome = "scores better than" if (low > 0) == (better == "higher") else "scores worse than"
+            outcome = outcome if better else "differs from"
         else:
-            outcome = "cannot be told from raw"
-        return f"{curve} {outcome}: {size}, 95 % interval over {row['runs']} seeds, paired."
+            outcome = "cannot be told from"
+        return f"{curve} {outcome} {other}: {size}, 95 % interval over {row['runs']} seeds, paired by seed."
 
     def format_difference(self, row: Mapping[str, Any], metric: str) -> str:
         """A difference with its interval: `+9.38 (+6.32 .. +12.39)`, of proportions in points."""
@@ -105,8 +112,18 @@ class Scoring:
         return f"{mean} ({' .. '.join(interval)})" if interval else mean  # none over a single image
 
 
+def few_seeds(name: str, number: int) -> list[str]:
+    """A remark if an interval comes from few seeds."""
+    if not 1 < number < FEW_SEEDS:
+        return []
+    return [
+        f"{name}: {number} seeds are few. The interval is wide, and right only if differences are normally "
+        f"distributed. Take {FEW_SEEDS} or more to decide by."
+    ]
+
+
 # What a line of an evaluation has besides metrics.
-_NO_METRICS = ("step", "curve", "split")
+NO_METRICS = ("step", "curve", "split")
 
 
 def _mean(name: str, values: Sequence[float | None]) -> dict[str, Any]:
@@ -118,8 +135,13 @@ def _mean(name: str, values: Sequence[float | None]) -> dict[str, Any]:
     return {name: float(np.mean(finite))} | spread
 
 
-def _difference(name: str, pairs: Sequence[Mapping[str, Any]]) -> dict[str, float | None]:
-    """A difference and its bounds, each None if not finite: over the images of one run, or over several runs."""
+def difference(name: str, pairs: Sequence[Mapping[str, Any]]) -> dict[str, float | None]:
+    """A difference and its bounds, each None if not finite: over the images of one run, or over several runs.
+
+    Args:
+        name: of the metric.
+        pairs: of each run, the difference by name, with its bounds if there are any.
+    """
     names = (f"{name}_difference", f"{name}_low", f"{name}_high")
     if name not in pairs[0]:  # a metric of the whole set
         return {}

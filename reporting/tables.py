@@ -33,7 +33,7 @@ def cells(rows: Sequence[Row], scoring: Scoring, *, wide: bool = False) -> list[
         *((_in_words(name), functools.partial(_value, scoring, name)) for name in first),
         (
             "minus raw (95 % interval)",
-            lambda row: _difference(scoring, row["of"], row, unit=_unit(scoring, row, first)),
+            lambda row: difference(scoring, row["of"], row, unit=_unit(scoring, row, first)),
         ),
         ("best (step)", functools.partial(_best, scoring, first)),
     ]
@@ -41,7 +41,7 @@ def cells(rows: Sequence[Row], scoring: Scoring, *, wide: bool = False) -> list[
         columns.append((_in_words(name), functools.partial(_value, scoring, name)))
         if wide:
             header = f"{_in_words(name)} minus raw (95 % interval)"
-            columns.append((header, functools.partial(_difference, scoring, name)))
+            columns.append((header, functools.partial(difference, scoring, name)))
     columns.append(("agreement", functools.partial(_value, scoring, "agreement")))
     texts = [[header, *map(text, rows)] for header, text in columns]
     return [list(row) for row in zip(*(column for column in texts if any(column[1:])), strict=True)]
@@ -76,7 +76,8 @@ def _best(scoring: Scoring, first: Sequence[str], row: Row) -> str:
     return f"{_value(scoring, row['of'], {row['of']: row['best']})}{named} ({row['best_step']}{images})"
 
 
-def _difference(scoring: Scoring, name: str, row: Row, unit: str = "") -> str:
+def difference(scoring: Scoring, name: str, row: Row, unit: str = "") -> str:
+    """A difference with its interval; a dash if it was not finite, empty if there is none."""
     if row.get(f"{name}_difference") is None:
         return "-" if f"{name}_difference" in row else ""
     return scoring.format_difference(row, name) + unit
@@ -84,7 +85,11 @@ def _difference(scoring: Scoring, name: str, row: Row, unit: str = "") -> str:
 
 def table(rows: Sequence[Row], scoring: Scoring) -> str:
     """Rows of `Scoring.summarize` as aligned text."""
-    lines = cells(rows, scoring)
+    return aligned(cells(rows, scoring))
+
+
+def aligned(lines: Sequence[Sequence[str]]) -> str:
+    """A header and rows in aligned columns."""
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     return "\n".join("  ".join(map(str.ljust, line, widths)).rstrip() for line in lines)
 
@@ -104,7 +109,7 @@ def to_text(groups: Sequence[Group], markdown: bool = False) -> str:
     """A title for each group, the table, and verdicts."""
     rows = to_rows(groups)
     scoring = scoring_of(groups)
-    body = _markdown(rows, scoring) if markdown else table(rows, scoring)
+    body = in_markdown(cells(rows, scoring, wide=True)) if markdown else table(rows, scoring)
     says = [verdict for group in groups for verdict in verdicts(group, len(groups) > 1) if len(group.runs) > 1]
     if any(len(group.runs) == 1 and len(group.names) > 1 for group in groups):
         says.append(scores.ONE_RUN)
@@ -137,9 +142,10 @@ def title(group: Group) -> str:
     return f"{group.name}, step {group.last_step}, {group.last_split} images{pooled}"
 
 
-def _markdown(rows: Sequence[Row], scoring: Scoring) -> str:
-    header, *lines = cells(rows, scoring, wide=True)
-    return "\n".join(f"| {' | '.join(line)} |" for line in (header, ["---"] * len(header), *lines))
+def in_markdown(lines: Sequence[Sequence[str]]) -> str:
+    """A header and rows as a table in Markdown."""
+    header, *others = lines
+    return "\n".join(f"| {' | '.join(line)} |" for line in (header, ["---"] * len(header), *others))
 
 
 def to_rows(groups: Sequence[Group]) -> list[dict[str, Any]]:
@@ -149,20 +155,20 @@ def to_rows(groups: Sequence[Group]) -> list[dict[str, Any]]:
     return [{"run": group.name, "step": group.last_step} | row for group in groups for row in group.rows()]
 
 
-def to_csv(groups: Sequence[Group]) -> str:
-    """`to_rows` with a header, in full precision."""
-    rows, text = to_rows(groups), io.StringIO()
+def to_csv(rows: Sequence[Row]) -> str:
+    """Rows with a header, in full precision."""
+    text = io.StringIO()
     writer = csv.DictWriter(text, list(dict.fromkeys(name for row in rows for name in row)), lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
     return text.getvalue().rstrip()
 
 
-def to_json(groups: Sequence[Group], remarks: Sequence[str]) -> str:
-    """`to_rows`, their runs, the differences between the configs, and remarks."""
+def to_json(groups: Sequence[Group], remarks: Sequence[str], against: Sequence[Row]) -> str:
+    """`to_rows`, the rows of `against.Against`, the runs, the differences between the configs, and remarks."""
     about = [
         {"run": group.name, "workdirs": [str(run.workdir) for run in group.runs], "times": group.times()}
         for group in groups
     ]
-    found = {"rows": to_rows(groups), "runs": about, "differences": runs.differences(groups), "remarks": remarks}
-    return json.dumps(found, indent=1)
+    found = {"rows": to_rows(groups), "against": against, "runs": about, "differences": runs.differences(groups)}
+    return json.dumps(found | {"remarks": remarks}, indent=1)

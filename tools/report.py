@@ -3,11 +3,16 @@
     python -m tools.report runs/digits
     python -m tools.report runs/seed0 runs/seed1 runs/seed2
     python -m tools.report runs/constant runs/cosine --format=markdown
+    python -m tools.report runs/sgd0 runs/sgd1 --against runs/adamw0 runs/adamw1
 
 Every run writes its own page at its end. Given several, runs whose configs differ only in the seed are pooled: their
 mean, their spread, and the difference of averaged and raw weights paired over the seeds, which is what a claim that
 averaging helps can rest on. Of the others, the page says what differs. It is a single file that loads nothing, and
 reads the files of workdirs only, also of runs that are still running.
+
+With --against, the runs before it are compared with those after it: the difference of each metric, for each curve of
+both, between runs with the same seed, with its 95 % interval over the seeds. --format=csv then has these differences
+only, and an average that the runs after it lack is compared with their raw weights.
 """
 
 import argparse
@@ -15,8 +20,8 @@ import pathlib
 import sys
 from collections.abc import Sequence
 
-from reporting import page, runs, tables
-from reporting.runs import Run
+from reporting import against, page, runs, tables
+from reporting.runs import Group, Run
 from runtime.errors import UserError
 from runtime.files import local_path
 from runtime.progress import output
@@ -28,6 +33,14 @@ def main() -> None:
         "python -m tools.report", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("workdirs", nargs="+", type=local_path, metavar="WORKDIR", help="folder of a run")
+    parser.add_argument(
+        "--against",
+        nargs="+",
+        type=local_path,
+        default=[],
+        metavar="WORKDIR",
+        help="runs that differ in nothing but the seed, to compare the others with, paired by seed",
+    )
     parser.add_argument(
         "--format",
         choices=("html", "table", "markdown", "csv", "json"),
@@ -41,29 +54,44 @@ def main() -> None:
     )
     args = parser.parse_args()
     try:
-        workdirs = list({workdir.resolve(): workdir for workdir in args.workdirs}.values())
-        found, left_out = _read(workdirs)
-        groups, remarks = runs.group(found)
-        remarks = [*left_out, *remarks]
+        workdirs, others = _without_repeats(args.workdirs), _without_repeats(args.against)
+        if twice := [str(workdir) for path, workdir in workdirs.items() if path in others]:
+            raise UserError(f"--against: {', '.join(twice)} cannot be compared with itself; give it on one side only")
+        groups, remarks = _read(list(workdirs.values()))
+        compared = None
+        if others:
+            others_groups, others_remarks = _read(list(others.values()))
+            compared = against.compare(groups, others_groups)
+            groups, remarks = [*groups, *others_groups], [*remarks, *others_remarks, *compared.remarks]
         if args.format == "csv":
-            output(tables.to_csv(groups))
+            output(tables.to_csv(compared.rows if compared else tables.to_rows(groups)))
         elif args.format == "json":
-            output(tables.to_json(groups, remarks))
+            output(tables.to_json(groups, remarks, compared.rows if compared else []))
         else:
-            output("\n\n".join([tables.to_text(groups, args.format == "markdown"), *remarks]))
+            markdown = args.format == "markdown"
+            parts = [tables.to_text(groups, markdown), *([compared.to_text(markdown)] if compared else []), *remarks]
+            output("\n\n".join(parts))
         if args.format == "html":
-            folder = args.out or (workdirs[0] if len(workdirs) == 1 else found[0].workdir.parent / "report")
-            output(page.write_to(folder, groups, remarks))
+            several = len(workdirs) + len(others) > 1
+            first = groups[0].runs[0].workdir
+            output(
+                page.write_to(args.out or (first.parent / "report" if several else first), groups, remarks, compared)
+            )
     except (UserError, OSError) as error:
         sys.exit(f"error: {error}")
     except (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError) as error:
         # Files that are valid and hold what no run writes. There is no end to what that may be.
-        names = ", ".join(map(str, args.workdirs))
+        names = ", ".join(map(str, [*args.workdirs, *args.against]))
         sys.exit(f"error: a file of {names} is not what a run writes ({type(error).__name__}: {error}). Restore it.")
 
 
-def _read(workdirs: Sequence[pathlib.Path]) -> tuple[list[Run], list[str]]:
-    """The runs in these folders, and why the other folders are left out.
+def _without_repeats(workdirs: Sequence[pathlib.Path]) -> dict[pathlib.Path, pathlib.Path]:
+    """Workdirs as they were given, by the folders that they are."""
+    return {workdir.resolve(): workdir for workdir in workdirs}
+
+
+def _read(workdirs: Sequence[pathlib.Path]) -> tuple[list[Group], list[str]]:
+    """The runs in these folders, pooled, and remarks, also on why other folders are left out.
 
     Raises:
         UserError: none holds a run.
@@ -76,7 +104,8 @@ def _read(workdirs: Sequence[pathlib.Path]) -> tuple[list[Run], list[str]]:
             problems.append(str(error))
     if not found:
         raise UserError("\n".join(problems))
-    return found, [f"Left out: {problem}" for problem in problems]
+    groups, remarks = runs.group(found)
+    return groups, [*(f"Left out: {problem}" for problem in problems), *remarks]
 
 
 if __name__ == "__main__":

@@ -164,6 +164,10 @@ TOOLS = {
         "unknown argument 'out.png'",
     ),
     "report: no run": (["tools.report", "no_such_run"], "holds no metrics.jsonl; python main.py"),
+    "report: no run to compare with": (
+        ["tools.report", "RUN", "--against", "no_such_run"],
+        "no_such_run holds no metrics.jsonl; python main.py",
+    ),
     "export: no run": (["tools.export", "no_such_run", "--average=ema", "--out=x"], "holds no run"),
     "export: no average": (["tools.export", "RUN", "--average=emma", "--out=x"], "--average=emma: the checkpoint"),
     "posthoc: no run": (["tools.posthoc", "no_such_run", "--average=lawa"], "holds no run"),

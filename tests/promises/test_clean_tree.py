@@ -13,9 +13,11 @@ COMMANDS = """
 main.py --config=configs/digits.py --workdir=runs/digits --config.duration="4 steps" --config.snapshot_every="1 step"
 main.py --config=configs/digits.py --workdir=runs/digits --config.duration="4 steps" --config.snapshot_every="1 step" --mode=eval
 main.py --config=configs/digits.py --workdir=runs/digits1 --config.duration="4 steps" --config.seed=1
+main.py --config=configs/digits.py --workdir=runs/digits2 --config.duration="2 steps"
 -m tools.report runs/digits
 -m tools.report runs/digits runs/digits1
 -m tools.report runs/digits runs/digits1 --format=markdown
+-m tools.report runs/digits --against runs/digits2
 -m tools.posthoc runs/digits --average=ema:half_life=25%
 -m tools.export runs/digits --average=ema --out=exported
 -m tools.show_batch --config=configs/digits.py

@@ -24,6 +24,7 @@ OPTIONS = {
     "tools.show_batch --config": "tools.show_batch --config=PATH",
     "tools.show_batch --out": f"tools.show_batch {DIGITS} --out=PATH",
     "tools.report": "tools.report PATH",
+    "tools.report --against": "tools.report RUN --against PATH",
     "tools.report --out": "tools.report RUN --out=PATH",
     "tools.export": "tools.export PATH --average=ema --out=x",
     "tools.export --out": "tools.export RUN --average=ema --out=PATH",

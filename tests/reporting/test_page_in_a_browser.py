@@ -8,7 +8,7 @@ from conftest import digits_config
 from made_runs import make_diagnosis, make_run, store_diagnosis
 
 import train
-from reporting import page, runs
+from reporting import against, page, runs
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 
@@ -53,7 +53,7 @@ def browser():
 
 @pytest.fixture(scope="module")
 def pages(tmp_path_factory) -> dict:
-    """Of a real run with a diagnosis, of three seeds, and of three configs whose names are long."""
+    """Of a real run with a diagnosis, of three seeds, and of three configs whose names are long, also against these."""
     folder = tmp_path_factory.mktemp("runs")
     train.train_and_evaluate(digits_config(), folder / "real")
     numbers = make_diagnosis("a_long_name_" * 5 + "1", "another_long_name_" * 4 + "2")
@@ -64,10 +64,13 @@ def pages(tmp_path_factory) -> dict:
     ]
     for name, group in made.items():
         page.write_to(folder / name, *runs.group(group))
-    return {name: folder / name / "report.html" for name in made}
+    groups, others = runs.group(made["configs"])[0], runs.group(made["seeds"])[0]
+    compared = against.compare(groups, others)
+    page.write_to(folder / "against", [*groups, *others], compared.remarks, compared)
+    return {name: folder / name / "report.html" for name in (*made, "against")}
 
 
-@pytest.mark.parametrize("kind", ["one", "seeds", "configs"])
+@pytest.mark.parametrize("kind", ["one", "seeds", "configs", "against"])
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("width", [360, 1440])
 def test_the_page_can_be_read(browser, pages, kind, scheme, width):
@@ -84,7 +87,7 @@ def test_the_page_can_be_read(browser, pages, kind, scheme, width):
 
     shown = page.evaluate(PICTURES)
     # Curves of each config, and the kernels; of the diagnosis all parts but the table of curvature.
-    assert len(shown) == {"one": 2 + 7, "seeds": 2, "configs": 4}[kind]
+    assert len(shown) == {"one": 2 + 7, "seeds": 2, "configs": 4, "against": 5}[kind]
     for picture in shown:
         assert picture["height"] > 100
         assert picture["curves"] > 10

@@ -67,6 +67,6 @@ def test_a_difference_that_is_not_finite_is_a_dash_and_no_claim(tmp_path):
     (group,), _ = runs.group([Run.read(run.workdir)])
     row = group.rows()[1]
     assert (row["accuracy"], row["accuracy_difference"]) == (None, None)
-    assert "not all of its scores are finite" in group.scoring.verdict(row)
+    assert "not all scores are finite" in group.scoring.verdict(row)
     assert tables.cells(group.rows(), group.scoring)[2][1:3] == ["-", "-"]
     write(run.workdir)
