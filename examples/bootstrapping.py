@@ -135,16 +135,18 @@ def growth(
     product = np.eye(len(maps[sizes[0]]))
     for size in sizes:
         product = maps[size] @ product
-    return float(np.abs(np.linalg.eigvals(product)).max() ** (1 / period))
+    return _radius(product) ** (1 / period)
+
+
+def _radius(square: np.ndarray) -> float:
+    return float(np.abs(np.linalg.eigvals(square)).max())
 
 
 def full_fit(problem: Problem, ridge: float = 0.0) -> float:
     """What the error is multiplied by in the long run if the weights are fitted to each target completely."""
     fixed = matrix(seen(problem), step_size=0.0, rate=1.0, ridge=ridge)
     half = len(fixed) // 2
-    return float(
-        np.abs(np.linalg.eigvals(np.linalg.solve(np.eye(half) - fixed[:half, :half], fixed[:half, half:]))).max()
-    )
+    return _radius(np.linalg.solve(np.eye(half) - fixed[:half, :half], fixed[:half, half:]))
 
 
 def largest_rate(problem: Problem) -> float:
@@ -170,13 +172,19 @@ def _boundary(converges: Callable[[float], bool], inside: float, outside: float)
     return inside
 
 
-def shortest_period(problem: Problem, rate: float) -> int:
-    """The smallest period at which a hard target converges."""
+def shortest_period(problem: Problem, rate: float, at_most: int = 10_000) -> int:
+    """The smallest period at which a hard target converges.
+
+    Raises:
+        ValueError: there is none of `at_most` steps or fewer.
+    """
     copy, keep = (matrix(seen(problem), size, rate) for size in (1.0, 0.0))
-    period, since = 1, np.eye(len(keep))
-    while np.abs(np.linalg.eigvals(copy @ since)).max() >= 1:
-        period, since = period + 1, keep @ since
-    return period
+    since = np.eye(len(keep))
+    for period in range(1, at_most + 1):
+        if _radius(copy @ since) < 1:
+            return period
+        since = keep @ since
+    raise ValueError(f"no period up to {at_most} converges")
 
 
 def value_errors(

@@ -95,8 +95,8 @@ def test_no_target_makes_the_two_states_converge_without_a_penalty_above_the_lim
         assert bootstrapping.growth(TWO_STATES, SOFT(tau), rate=rate) > 1
         assert bootstrapping.growth(TWO_STATES, SOFT(tau), rate=min(rate, 0.5), ridge=0.469) > 1
         assert bootstrapping.growth(TWO_STATES, SOFT(tau), rate=min(rate, 0.5), ridge=0.471) < 1
-    for period in (1, 2, 3, 10, 100, 1000):
-        assert bootstrapping.growth(TWO_STATES, HARD(period), period, rate) > 1
+    with pytest.raises(ValueError, match="no period"):
+        bootstrapping.shortest_period(TWO_STATES, rate, at_most=1000)
 
 
 def test_limits_of_fits_and_penalties_are_those_of_the_small_matrices():
