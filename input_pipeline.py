@@ -143,7 +143,7 @@ class TrainData(struct.PyTreeNode):
     augmentation: Augmentation = struct.field(pytree_node=False)
 
     def batch(self, state: CustomTrainState) -> tuple[dict[str, jax.Array], Any]:
-        """The batch of `state.step`, a pure function of the seed and of it; see `Loaded.train`.
+        """The batch of `state.step`, a pure function of the seed and of it; see `Data.train`.
 
         Example `i = step * batch_size + j` is position `i % n` of the permutation of epoch `i // n`. So batches
         straddle epochs, no image is left out, and nothing has to be carried from step to step.
@@ -197,50 +197,38 @@ class EvalData(struct.PyTreeNode):
         return {"image": self.normalization(cut(self.image)), "label": cut(self.label), "mask": cut(self.mask)}
 
 
-class Loaded(NamedTuple):
-    """What a task trains on and is evaluated on, on the devices of a mesh.
+class Data(NamedTuple):
+    """What a task trains on and is evaluated on, on the devices.
 
     Attributes:
         train: a pytree with a method `batch(state) -> (batch, memory)`, which is called with the state before each
             step: arrays [batch, ...] for the loss, and the state's memory after it.
         eval: by split, "test", preceded by "validation" if there is one, what `score_fn` and `evaluate` of the task
             are to score. For `score_fn` it is like `EvalData`.
+        example: the model's input, with which it is initialised, and its target, of a single example: zeros [1, ...].
         memory: of the first state: a pytree that `batch` carries from step to step, and that is saved with the state.
     """
 
     train: Any
     eval: Mapping[str, Any]
+    example: tuple[Any, Any]
     memory: Any = ()
 
 
-@dataclasses.dataclass(frozen=True)
-class Data:
-    """The data of a task, found and not loaded yet: so a config that does not suit it is refused before it is read.
-
-    Attributes:
-        num_train: training examples in an epoch; None if there is no such number, and so no duration in epochs.
-        example: the model's input, with which it is initialised, and its target, of a single example: zeros [1, ...].
-        load: takes the config with all durations in steps, and the devices.
-    """
-
-    num_train: int | None
-    example: tuple[Any, Any]
-    load: Callable[[ml_collections.FrozenConfigDict, jax.sharding.Mesh], Loaded]
+def count_train(config: Mapping[str, Any]) -> int:
+    """The number of training images of the set that `config.dataset` names; raises a UserError as `find_source`."""
+    return find_source(config["dataset"], config.get("splits", SPLITS)).num_train  # older runs have no splits
 
 
-def create_data(config: ml_collections.FrozenConfigDict) -> Data:
+def create_data(config: ml_collections.FrozenConfigDict, mesh: jax.sharding.Mesh) -> Data:
     """The images that `config.dataset` names, each with a label.
 
     Raises:
-        UserError: see `find_source`.
+        UserError: see `load`.
     """
-    source = find_source(config.dataset, config.get("splits", SPLITS))  # absent in older runs
+    source = find_source(config.dataset, config.get("splits", SPLITS))
     example = jnp.zeros((1, *source.image_shape)), jnp.zeros((1, source.num_classes))
-
-    def load_with(config: ml_collections.FrozenConfigDict, mesh: jax.sharding.Mesh) -> Loaded:
-        return Loaded(*load(source, mesh, **taken_by(load, config)))
-
-    return Data(source.num_train, example, load_with)
+    return Data(*load(source, mesh, **taken_by(load, config)), example)
 
 
 def load(

@@ -12,9 +12,9 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, TypeVar
 
+import jax
 import ml_collections
 
-import input_pipeline
 import models
 import optimizers
 from configs import default
@@ -53,12 +53,19 @@ def _defaults(config: Mapping[str, Any], task: Any) -> dict[str, Any]:
 
 
 def declared_fields(config: Mapping[str, Any], task: Any) -> dict[str, dict[str, Any]]:
-    """The fields of `config.loss` and `config.model` that loss and model declare themselves, with their defaults."""
+    """The fields of `config.loss`, `.data` and `.model` that what takes them declares, with their defaults."""
     model = _model_of(config, task)
     return {
         "loss": fields.declared(task.loss_fn),
+        "data": fields.declared(task.create_data),
         "model": fields.declared(model, without=("parent", "name", "num_classes", "dtype")) if model else {},
     }
+
+
+def _declared_durations(task: Any) -> list[tuple[str, str]]:
+    """The fields of `config.loss` and `config.data` whose default is a duration: they arrive in steps."""
+    functions = {"loss": task.loss_fn, "data": task.create_data}
+    return [(group, name) for group, takes in functions.items() for name in fields.declared_durations(takes)]
 
 
 def _has_own_model(task: Any) -> bool:
@@ -72,8 +79,8 @@ def _model_of(config: Mapping[str, Any], task: Any) -> Callable[..., Any] | None
 
 
 def _rules(task: Any) -> dict[str, fields.Rule]:
-    """The rule of each field: `RULES`, the models there are, and that what a loss declares as a duration is one."""
-    rules = {f"loss.{name}": fields.duration for name in fields.declared_durations(task.loss_fn)}
+    """The rule of each field: `RULES`, the models there are, and that what is declared as a duration is one."""
+    rules = {f"{group}.{name}": fields.duration for group, name in _declared_durations(task)}
     return {**RULES, **rules} | ({} if _has_own_model(task) else {"model.name": fields.one_of(models.MODELS)})
 
 
@@ -130,7 +137,7 @@ def _unused_fields(config: Mapping[str, Any], task: Any) -> Iterator[tuple[str, 
 
 def prepare(
     config: Mapping[str, Any], task: Any, workdir: pathlib.Path, config_change: str
-) -> tuple[ml_collections.FrozenConfigDict, input_pipeline.Data]:
+) -> ml_collections.FrozenConfigDict:
     """Checks the config, by itself, against the data set and against the run that the workdir holds.
 
     Args:
@@ -140,7 +147,7 @@ def prepare(
         config_change: "accept" lets all fields differ from the run's own config.
 
     Returns:
-        The resolved config, see `resolve`, and the data, not loaded yet.
+        The resolved config, see `resolve`.
 
     Raises:
         UserError: what is wrong, before any image is read and anything is compiled or written below `workdir`. What
@@ -154,15 +161,14 @@ def prepare(
     run_folder.check(workdir)
     checkpointing.check_run(workdir)
     old = run_config.read(workdir) if (workdir / "config.json").exists() else None
-    data = task.create_data(ml_collections.FrozenConfigDict(_with_defaults(config, task)))
-    resolved = resolve(config, task, num_train=data.num_train, num_devices=num_devices)
+    resolved = resolve(config, task, num_train=task.num_train(config), num_devices=num_devices)
     if old:
         if resolved.chunked is None:
             resolved = completed(resolved, chunked=old.get("chunked"))
         accept, needed = config_change == "accept", task.needs(resolved["loss"])
         for change in run_config.check_same_run(old, resolved, workdir, needed=needed, accept=accept):
             say(f"Differs from the run's config: {change}")
-    return resolved, data
+    return resolved
 
 
 def check(config: Mapping[str, Any], task: Any) -> list[str]:
@@ -230,8 +236,8 @@ def resolve(
         resolved[name] = steps(name, resolved[name])
     if not resolved["evaluate_sets_every"] and task.evaluate:
         resolved["evaluate_sets_every"] = resolved["eval_every"]
-    for name in fields.declared_durations(task.loss_fn):
-        resolved["loss"][name] = math.ceil(steps(f"loss.{name}", resolved["loss"][name]))
+    for group, name in _declared_durations(task):
+        resolved[group][name] = math.ceil(steps(f"{group}.{name}", resolved[group][name]))
 
     problems = []
     try:
@@ -282,7 +288,14 @@ def create_averages(resolved: Mapping[str, Mapping[str, Any]]) -> tuple[Average,
     return tuple(averages.create(name, average) for name, average in resolved.items())
 
 
-def create_model(task: Any, example: tuple[Any, Any], config: Mapping[str, Any]) -> Any:
+def create_data(task: Any, config: Mapping[str, Any], mesh: Any) -> Any:
+    """The task's data on the devices, with the fields of `config.data`; see `input_pipeline.Data`."""
+    data = task.create_data(config, mesh, **fields.taken_by(task.create_data, config.get("data", {})))
+    on_devices = jax.device_put((data.train, data.memory), sharding.replicated(mesh))
+    return data._replace(train=on_devices[0], memory=on_devices[1])
+
+
+def create_model(task: Any, config: Mapping[str, Any], example: tuple[Any, Any]) -> Any:
     """The task's model, with the fields of `config.model` that it takes."""
     return task.create_model(example, **fields.taken_by(task.create_model, config["model"]))
 

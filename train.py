@@ -85,7 +85,9 @@ class Task:
         evaluate: metrics of a set as a whole, such as a return; takes the experiment, the weights by name and the
             split, every `config.evaluate_sets_every`. See `evaluation.Sets`.
         create_model: takes `Data.example` and the fields of `config.model` in its signature.
-        create_data: takes the config before its durations are in steps.
+        create_data: takes the resolved config, the devices and, as its keywords with a default, fields of
+            `config.data`; durations as in `loss_fn`.
+        num_train: takes the config; the number of training examples in an epoch, None if there are no epochs.
         needs: takes `config.loss`; the names of the averages that the loss uses, which a run cannot do without.
     """
 
@@ -96,7 +98,8 @@ class Task:
     )
     evaluate: Callable[["Experiment", dict[str, Any], str], evaluation.Sets] | None = None
     create_model: Callable[..., nn.Module] = models.create_classifier
-    create_data: Callable[[ml_collections.FrozenConfigDict], input_pipeline.Data] = input_pipeline.create_data
+    create_data: Callable[..., input_pipeline.Data] = input_pipeline.create_data
+    num_train: Callable[[Mapping[str, Any]], int | None] = input_pipeline.count_train
     needs: Callable[[Mapping[str, Any]], Collection[str]] = lambda loss: ()
 
     def __post_init__(self) -> None:
@@ -216,14 +219,14 @@ class Experiment:
     mesh: jax.sharding.Mesh
     state: CustomTrainState  # at step 0
     sums: Sums  # over no steps
-    train_data: Any  # see `input_pipeline.Loaded`
+    train_data: Any  # see `input_pipeline.Data`
     eval_data: Mapping[str, Any]  # "test", preceded by "validation" if examples were set aside
     loss_fn: LossFn  # with its fields of `config.loss`
     train_program: Program
     eval_step: evaluation.EvalStep | None  # None if there is no `score_fn`
 
 
-def create_experiment(config: ml_collections.FrozenConfigDict, data: input_pipeline.Data, task: Task) -> Experiment:
+def create_experiment(config: ml_collections.FrozenConfigDict, task: Task) -> Experiment:
     """Creates the state and reads the data, all on the devices. Takes what `settings.prepare` returns.
 
     Raises:
@@ -231,11 +234,11 @@ def create_experiment(config: ml_collections.FrozenConfigDict, data: input_pipel
     """
     mesh = sharding.create_mesh()
     proportions: tuple[str, ...] = ()
-    model = settings.create_model(task, data.example, config)
-    train_data, eval_data, memory = data.load(config, mesh)
+    train_data, eval_data, example, memory = settings.create_data(task, config, mesh)
+    model = settings.create_model(task, config, example)
     tx = optimizers.create_optimizer(**config.optimizer)
     averages = settings.create_averages(config.averages)
-    init = functools.partial(create_train_state, model=model, tx=tx, averages=averages, example=data.example)
+    init = functools.partial(create_train_state, model=model, tx=tx, averages=averages, example=example)
     state = sharding.create(init, jax.random.key(config.seed), mesh).replace(memory=memory)
     settings.check_batch_stats(state)
     loss_fn = settings.with_fields(task.loss_fn, config)
@@ -291,8 +294,7 @@ def train_and_evaluate(
     """
     started, workdir = time.monotonic(), run_folder.locate(workdir)
     task = find_task(config.task)
-    config, data = settings.prepare(config, task, workdir, config_change)
-    experiment = create_experiment(config, data, task)
+    experiment = create_experiment(settings.prepare(config, task, workdir, config_change), task)
     config, program, train_data = experiment.config, experiment.train_program, experiment.train_data
     origin = find_origin(workdir, config.init_from, config.init_weights, experiment.state)
     gradient_fn = functools.partial(compute_gradients, loss_fn=experiment.loss_fn, num_microbatches=config.accumulate)

@@ -30,6 +30,9 @@ def get_config() -> ml_collections.ConfigDict:
     # What is minimised, on what data, and what is reported: a key of `train.TASKS`, or a fork, "examples.NAME.train".
     config.task = "classification"
 
+    # What the data of a fork declare themselves, such as the size of a buffer for replay; images have none.
+    config.data = ml_collections.ConfigDict()
+
     # Share of the training labels replaced by a uniformly drawn other class; 0.4 is a setting from the literature in
     # which averaging shows clearly.
     config.label_noise = 0.0

@@ -73,7 +73,7 @@ def _with_config_path(arguments: Sequence[str]) -> list[str]:
 
 
 class _ConfigParser(flags.ArgumentParser):
-    """Reads a config, and gives it the fields that are overridden and that only its loss or its model declares."""
+    """Reads a config, and gives it the fields that are overridden and that only loss, data or model declare."""
 
     def __init__(self, parser: flags.ArgumentParser, argv: Sequence[str]) -> None:
         self._parser, self._argv = parser, argv
@@ -90,7 +90,7 @@ class _ConfigParser(flags.ArgumentParser):
     def _add_declared(self, config: ml_collections.ConfigDict) -> None:
         values = {name: value for _, name, value in _overrides(self._argv)}
         known = fields.flatten(config)
-        missing = {name for name in values if name.partition(".")[0] in ("loss", "model")} - known.keys()
+        missing = {name for name in values if name.partition(".")[0] in ("loss", "data", "model")} - known.keys()
         if missing:  # otherwise there is no need to wait for JAX
             for group, declared in _declared(config, self._argv).items():
                 with config.unlocked():
@@ -98,7 +98,7 @@ class _ConfigParser(flags.ArgumentParser):
 
 
 def _declared(config: ml_collections.ConfigDict, argv: Sequence[str]) -> dict[str, dict[str, Any]]:
-    """The fields that loss and model declare, which the command line may name in the place of the config's own."""
+    """The fields that loss, data and model declare; the command line may name others than the config's own."""
     import settings
     import train
 

@@ -9,7 +9,6 @@ from typing import Any, Self
 import ml_collections
 
 import evaluation
-import input_pipeline
 import settings
 import train
 from reporting import tables
@@ -52,14 +51,9 @@ class FinishedRun:
         return train.find_task(self.config.task)
 
     @functools.cached_property
-    def data(self) -> input_pipeline.Data:
-        """Its data, not loaded yet."""
-        return self.task.create_data(self.config)
-
-    @functools.cached_property
     def experiment(self) -> train.Experiment:
         """Its data on the devices, and a state at step 0 onto which its own can be restored."""
-        return train.create_experiment(self.config, self.data, self.task)
+        return train.create_experiment(self.config, self.task)
 
     def weights(self, stored: Stored, name: str) -> Variables:
         """Raw or averaged weights on the devices, and the batch statistics with them; see `Stored.read_weights`."""
@@ -93,8 +87,8 @@ def create_experiment(
     """
     task = train.find_task(config.task)
     with tempfile.TemporaryDirectory() as empty:
-        resolved, data = settings.prepare(config, task, workdir or pathlib.Path(empty), config_change)
-    return train.create_experiment(resolved, data, task)
+        resolved = settings.prepare(config, task, workdir or pathlib.Path(empty), config_change)
+    return train.create_experiment(resolved, task)
 
 
 def evaluate_checkpoint(

@@ -111,7 +111,7 @@ def parse(text: str, run: FinishedRun) -> Target:
     config = default.get_config()
     config.averages = {kind: average}
     settings.check(config, train.find_task(config.task))
-    num_train = run.data.num_train
+    num_train = run.task.num_train(run.config)
     steps = functools.partial(
         fields.to_steps,
         batch_size=run.config.batch_size,

@@ -31,8 +31,8 @@ def get_config(path: str) -> ml_collections.ConfigDict:
     config = default.get_config()
     known = {name: value for name, value in flatten(config).items() if not name.startswith("averages.")}
     config.update_from_flattened_dict(_written(flatten(resolved), known))
-    for group in ("loss", "model"):  # with the fields that only the loss or the model declares
-        if own := {name: value for name, value in resolved[group].items() if name not in config[group]}:
+    for group in ("loss", "data", "model"):  # with the fields that only these declare
+        if own := {name: value for name, value in resolved.get(group, {}).items() if name not in config[group]}:
             config[group].update(_written(own, _declared(resolved)[group]))
     if config.optimizer.schedule != "wsd":  # of the others it is what the warm-up leaves
         config.optimizer.decay = default.get_config().optimizer.decay

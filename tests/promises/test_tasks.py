@@ -43,12 +43,11 @@ class Scale(nn.Module):
         return x * self.param("scale", nn.initializers.constant(self.start), ())
 
 
-def create_data(config):
-    def load(config, mesh):
-        memory = {"buffer": jnp.arange(float(SIZE)), "total": jnp.int32(0)}
-        return input_pipeline.Loaded(Walk(), {"test": jnp.arange(4.0)}, memory)
-
-    return input_pipeline.Data(None, (jnp.zeros((1, SIZE)), jnp.zeros((1, SIZE))), load)
+def create_data(config, mesh, *, first: float = 0.0, pause: str = "10%"):
+    assert isinstance(pause, int)  # in steps
+    memory = {"buffer": first + jnp.arange(float(SIZE)), "total": jnp.int32(0)}
+    example = jnp.zeros((1, SIZE)), jnp.zeros((1, SIZE))
+    return input_pipeline.Data(Walk(), {"test": jnp.arange(4.0)}, example, memory)
 
 
 def loss_fn(params, state, batch, *, target: str = "ema", ramp: str = "50%", poison: int = 0):
@@ -76,6 +75,7 @@ TASK = {
     "evaluate": evaluate,
     "create_model": create_model,
     "create_data": create_data,
+    "num_train": lambda config: None,
     "needs": lambda loss: () if loss["target"] == "none" else (loss["target"],),
 }
 
@@ -205,6 +205,14 @@ def test_a_loss_gets_its_durations_in_steps_and_config_json_gives_them_back(walk
     assert resolve(again, num_train=None) == resolve(walk(loss__ramp="30%"), num_train=None)
     with pytest.raises(UserError, match=r"loss.ramp = 'soon': 'soon' is not a duration"):
         check(walk(loss__ramp="soon"))
+
+
+def test_data_get_their_fields_and_their_durations_in_steps(walk, tmp_path):
+    experiment = create_experiment(walk(data__first=3.0, data__pause="50%"), tmp_path)
+    assert experiment.config.data.to_dict() == {"first": 3.0, "pause": 10}
+    np.testing.assert_array_equal(experiment.state.memory["buffer"], 3 + np.arange(SIZE))
+    with pytest.raises(UserError, match=r"data.frist is unknown; did you mean data.first\?"):
+        check(walk(data__frist=3.0))
 
 
 @pytest.mark.parametrize("field", ["duration", "eval_every", "loss__ramp"])
