@@ -7,7 +7,9 @@ r"""How much better are averaged weights than raw ones, over several seeds?
         --posthoc=ema:half_life=5% --basis=narrow --basis=wide
 
 Trains the config once per seed, prints a table and writes `benchmarks/results/NAME.json`: what each seed scored, mean
-and spread over the seeds, the difference paired over the seeds, the resolved config and the hardware.
+and spread over the seeds, the difference paired over the seeds, the resolved config and the hardware. With
+`--workdirs=DIR` the runs stay in DIR/seed0, DIR/seed1, ..., for `python -m tools.report DIR/seed*`; they are continued
+where they were interrupted. One process trains all of them: the programs are compiled once.
 """
 
 import datetime
@@ -24,8 +26,9 @@ from ml_collections import config_flags
 
 import train
 from reporting.runs import last_evaluation, read_metrics
-from runtime import environment, intervals
+from runtime import caching, environment, intervals
 from runtime.errors import UserError
+from runtime.files import local_path
 from tools import command_line, posthoc
 
 _CONFIG = config_flags.DEFINE_config_file("config", help_string="File with the config.")
@@ -33,34 +36,32 @@ _SEEDS = flags.DEFINE_integer("seeds", 3, "Number of seeds: 0, 1, ...", lower_bo
 _POSTHOC = flags.DEFINE_multi_string("posthoc", [], "Average to make after training; see tools.posthoc.")
 _BASIS = flags.DEFINE_multi_string("basis", [], "Stored weights to make it of; default: all.")
 _NAME = flags.DEFINE_string("name", None, "Of the result.", required=True)
+_WORKDIRS = flags.DEFINE_string("workdirs", "", "Folder to keep the runs in; empty: they are not kept.")
 
 
-def run(config: ml_collections.ConfigDict) -> dict[str, Any]:
+def run(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> dict[str, Any]:
     """Trains once; returns the resolved config, the lines of the last evaluation and the seconds spent in training."""
-    with tempfile.TemporaryDirectory() as folder:
-        workdir = pathlib.Path(folder)
-        train.train_and_evaluate(config, workdir)
-        if _POSTHOC.value:
-            lines = posthoc.posthoc(workdir, _POSTHOC.value, _BASIS.value or None)
-            posthoc.write(workdir, lines)
-        timing = json.loads((workdir / "timing.jsonl").read_text().splitlines()[-1])
-        return {
-            "config": json.loads((workdir / "config.json").read_text()),
-            "metrics": last_evaluation(read_metrics(workdir)),
-            "train_seconds": timing["train_seconds"],
-        }
+    train.train_and_evaluate(config, workdir)
+    if _POSTHOC.value:
+        posthoc.write(workdir, posthoc.posthoc(workdir, _POSTHOC.value, _BASIS.value or None))
+    timing = json.loads((workdir / "timing.jsonl").read_text().splitlines()[-1])
+    return {
+        "config": json.loads((workdir / "config.json").read_text()),
+        "metrics": last_evaluation(read_metrics(workdir)),
+        "train_seconds": timing["train_seconds"],
+    }
 
 
 def summarize(runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """For each curve and paired difference the accuracy over the seeds: mean, 95 % interval (Student's t), spread."""
-    rows = []
+    """For each curve and paired difference the run's first metric over the seeds: mean, 95 % interval, spread."""
+    rows, metric = [], runs[0]["config"]["best_metric"]
     for lines in zip(*(run["metrics"] for run in runs), strict=True):
-        accuracies = np.array([line["accuracy"] for line in lines])
-        mean, low, high = intervals.mean_interval(accuracies)
-        spread = float(np.std(accuracies, ddof=1))
+        values = np.array([line[metric] for line in lines])
+        mean, low, high = intervals.mean_interval(values)
+        spread = float(np.std(values, ddof=1))
         row = {"curve": lines[0]["curve"], "mean": mean, "low": low, "high": high, "standard_deviation": spread}
-        if "accuracy_low" in lines[0]:
-            row["seeds_with_interval_above_0"] = sum(line["accuracy_low"] > 0 for line in lines)
+        if f"{metric}_low" in lines[0]:
+            row["seeds_with_interval_above_0"] = sum(line[f"{metric}_low"] > 0 for line in lines)
         rows.append(row)
     return rows
 
@@ -70,13 +71,16 @@ def main(argv: list[str]) -> None:
     del argv
     logging.set_verbosity(logging.WARNING)
     runs = []
-    for seed in range(_SEEDS.value):
-        config = ml_collections.ConfigDict(_CONFIG.value)
-        config.seed = seed
-        try:
-            runs.append(run(config))
-        except UserError as error:
-            sys.exit(f"error: {error}")
+    try:
+        with tempfile.TemporaryDirectory() as temporary:
+            caching.enable(f"{temporary}/cache")  # so that only the first run compiles
+            folder = local_path(_WORKDIRS.value or temporary, "--workdirs")
+            for seed in range(_SEEDS.value):
+                config = ml_collections.ConfigDict(_CONFIG.value)
+                config.seed = seed
+                runs.append(run(config, folder / f"seed{seed}"))
+    except UserError as error:
+        sys.exit(f"error: {error}")
     rows = summarize(runs)
     result = {
         "date": datetime.date.today().isoformat(),
@@ -90,12 +94,14 @@ def main(argv: list[str]) -> None:
     path.write_text(json.dumps(result, indent=1) + "\n")
 
     seconds = sorted(run["train_seconds"] for run in runs)
-    print(f"\n{_NAME.value}: {len(runs)} seeds, training {seconds[0]:.0f} .. {seconds[-1]:.0f} s each; accuracy")
+    metric, proportions = (runs[0]["config"][name] for name in ("best_metric", "proportions"))
+    print(f"\n{_NAME.value}: {len(runs)} seeds, training {seconds[0]:.0f} .. {seconds[-1]:.0f} s each; {metric}")
+    form = ".2%" if metric in proportions else ".4g"
     for row in rows:
+        mean, low, high, spread = (f"{row[name]:{form}}" for name in ("mean", "low", "high", "standard_deviation"))
         above = row.get("seeds_with_interval_above_0")
-        text = "{curve:8} {mean:7.2%}  ({low:.2%} .. {high:.2%}), standard deviation {standard_deviation:.2%}"
-        note = "" if above is None else f"; interval over the test images above 0 in {above} of {len(runs)} seeds"
-        print(text.format(**row) + note)
+        note = "" if above is None else f"; interval over the examples above 0 in {above} of {len(runs)} seeds"
+        print(f"{row['curve']:8} {mean:>7}  ({low} .. {high}), standard deviation {spread}{note}")
     print(f"Written to {path}")
 
 

@@ -84,6 +84,7 @@ TASK = {
 def walk(task):
     def config(**overrides):
         steps = {
+            "data__pause": "2 steps",
             "model__hidden_sizes": (256, 256),
             "duration": "20 steps",
             "eval_every": "5 steps",

@@ -1,6 +1,6 @@
 """CartPole on two CPU cores: 100,000 actions and 10,000 steps of training in seconds.
 
-    python main.py --config=examples/dqn/configs/default.py --workdir=runs/dqn
+python main.py --config=examples/dqn/configs/default.py --workdir=runs/dqn
 """
 
 import ml_collections

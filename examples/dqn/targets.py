@@ -1,0 +1,186 @@
+"""What a target average does for Q-learning: CartPole with six targets, with layer normalisation, and with double Q.
+
+    python -m examples.dqn.targets runs/dqn         # trains what the folder does not have yet, two processes at a time
+    python -m examples.dqn.targets runs/dqn --draw  # only reads it
+
+The runs are RUNS/VARIANT/seed0, ..., for tools.report. Writes `targets.json` and `targets.png` beside this file.
+"""
+
+import argparse
+import concurrent.futures
+import contextlib
+import datetime
+import io
+import json
+import multiprocessing
+import pathlib
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import ml_collections
+import numpy as np
+from absl import logging
+from matplotlib.figure import Figure
+
+import train
+from configs import default as project
+from examples.dqn.configs import default
+from reporting.runs import Run
+from runtime import caching, environment, intervals
+
+FOLDER = pathlib.Path(__file__).parent
+NUM_SEEDS = 30
+TARGETS: dict[str, ml_collections.ConfigDict | None] = {
+    "none": None,
+    "soft 0.04": project.average("soft_update", tau=0.04),
+    "hard 49": project.average("hard_update", period="49 steps"),
+    "soft 0.005": project.average("soft_update", tau=0.005),
+    "hard 399": project.average("hard_update", period="399 steps"),
+    "soft 0.0005": project.average("soft_update", tau=0.0005),
+}
+# By name: the target, whether there is layer normalisation, and whether Q-learning is double.
+VARIANTS = {name: (name, False, False) for name in TARGETS} | {
+    "none, layer norm": ("none", True, False),
+    "soft 0.04, layer norm": ("soft 0.04", True, False),
+    "none, double": ("none", False, True),
+    "soft 0.04, double": ("soft 0.04", False, True),
+}
+# Okabe and Ito's colours, with dashes for those who see none.
+STYLES = ("k-", "#D55E00", "#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+LARGEST_VALUE = 100  # of any state: 1 / (1 - gamma)
+
+
+def config_of(variant: str, seed: int, duration: str = "10000 steps") -> ml_collections.ConfigDict:
+    """The config of a run."""
+    target, layer_norm, double = VARIANTS[variant]
+    config = default.get_config()
+    config.seed, config.duration = seed, duration
+    config.log_every = config.eval_every = "5%"
+    config.checkpoint_every = "100%"
+    average = TARGETS[target]
+    if average is None:
+        config.averages, config.loss.target = ml_collections.ConfigDict(), "none"
+    else:
+        config.averages.target = average
+    config.model.layer_norm, config.loss.double = layer_norm, double
+    return config
+
+
+def run(variant: str, folder: pathlib.Path, num_seeds: int) -> float:
+    """Trains a variant with all seeds; returns the seconds that it took. The first run compiles for the others."""
+    logging.set_verbosity(logging.WARNING)
+    started = time.monotonic()
+    caching.enable(str(folder / "cache"))
+    for seed in range(num_seeds):
+        with contextlib.redirect_stdout(io.StringIO()):
+            train.train_and_evaluate(config_of(variant, seed), folder / variant.replace(", ", "_") / f"seed{seed}")
+    return time.monotonic() - started
+
+
+def read(variant: str, folder: pathlib.Path) -> dict[str, Any]:
+    """The returns of the network itself [seeds][evaluations], and its values in training [seeds][logs]."""
+    found: dict[str, Any] = {"returns": [], "values": []}
+    for workdir in sorted((folder / variant.replace(", ", "_")).glob("seed*"), key=lambda path: int(path.name[4:])):
+        curves = Run.read(workdir).curves
+        found["returns"].append([round(line["return"], 4) for line in curves["raw", "test"].values()])
+        found["values"].append([round(line["value"], 2) for line in curves["train", ""].values()])
+    return found
+
+
+def over_training(variant: Mapping[str, Any]) -> np.ndarray:
+    """The mean return of the evaluations of each seed."""
+    return np.mean(variant["returns"], axis=1)
+
+
+def table(result: Mapping[str, Any]) -> str:
+    """A line for each variant: its mean return over training, the difference to no target, spread and extremes."""
+    header = [
+        "target",
+        "return over training",
+        "minus none",
+        "second half",
+        "worst seed",
+        "sd",
+        "seeds with values > 200",
+    ]
+    lines = [f"| {' | '.join(header)} |", "|---" * len(header) + "|"]
+    variants = result["variants"]
+    for name, variant in variants.items():
+        means = over_training(variant)
+        later = np.mean(np.array(variant["returns"])[:, len(variant["returns"][0]) // 2 :])
+        largest = np.max(variant["values"], axis=1)
+        apart = "" if name == "none" else "{:+.0f} ({:+.0f} .. {:+.0f})".format(*difference(variants, name, "none"))
+        cells = [name, "{:.0f} ({:.0f} .. {:.0f})".format(*intervals.mean_interval(means)), apart, f"{later:.0f}"]
+        cells += [f"{means.min():.0f}", f"{np.std(means, ddof=1):.0f}", f"{np.sum(largest > 2 * LARGEST_VALUE)}"]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def difference(variants: Mapping[str, Any], name: str, other: str) -> tuple[float, float, float]:
+    """The difference of two variants in return over training, paired by seed, with its 95 % interval."""
+    return intervals.mean_interval(over_training(variants[name]) - over_training(variants[other]))
+
+
+def draw(result: Mapping[str, Any]) -> Figure:
+    """The return of each seed and its mean: the six targets, and no target with layer normalisation."""
+    names = [*TARGETS, "none, layer norm"]
+    figure = Figure(figsize=(5, 9), layout="constrained")
+    all_axes = figure.subplots(4, 2, sharex=True, sharey=True).flat
+    for axis, name, colour in zip(all_axes, names, STYLES, strict=False):
+        returns = np.array(result["variants"][name]["returns"])
+        steps = np.linspace(0, 10_000, returns.shape[1] + 1)[1:]
+        axis.plot(steps, returns.T, color="gray", alpha=0.25, linewidth=0.6)
+        axis.plot(steps, returns.mean(axis=0), color=colour.removesuffix("-"), linewidth=2)
+        axis.set_title(f"{name}: {over_training(result['variants'][name]).mean():.0f}", loc="left", fontsize=9.5)
+    for axis in figure.axes:
+        axis.set_visible(axis.has_data())
+        axis.set_xticks([0, 5000, 10_000], ["0", "5,000", "10,000"])
+        axis.tick_params(labelsize=9.5)
+        axis.grid(alpha=0.25)
+        axis.spines[["top", "right"]].set_visible(False)
+    figure.supylabel("greedy return", fontsize=9.5)
+    figure.supxlabel(
+        f"step of training ({len(result['variants']['none']['returns'])} seeds and their mean)", fontsize=9.5
+    )
+    return figure
+
+
+def main() -> None:
+    """Trains and draws what the arguments ask for."""
+    parser = argparse.ArgumentParser(
+        "python -m examples.dqn.targets", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("folder", type=pathlib.Path, help="of the runs")
+    parser.add_argument("--draw", action="store_true", help="train nothing")
+    args = parser.parse_args()
+    path = FOLDER / "targets.json"
+    if not args.draw:
+        seconds = run_all(args.folder.absolute(), list(VARIANTS), NUM_SEEDS)
+        result = {
+            "date": datetime.date.today().isoformat(),
+            "environment": environment.describe(),
+            "seconds": seconds,
+            "variants": {variant: read(variant, args.folder) for variant in VARIANTS},
+        }
+        path.write_text(json.dumps(result) + "\n")
+    result = json.loads(path.read_text())
+    print(table(result))
+    for soft, hard in (("soft 0.04", "hard 49"), ("soft 0.005", "hard 399")):
+        print(
+            f"{soft} minus {hard}: {{:+.0f}} ({{:+.0f}} .. {{:+.0f}})".format(
+                *difference(result["variants"], soft, hard)
+            )
+        )
+    draw(result).savefig(FOLDER / "targets.png", dpi=144)
+
+
+def run_all(folder: pathlib.Path, variants: Sequence[str], num_seeds: int) -> dict[str, float]:
+    """Trains all variants, two at a time; returns the seconds of each."""
+    with concurrent.futures.ProcessPoolExecutor(2, multiprocessing.get_context("spawn")) as pool:
+        waiting = {variant: pool.submit(run, variant, folder, num_seeds) for variant in variants}
+        return {variant: round(future.result(), 1) for variant, future in waiting.items()}
+
+
+if __name__ == "__main__":
+    main()
