@@ -98,7 +98,7 @@ def describe(workdir: pathlib.Path, config: ml_collections.FrozenConfigDict, sta
     devices = jax.device_count()
     part = config.batch_size // (devices * config.accumulate)
     say(parameter_overview.get_parameter_overview(state.params, include_stats=False))
-    say(f"Batches of {config.batch_size} = {devices} devices x {config.accumulate} parts x {part} images")
+    say(f"Batches of {config.batch_size} = {devices} devices x {config.accumulate} parts x {part} examples")
     say("\n".join([f"Training for {lengths(config)}", *table]))
 
 

@@ -68,7 +68,9 @@ def compare_sets(found: Mapping[str, Any], reference: Mapping[str, Any]) -> dict
         other, other_items = reference[name]
         metrics[name] = float(value) - float(other)
         if items is not None:
-            _, metrics[f"{name}_low"], metrics[f"{name}_high"] = intervals.difference(items, other_items)
+            new, old = (x if x.dtype == bool else x.astype(np.float64) for x in map(np.asarray, (items, other_items)))
+            _, low, high = intervals.difference(new, old)
+            metrics |= {f"{name}_low": float(low), f"{name}_high": float(high)}
     return metrics
 
 
