@@ -105,8 +105,6 @@ def panels(group: Group) -> list[str]:
 
 def title(metric: str, scoring: Scoring) -> str:
     """What a panel of a metric is called."""
-    if metric == "loss" and "accuracy" in scoring.directions:
-        return "negative log-likelihood"
     return metric.replace("_", " ") + (", %" if scoring.is_percent(metric) else "")
 
 
