@@ -165,8 +165,10 @@ def prepare(
     if old:
         if resolved.chunked is None:
             resolved = completed(resolved, chunked=old.get("chunked"))
+        values, defaults = (fields.flatten(made(config, task)) for made in (_with_defaults, _defaults))
+        usual = [name for name in values if values[name] == defaults[name] and not name.startswith("averages.")]
         accept, needed = config_change == "accept", task.needs(resolved["loss"])
-        for change in run_config.check_same_run(old, resolved, workdir, needed=needed, accept=accept):
+        for change in run_config.check_same_run(old, resolved, workdir, needed=needed, usual=usual, accept=accept):
             say(f"Differs from the run's config: {change}")
     return resolved
 
@@ -200,8 +202,9 @@ def resolve(
 
     Durations become numbers of steps: `duration` and those of `optimizer` and `loss` are rounded up, periods stay exact
     (int or Fraction), 0 for never. Averages are what `averages.resolve` returns, `best_curve` and `best_metric` have
-    names, and `metrics` are the task's. The learning rate has its phases, see `optimizers.phases`. `chunked` says
-    whether steps are dispatched in chunks; None if `dispatch.suits_chunks` is to say.
+    names, `metrics` are the task's, and `num_train` counts the data. The learning rate has its phases, see
+    `optimizers.phases`. `chunked` says whether steps are dispatched in chunks; None if `dispatch.suits_chunks` is to
+    say.
 
     Args:
         config: one that passed `check`.
@@ -262,6 +265,7 @@ def resolve(
     resolved["best_curve"] = resolved["best_curve"] or first
     resolved["best_metric"] = resolved["best_metric"] or next(iter(task.metrics))
     resolved["metrics"] = dict(task.metrics)
+    resolved["num_train"] = num_train
     resolved["chunked"] = resolved["steps_per_dispatch"] > 1 if resolved["steps_per_dispatch"] else None
     return ml_collections.FrozenConfigDict(resolved)
 

@@ -162,11 +162,7 @@ def _draw_line(part: Found, width: float) -> Figure:
             axis.plot(part["shares"], values, label=label, **look)
         for place in (0, 1):
             axis.axvline(place, color="#808080", linewidth=1)
-        axis.set_title(
-            {"loss": "negative log-likelihood", "accuracy": "accuracy, %"}[metric] if len(metrics) > 1 else "loss",
-            loc="left",
-            fontsize=10,
-        )
+        axis.set_title("accuracy, %" if metric == "accuracy" else "loss", loc="left", fontsize=10)
         if metric == "loss":
             values = np.array([curve["loss"] for curve in part["curves"]], float)
             if np.nanmin(values) > 0 and np.nanmax(values) > 20 * np.nanmin(values):
@@ -289,7 +285,7 @@ def _draw_ensembles(part: Found, metric: str, width: float) -> Figure:
             values = np.array([row[name] for row in part[kind]], float) * (100 if name == "accuracy" else 1)
             look = {**look, "linestyle": ""} if kind == "single" else look
             axis.plot(range(1, len(values) + 1), values, label=label, **look)
-        axis.set_title("accuracy, %" if name == "accuracy" else "negative log-likelihood", loc="left", fontsize=10)
+        axis.set_title("accuracy, %" if name == "accuracy" else "loss", loc="left", fontsize=10)
         axis.locator_params(axis="x", integer=True)
     axes[-1].set_xlabel("number of the newest networks")
     figure.legend(*axes[0].get_legend_handles_labels(), loc="upper left", ncols=3 if width > 6 else 1, frameon=False)

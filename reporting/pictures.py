@@ -77,12 +77,12 @@ def curves(group: Group, width: float = WIDTHS["wide"]) -> Figure:
     if "learning rate" in axes:
         _draw_learning_rate(axes["learning rate"], group)
 
-    images = f"({split} images, {f'mean ± sd of {len(group.runs)} seeds' if pooled else 'one run'})"
     scoring = group.scoring
+    scored = f"({split} {scoring.examples}, {f'mean ± sd of {len(group.runs)} seeds' if pooled else 'one run'})"
     points = ", points" if scoring.is_percent(scoring.metric) else ""
     difference = f"{scoring.metric.replace('_', ' ')} minus raw{points}"
-    titles = {metric: (title(metric, scoring), images) for metric in scoring.directions} | {
-        "difference": (difference, f"(band: 95 % over {'seeds' if pooled else 'images'}, paired)"),
+    titles = {metric: (title(metric, scoring), scored) for metric in scoring.directions} | {
+        "difference": (difference, f"(band: 95 % over {'seeds' if pooled else scoring.examples}, paired)"),
         "learning rate": ("learning rate",),
     }
     for panel, axis in axes.items():
@@ -105,8 +105,6 @@ def panels(group: Group) -> list[str]:
 
 def title(metric: str, scoring: Scoring) -> str:
     """What a panel of a metric is called."""
-    if metric == "loss" and "accuracy" in scoring.directions:
-        return "negative log-likelihood"
     return metric.replace("_", " ") + (", %" if scoring.is_percent(metric) else "")
 
 

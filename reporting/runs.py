@@ -147,7 +147,7 @@ class Group:
         noise = f" with {config['label_noise']:.0%} wrong labels" if config.get("label_noise") else ""
         return (
             f"{model} on {dataset}{noise}, {optimizer}, learning rate {rate:g}, {schedule}, {duration} steps of "
-            f"{config['batch_size']} images"
+            f"{config['batch_size']} {self.scoring.examples}"
         )
 
     @functools.cached_property

@@ -21,11 +21,13 @@ class Scoring:
         metric: the first one, by which the best checkpoint is chosen.
         directions: for each metric whose direction is known, whether "higher" or "lower" is better.
         proportions: metrics to show in %, and their differences in points.
+        examples: what is scored, in the plural.
     """
 
     metric: str = "accuracy"
     directions: Mapping[str, str] = dataclasses.field(default_factory=lambda: {"accuracy": "higher", "loss": "lower"})
     proportions: Collection[str] = ("accuracy",)
+    examples: str = "images"
 
     @classmethod
     def of(cls, config: Mapping[str, Any], found: Collection[str]) -> Self:
@@ -40,7 +42,8 @@ class Scoring:
         metric = config.get("best_metric") or next(iter(directions), next(iter(found), "loss"))
         others = {name: way for name, way in directions.items() if name != metric}
         known = {metric: directions[metric]} if metric in directions else {}
-        return cls(metric, known | others, tuple(config.get("proportions", cls().proportions)))
+        examples = "images" if config.get("task", "classification") == "classification" else "examples"
+        return cls(metric, known | others, tuple(config.get("proportions", cls().proportions)), examples)
 
     def summarize(self, metrics: Sequence[Mapping[str, Mapping[str, Any]]]) -> list[dict[str, Any]]:
         """One evaluation of one run, or of several that differ only in the seed, as a row for each set of weights.
@@ -52,7 +55,7 @@ class Scoring:
             For each the name of the weights, `curve`, and the number of `runs`; `of`, the first metric, and what is
             `better`, "higher" or "lower"; the mean of each metric METRIC and of `agreement`, and with several runs the
             standard deviation METRIC_sd. Of averages also the differences to the raw weights METRIC_difference with
-            the 95 % interval METRIC_low .. METRIC_high over `over`: "images", for a single run, or "seeds", paired by
+            the 95 % interval METRIC_low .. METRIC_high over `over`: `examples`, for a single run, or "seeds", paired by
             Student's t. Values that were not finite are None.
         """
         weights = [name for name in metrics[0] if not name.endswith("-raw")]
@@ -69,7 +72,7 @@ class Scoring:
             if "agreement" in pairs[0]:
                 row |= _mean("agreement", [pair["agreement"] for pair in pairs])
             if pairs[0]:
-                row["over"] = "seeds" if len(pairs) > 1 else "images"
+                row["over"] = "seeds" if len(pairs) > 1 else self.examples
             rows.append(row)
         return rows
 
@@ -92,8 +95,9 @@ class Scoring:
         size = self.format_difference(row, metric) + (
             f" points of {metric}" if self.is_percent(metric) else f" in {metric}{less}"
         )
-        if row["over"] == "images":
-            interval = "95 % interval over images like these" if low is not None else "of a single image"
+        if row["over"] == self.examples:
+            interval = f"95 % interval over {self.examples} like these"
+            interval = interval if low is not None else f"of a single {self.examples.removesuffix('s')}"
             return f"{curve} minus {other}: {size}, {interval}."
         if low is None:
             return f"{curve} minus {other}: {size}, of a single seed."

@@ -139,7 +139,7 @@ def scoring_of(groups: Sequence[Group]) -> Scoring:
 def title(group: Group) -> str:
     """A title for the rows of a group: `runs/digits, step 282, test images`."""
     pooled = f", mean ± standard deviation of {len(group.runs)} seeds" if len(group.runs) > 1 else ""
-    return f"{group.name}, step {group.last_step}, {group.last_split} images{pooled}"
+    return f"{group.name}, step {group.last_step}, {group.last_split} {group.scoring.examples}{pooled}"
 
 
 def in_markdown(lines: Sequence[Sequence[str]]) -> str:

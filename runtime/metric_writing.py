@@ -266,12 +266,12 @@ class MetricWriter:
 
     def _in_words(self) -> str:
         """`ema 83.37% (+9.38)  raw 74.00%  train loss 1.4046`; the first fits on a terminal of 80 columns."""
-        parts = []
+        parts, called = [], "" if self._metric == "accuracy" else f"{self._metric} "
         for name in (*(name for name in self._latest if f"{name}-raw" in self._latest), "raw"):
             value = self._latest.get(name, {}).get(self._metric)
             apart = self._latest.get(f"{name}-raw", {}).get(self._metric)
             if value is not None:
-                parts.append(f"{name} {value:.2%}" if self._in_percent else f"{name} {self._metric} {value:.4g}")
+                parts.append(f"{name} {called}" + (f"{value:.2%}" if self._in_percent else f"{value:.4g}"))
                 if apart is not None:
                     parts[-1] += f" ({100 * apart:+.2f})" if self._in_percent else f" ({apart:+.2g})"
         train_loss = self._latest.get("train", {}).get("loss")

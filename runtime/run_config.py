@@ -24,12 +24,15 @@ MAY_CHANGE = (
     "keep_checkpoints",
     "best_",
     "metrics.",
-    "proportions",
     "profile",
     "averages.",
     "recompute_batches",
     "duration",
 )
+
+# What follows from the task, the data and the device: some of it comes to be known only while a run starts, and older
+# runs have not stored all of it.
+DERIVED = ("metrics.", "proportions", "chunked", "num_train")
 
 
 def to_json(config: Mapping[str, Any]) -> str:
@@ -72,6 +75,7 @@ def check_same_run(
     workdir: pathlib.Path,
     *,
     needed: Collection[str] = (),
+    usual: Collection[str] = (),
     accept: bool = False,
 ) -> list[str]:
     """Checks that a run made with one resolved config may be continued with another.
@@ -81,6 +85,7 @@ def check_same_run(
         new: the present config.
         workdir: for the message.
         needed: the averages that the loss uses, which may not differ either.
+        usual: fields that have their default now: a run from before there was such a field had what it stands for.
         accept: whether everything may differ.
 
     Returns:
@@ -96,23 +101,29 @@ def check_same_run(
                 f"{workdir} holds a run with {name} = {before.get(name)!r}, not {now.get(name)!r}: where it started "
                 "from cannot be changed. Use another --workdir."
             )
+    both = before.keys() & now.keys()
     differing = {
         name: f"{name}: {_plain(before.get(name, 'absent'))} before, {_plain(now.get(name, 'absent'))} now"
-        # The duration first, for others may follow from it.
-        for name in dict.fromkeys(["duration", *before, *now])
+        # The data and the duration first, for others may follow from them.
+        for name in dict.fromkeys(["num_train", "duration", *before, *now])
         if before.get(name) != now.get(name)
+        and (name in both or not name.startswith(DERIVED))
+        and (name in before or name not in usual)
     }
+    if "num_train" in differing:
+        differing["num_train"] = (
+            f"the data set has {before['num_train']} training examples before, {now['num_train']} now, "
+            "and what is given in epochs or in % follows from their number"
+        )
     fixed = tuple(f"averages.{name}." for name in needed)
     refused = [name for name in differing if not name.startswith(MAY_CHANGE) or name.startswith(fixed)]
     if (refused or now["duration"] < before.get("duration", 0)) and not accept:
-        if "duration" in differing:
-            refused = ["duration", *refused]
-        refused = [differing[name] for name in refused]
+        refused = [differing[name] for name in differing if name in {"duration", *refused}]
         if len(refused) > 1 and "duration" in differing:
             refused.append("(Fields given in % follow from the duration; in steps or epochs they do not.)")
         raise UserError(
             f"{workdir} holds a run of another config:\n" + "\n".join(refused) + "\nUse another --workdir, repeat the "
-            "run's own config, or pass --config_change=accept to continue the run with this one."
+            f"run's own config, --config={workdir}/config.json, or pass --config_change=accept to use this one for it."
         )
     return list(differing.values())
 

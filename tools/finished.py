@@ -114,6 +114,6 @@ def evaluate_checkpoint(
     averages = tuple(average for average in checkpoint.record.averages if average.name in experiment.config.averages)
     state = checkpoint.restore_state(experiment.state.with_averages(averages))
     metrics = train.evaluate(experiment, state, ["test"])["test"]
-    say(f"{workdir}, {which} checkpoint, step {checkpoint.record.step}, test images")
+    say(f"{workdir}, {which} checkpoint, step {checkpoint.record.step}, on the test set")
     say(tables.of_evaluation(metrics, experiment.config))
     return metrics

@@ -44,7 +44,7 @@ def test_eight_devices_give_the_losses_and_averages_of_one(tmp_path):
     for devices, result in results.items():
         assert result.returncode == 0, result.stderr
         assert f"{devices} x cpu" in result.stdout
-        assert f"Batches of 32 = {devices} devices x 1 parts x {32 // devices} images" in result.stdout
+        assert f"Batches of 32 = {devices} devices x 1 parts x {32 // devices} examples" in result.stdout
         lines = read_metrics(tmp_path / str(devices))
         losses[devices] = [line["loss"] for line in lines if line["curve"] != "ema-raw"]
         states[devices] = saved_state(tmp_path / str(devices), config)

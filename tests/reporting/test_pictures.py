@@ -33,6 +33,15 @@ def test_the_pictures_of_a_diagnosis_show_its_numbers(tmp_path):
     assert not (tmp_path / "plane.png").exists()
 
 
+def test_a_loss_is_called_no_more_than_a_loss_whatever_the_task_makes_of_it(tmp_path):
+    (group,), _ = runs.group([make_run(tmp_path / "run")])
+    parts = {part.name: part for part in diagnosis.sections(make_diagnosis())}
+    figures = [pictures.curves(group), *(parts[name].draw(8.0) for name in ("line", "ensembles", "runs"))]
+    for figure in figures:
+        titles = [axis.get_title("left") for axis in figure.axes]
+        assert [title.partition(" (")[0] for title in titles if not title.startswith(("acc", "learn"))] == ["loss"]
+
+
 def test_pictures_of_several_configs_have_the_same_axes(tmp_path):
     groups, _ = runs.group(
         [

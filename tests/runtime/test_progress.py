@@ -93,6 +93,28 @@ def test_times_are_written_as_people_do(seconds, text):
     assert progress.format_seconds(seconds) == text
 
 
+@pytest.mark.parametrize(
+    ("metric", "proportions", "shown"),
+    [
+        ("accuracy", ["accuracy", "top5"], "ema 90.00% (+40.00)  raw 50.00%"),
+        ("top5", ["accuracy", "top5"], "ema top5 100.00% (+0.22)  raw top5 99.78%"),
+        ("loss", ["accuracy", "top5"], "ema loss 0.25 (-0.5)  raw loss 0.75"),
+    ],
+)
+def test_what_is_shown_has_the_name_of_its_metric_unless_it_is_the_accuracy(
+    tmp_path, capsys, metric, proportions, shown
+):
+    scores = {
+        "raw": {"accuracy": 0.5, "top5": 0.9978, "loss": 0.75},
+        "ema": {"accuracy": 0.9, "top5": 1.0, "loss": 0.25},
+        "ema-raw": {"accuracy": 0.4, "top5": 0.0022, "loss": -0.5},
+    }
+    with MetricWriter(tmp_path, 10, Written(), metric, proportions) as writer:
+        writer.write_scores(5, {"test": scores})
+        writer.write_progress(5)
+    assert capsys.readouterr().out.rstrip().endswith(f"  {shown}")
+
+
 def test_what_is_compiled_counts_as_neither_training_nor_evaluation(tmp_path):
     with MetricWriter(tmp_path, 10, Written(), "accuracy", ()) as writer:
         started = time.monotonic()

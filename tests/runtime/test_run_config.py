@@ -1,7 +1,9 @@
 """Which changes of its config a run may be continued with: run_config.check_same_run."""
 
+import json
+
 import pytest
-from conftest import digits_config, resolve
+from conftest import create_experiment, digits_config, resolve
 
 from runtime import run_config
 from runtime.errors import UserError
@@ -62,6 +64,58 @@ def test_fractions_of_steps_are_written_as_decimals():
     old, new = (resolve(config) for config in configs)
     with pytest.raises(UserError, match=r"\neval_every: 56.3125 before, 2.5 now\n"):
         run_config.check_same_run(old, new, "runs/a")
+
+
+def test_the_config_of_a_run_differs_in_nothing_from_itself(tmp_path, capsys):
+    """Although some of what it stores comes to be known only after it has been compared."""
+    run_config.write(create_experiment(digits_config()).config, tmp_path)
+    assert "proportions" in json.loads((tmp_path / "config.json").read_text())
+    create_experiment(digits_config(), tmp_path)
+    assert "Differs" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("overrides", "refused"),
+    [
+        ({}, None),
+        ({"averages__ema__decay": 0.5}, None),  # of which an older run has nothing that is newer
+        ({"max_rejected_steps": 7}, "max_rejected_steps: absent before, 7 now"),
+        ({"augment__flip": True}, "augment.flip: absent before, True now"),
+    ],
+)
+def test_a_field_that_is_newer_than_a_run_keeps_none_from_continuing_while_it_has_its_default(
+    tmp_path, capsys, overrides, refused
+):
+    run_config.write(resolve(digits_config()), tmp_path)
+    stored = json.loads((tmp_path / "config.json").read_text())
+    for name in ("splits", "evaluate_sets_every", "max_rejected_steps", "chunked", "num_train", "metrics"):
+        del stored[name]
+    del stored["augment"]["flip"]
+    (tmp_path / "config.json").write_text(json.dumps(stored))
+    config = digits_config(**overrides)
+    if refused:
+        with pytest.raises(UserError, match=refused):
+            create_experiment(config, tmp_path)
+    else:
+        create_experiment(config, tmp_path)
+        expected = ["averages.ema.decay: 0.9 before, 0.5 now"] if overrides else []
+        out = capsys.readouterr().out
+        assert [line for line in out.splitlines() if "Differs" in line] == [
+            f"Differs from the run's config: {change}" for change in expected
+        ]
+
+
+@pytest.mark.parametrize("every", ["3 steps", "1 epochs"])
+@pytest.mark.parametrize("num_train", [900, 902])
+def test_other_data_are_named_before_what_follows_from_them(num_train, every):
+    config = digits_config(checkpoint_every=every, duration="2 epochs")
+    old, new = resolve(config), resolve(config, num_train=num_train)
+    message = f"runs/a holds a run of another config:\nthe data set has 901 training examples before, {num_train} now"
+    with pytest.raises(UserError, match=message):
+        run_config.check_same_run(old, new, "runs/a")
+    changes = run_config.check_same_run(old, new, "runs/a", accept=True)
+    assert changes[0].startswith("the data set has")
+    assert any(change.startswith("checkpoint_every") for change in changes) == (every == "1 epochs")
 
 
 def test_where_a_run_started_from_cannot_be_changed_even_if_accepted():

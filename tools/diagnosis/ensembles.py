@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from scipy import special
 
@@ -27,7 +28,10 @@ def ensembles(subject: Subject, trace: Trace) -> dict[str, Any]:
         steps, iterates = [], [weights["raw"] for weights in trace.iterates]
     _, split = subject.images
     score_fn, images = subject.score_fn, subject.images[split]
-    image, label = (np.asarray(leaf)[np.asarray(images.mask)] for leaf in (images.image, images.label))
+    # All at once, as evaluation makes them batch by batch, without padding.
+    batches = [jax.device_get(images.batch(jnp.int32(index))) for index in range(images.num_batches)]
+    whole = {name: np.concatenate([made[name] for made in batches]) for name in batches[0]}
+    batch: dict[str, Any] = {name: values[whole["mask"]] for name, values in whole.items()}
     # Of classes, probabilities are averaged, by their logarithms, which are logits; of other tasks, the outputs.
     classes = score_fn is evaluation.score_fn
 
@@ -43,7 +47,7 @@ def ensembles(subject: Subject, trace: Trace) -> dict[str, Any]:
             return np.asarray(total, np.float32)  # of what a model returns
 
         given = jax.tree.map(mean, *some)  # a model may have several outputs
-        scores = score_fn(lambda *_, **__: given, {}, {"image": image, "label": label})
+        scores = score_fn(lambda *_, **__: given, {}, batch)
         return {name: np.asarray(values) for name, values in scores.items()}
 
     found = collections.defaultdict(list)

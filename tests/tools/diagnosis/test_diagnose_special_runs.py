@@ -156,3 +156,27 @@ def test_a_model_of_two_outputs_is_diagnosed(task, tmp_path, monkeypatch):
         assert all(np.isfinite(row["loss"]) and 0 < row["odd"] < 1 for row in found["ensembles"][part])
     # One network alone predicts what the mean of one network does.
     assert found["ensembles"]["predictions"][0]["loss"] == pytest.approx(found["ensembles"]["weights"][0]["loss"])
+
+
+def brightness_loss(params, state, batch):
+    outputs, updates = train.apply_model(params, state, batch)
+    loss = (outputs[:, 0] - batch["image"].mean(axis=(1, 2, 3))) ** 2
+    return loss.mean(), ({"loss": (loss.sum(), loss.size)}, updates)
+
+
+def brightness_score(apply_fn, variables, batch):
+    outputs = apply_fn(variables, batch["image"], train=False)
+    return {"loss": (outputs[:, 0] - batch["image"].mean(axis=(1, 2, 3))) ** 2 * batch["mask"]}
+
+
+def test_a_task_that_scores_outputs_by_the_image_sees_the_images_of_evaluation(task, tmp_path):
+    config = digits_config(
+        task=task(loss_fn=brightness_loss, score_fn=brightness_score, metrics={"loss": "lower"}),
+        snapshot_every="5 steps", optimizer__learning_rate=0.002,
+    )  # fmt: skip
+    train.train_and_evaluate(config, tmp_path)
+    found = run_diagnose(tmp_path, "--images=2000", "--steps=48")["ensembles"]
+    logged = [line["loss"] for line in read_metrics(tmp_path, "raw")]
+    assert found["single"][0]["loss"] == pytest.approx(logged[-1], rel=1e-5)
+    # One network alone predicts what the mean of one network does.
+    assert found["predictions"][0]["loss"] == pytest.approx(found["weights"][0]["loss"], rel=1e-5)
