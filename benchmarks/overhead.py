@@ -72,7 +72,7 @@ def run(experiment: train.Experiment, *, saving: bool) -> dict[str, float]:
     with contextlib.ExitStack() as stack:
         workdir = pathlib.Path(stack.enter_context(tempfile.TemporaryDirectory()))
         stack.enter_context(contextlib.redirect_stdout(io.StringIO()))
-        stack.enter_context(mock.patch.object(settings, "prepare", return_value=(experiment.config, None)))
+        stack.enter_context(mock.patch.object(settings, "prepare", return_value=experiment.config))
         stack.enter_context(mock.patch.object(train, "create_experiment", return_value=experiment))
         if not saving:
             stack.enter_context(mock.patch.object(Checkpoints, "save", return_value=None))
