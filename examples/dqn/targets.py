@@ -122,6 +122,31 @@ def difference(variants: Mapping[str, Any], name: str, other: str) -> tuple[floa
     return intervals.mean_interval(over_training(variants[name]) - over_training(variants[other]))
 
 
+# Pairs of variants that differ in one thing.
+PAIRS = (
+    ("soft 0.04", "hard 49"),
+    ("soft 0.005", "hard 399"),
+    ("none, layer norm", "soft 0.04"),
+    ("soft 0.04, layer norm", "none, layer norm"),
+    ("none, double", "none"),
+    ("soft 0.04, double", "soft 0.04"),
+)
+
+
+def findings(result: Mapping[str, Any]) -> str:
+    """Differences between variants, and the best evaluation of any."""
+    lines = []
+    for name, other in PAIRS:
+        size = "{:+.0f} ({:+.0f} .. {:+.0f})".format(*difference(result["variants"], name, other))
+        lines.append(f"{name} minus {other}: {size}")
+    means = {name: np.mean(variant["returns"], axis=0) for name, variant in result["variants"].items()}
+    best = max(means, key=lambda name: means[name].max())
+    end = max(means, key=lambda name: means[name][-1])
+    lines.append(f"highest mean of the seeds at an evaluation: {means[best].max():.0f}, {best}")
+    lines.append(f"highest at the end: {means[end][-1]:.0f}, {end}")
+    return "\n".join(lines)
+
+
 def draw(result: Mapping[str, Any]) -> Figure:
     """The return of each seed and its mean: the six targets, and no target with layer normalisation."""
     names = [*TARGETS, "none, layer norm"]
@@ -165,13 +190,7 @@ def main() -> None:
         }
         path.write_text(json.dumps(result) + "\n")
     result = json.loads(path.read_text())
-    print(table(result))
-    for soft, hard in (("soft 0.04", "hard 49"), ("soft 0.005", "hard 399")):
-        print(
-            f"{soft} minus {hard}: {{:+.0f}} ({{:+.0f}} .. {{:+.0f}})".format(
-                *difference(result["variants"], soft, hard)
-            )
-        )
+    print(f"{table(result)}\n\n{findings(result)}")
     draw(result).savefig(FOLDER / "targets.png", dpi=144)
 
 
