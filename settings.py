@@ -237,8 +237,10 @@ def resolve(
     resolved["duration"] = math.ceil(total)
     for name in durations.PERIODS:
         resolved[name] = steps(name, resolved[name])
-    if not resolved["evaluate_sets_every"] and task.evaluate:
-        resolved["evaluate_sets_every"] = resolved["eval_every"]
+    if task.evaluate:
+        resolved["evaluate_sets_every"] = resolved["evaluate_sets_every"] or resolved["eval_every"]
+    if not task.score_fn:  # then nothing else is evaluated
+        resolved["eval_every"] = resolved["evaluate_sets_every"]
     for group, name in _declared_durations(task):
         resolved[group][name] = math.ceil(steps(f"{group}.{name}", resolved[group][name]))
 

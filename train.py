@@ -83,7 +83,7 @@ class Task:
         metrics: which direction is better for each metric that is to be judged and drawn; the first is the default of
             `config.best_metric`.
         evaluate: metrics of a set as a whole, such as a return; takes the experiment, the weights by name and the
-            split, every `config.evaluate_sets_every`. See `evaluation.Sets`.
+            split, every `config.evaluate_sets_every`; returns `Sets` of runtime/score_metrics.py.
         create_model: takes `Data.example` and the fields of `config.model` in its signature.
         create_data: takes the resolved config, the devices and, as its keywords with a default, fields of
             `config.data`; durations as in `loss_fn`.
@@ -104,9 +104,9 @@ class Task:
 
     def __post_init__(self) -> None:
         if wrong := {name: way for name, way in self.metrics.items() if way not in ("higher", "lower")}:
-            raise ValueError(
-                f"Task.metrics: {wrong}; the value of each must be 'higher' or 'lower', whichever is better"
-            )
+            raise ValueError(f"Task.metrics: {wrong}; each must be 'higher' or 'lower', whichever is better")
+        if not (self.score_fn or self.evaluate):
+            raise ValueError("Task: it needs a score_fn or an evaluate, or nothing would be reported")
 
 
 # A new task is a function or two above and its name here; or, as a fork, `TASK` in examples/NAME/train.py.

@@ -49,7 +49,7 @@ def test_a_metric_of_ones_own_reaches_file_table_picture_page_and_best_checkpoin
     assert shown["best (step)"] == f"{best['margin']:.4g} ({best['step']})"
     assert shown["top5"] == f"{average[-1]['top5']:.2%}"  # a share of images, since its scores are booleans
     assert shown["top5 minus raw (95 % interval)"].startswith(f"{100 * difference[-1]['top5']:+.2f} (")
-    assert "in margin, 95 % interval over images" in group.scoring.verdict(group.rows()[1])
+    assert "in margin, 95 % interval over examples" in group.scoring.verdict(group.rows()[1])
     assert [*pictures.panels(group)][:4] == ["margin", "accuracy", "loss", "top5"]
     page.write(tmp_path)
     assert "top5 minus raw" in (tmp_path / "report.html").read_text()

@@ -99,8 +99,7 @@ def walk(task):
 def test_metrics_of_whole_sets_reach_file_table_page_and_best_checkpoint(walk, tmp_path):
     state, metrics = train.train_and_evaluate(walk(evaluate_sets_every="10 steps"), tmp_path)
     raw, average, difference = (read_metrics(tmp_path, curve) for curve in ("raw", "ema", "ema-raw"))
-    # At step 5 nothing but sets would be due.
-    assert [line["step"] for line in raw if "return" in line] == [10, 20]
+    assert [line["step"] for line in raw] == [10, 20]
     assert raw[-1]["return"] == pytest.approx(1.5 * float(state.params["scale"]), rel=1e-6)
     expected = np.arange(4) * (float(state.ema_params["ema"]["scale"]) - float(state.params["scale"]))
     found = [difference[-1][name] for name in ("return", "return_low", "return_high")]
@@ -117,6 +116,26 @@ def test_metrics_of_whole_sets_reach_file_table_page_and_best_checkpoint(walk, t
     assert "accuracy" not in text
     page.write(tmp_path)
     assert "spread" in (tmp_path / "report.html").read_text()
+
+
+def test_sets_are_evaluated_less_often_than_examples(walk, task, tmp_path):
+    def some(experiment, weights, split):
+        return {
+            name: {"size": (float(jnp.abs(w["params"]["Dense_1"]["bias"]).sum()), None)} for name, w in weights.items()
+        }
+
+    name = task(evaluate=some, metrics={"size": "lower", "accuracy": "higher"})
+    config = digits_config(task=name, eval_every="5 steps", evaluate_sets_every="10 steps")
+    train.train_and_evaluate(config, tmp_path)
+    lines = read_metrics(tmp_path, "ema")
+    assert [line["step"] for line in lines if "accuracy" in line] == [5, 10, 15, 20]
+    assert [line["step"] for line in lines if "size" in line] == [10, 20]
+    assert find_checkpoint(tmp_path, "best").record.best.value == min(line.get("size", 1e9) for line in lines)
+
+
+def test_a_task_that_reports_nothing_is_refused():
+    with pytest.raises(ValueError, match="needs a score_fn or an evaluate"):
+        train.Task(score_fn=None)
 
 
 def test_what_a_task_evaluates_is_complete(walk, task, tmp_path):
