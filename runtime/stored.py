@@ -20,7 +20,7 @@ from runtime.progress import say
 from runtime.trees import abstract, describe_leaves, difference, read_part, read_tree, saved_names
 from train_state import Average, CustomTrainState
 
-FORMAT = 5  # of what is saved; another one is refused
+FORMAT = 6  # of what is saved; another one is refused
 DIGESTS = "sha256.json"  # in every checkpoint and snapshot: the digest of each other file
 RECORD = "record/metadata"  # the file of the record, as orbax calls it
 
