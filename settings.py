@@ -26,7 +26,7 @@ from train_state import Average, CustomTrainState
 
 T = TypeVar("T")
 
-WRONG = "the config is wrong; configs/default.py documents every field"
+WRONG = "the config is wrong; configs/default.py documents every field but those of a task or model of your own"
 
 
 def _with_defaults(config: Mapping[str, Any], task: Any) -> dict[str, Any]:
@@ -71,6 +71,18 @@ def _model_of(config: Mapping[str, Any], task: Any) -> Callable[..., Any] | None
     return task.create_model if _has_own_model(task) else models.MODELS.get(config["model"]["name"])
 
 
+def owners(config: Mapping[str, Any], task: Any) -> dict[str, tuple[str, list[str]]]:
+    """By group of the config, what takes its fields, in words, and those that it takes; no model if there is none."""
+    known, model = _defaults(config, task), f"model {config['model']['name']!r}"
+    takers = {
+        "model": (f"the model of task {config['task']!r}" if _has_own_model(task) else model, _model_of(config, task)),
+        "loss": (f"the loss of task {config['task']!r}", task.loss_fn),
+    }
+    return {
+        group: (owner, [*fields.taken_by(taker, known[group])]) for group, (owner, taker) in takers.items() if taker
+    }
+
+
 def _rules(task: Any) -> dict[str, fields.Rule]:
     """The rule of each field: `RULES`, the models there are, and that what a loss declares as a duration is one."""
     rules = {f"loss.{name}": fields.duration for name in fields.declared_durations(task.loss_fn)}
@@ -87,7 +99,10 @@ def _joint_problems(config: Mapping[str, Any], task: Any) -> Iterator[str]:
         yield f"best_curve = {config['best_curve']!r}: must be empty or one of {', '.join(['raw', *kept])}"
     if config["best_metric"] not in ("", *task.metrics):
         known = ", ".join(map(repr, task.metrics))
-        yield f"best_metric = {config['best_metric']!r}: must be empty or one of {known}, the metrics of its train.Task"
+        yield (
+            f"best_metric = {config['best_metric']!r}: must be empty or one of {known}, the metrics of its train.Task; "
+            "a score_fn may return it, but Task.metrics has no direction for it"
+        )
     for kind in {average["kind"] for average in config["averages"].values()}:
         if missing := averages.fields_of(kind).difference(default.average("ema")):
             yield f"averaging.SCHEDULES[{kind!r}] takes {', '.join(missing)}, which configs/default.py does not have"
@@ -112,12 +127,9 @@ def _joint_problems(config: Mapping[str, Any], task: Any) -> Iterator[str]:
 
 def _unused_fields(config: Mapping[str, Any], task: Any) -> Iterator[tuple[str, str]]:
     """The fields that other fields make meaningless, each with the reason."""
-    model = f"the model of task {config['task']!r}" if _has_own_model(task) else f"model {config['model']['name']!r}"
-    taken = fields.taken_by(_model_of(config, task) or dict, config["model"])
-    for field in sorted(set(config["model"]) - taken.keys() - {"name"}):
-        yield f"model.{field}", f"{model} has no such field"
-    for field in sorted(set(config["loss"]) - fields.taken_by(task.loss_fn, config["loss"]).keys()):
-        yield f"loss.{field}", f"the loss of task {config['task']!r} has no such field"
+    for group, (owner, taken) in owners(config, task).items():
+        for field in sorted(set(config[group]).difference(taken, ["name"])):
+            yield f"{group}.{field}", f"{owner} has no such field"
     for field, reason in optimizers.unused_fields(config["optimizer"]):
         yield f"optimizer.{field}", reason
     if not config["init_from"]:
@@ -178,8 +190,8 @@ def check(config: Mapping[str, Any], task: Any) -> list[str]:
             are reported once each is right by itself.
     """
     config = _with_defaults(config, task)
-    problems = fields.problems(config, _defaults(config, task), _rules(task)) or [*_joint_problems(config, task)]
-    if problems:
+    problems = fields.problems(config, _defaults(config, task), _rules(task), owners(config, task))
+    if problems := problems or [*_joint_problems(config, task)]:
         raise UserError("\n".join([WRONG, *problems]))
     unused = default.average("ema").decay
     return [
@@ -321,7 +333,7 @@ def find_fork(name: str) -> Any:
     forks = sorted(path.parent.name for path in pathlib.Path(__file__).parent.glob("examples/*/train.py"))
     known = [f"examples.{fork}.train" for fork in forks]
     if name not in known:
-        raise UserError(f"task = {name!r}: {fields.one_of(known)(name)}, the forks there are")
+        raise UserError(f"task = {name!r}: {fields.one_of(known, ', the forks there are')(name)}")
     task = getattr(importlib.import_module(name), "TASK", None)
     if task is None:
         raise UserError(f"task = {name!r}: {name.replace('.', '/')}.py has no TASK; expected TASK = train.Task(...)")
@@ -341,5 +353,5 @@ def find(field: str, name: str, known: Mapping[str, T], registry: str) -> T:
         UserError: there is nothing of this name.
     """
     if name not in known:
-        raise UserError(f"{field} = {name!r}: {fields.one_of(known)(name)}, or a new one in {registry}")
+        raise UserError(f"{field} = {name!r}: {fields.one_of(known, f', or a new one in {registry}')(name)}")
     return known[name]

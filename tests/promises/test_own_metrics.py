@@ -142,7 +142,8 @@ def test_a_field_of_the_loss_that_no_loss_takes_is_refused_by_name(task):
         settings.check(config, train.find_task(config.task))
     config = digits_config()
     config.loss.gamma = 3.0
-    with pytest.raises(UserError, match=r"loss\.gamma is unknown"):
+    found = "loss.gamma is unknown; the loss of task 'classification' has label_smoothing, l2_penalty"
+    with pytest.raises(UserError, match=found):
         settings.check(config, train.find_task(config.task))
 
 
