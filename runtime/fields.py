@@ -69,9 +69,8 @@ def one_of(names: Any, which: str = "") -> Rule:
         if value in names:
             return ""
         close = difflib.get_close_matches(value, names, n=1)
-        return f"must be one of {', '.join(map(repr, names))}{which}" + (
-            f"; did you mean {close[0]!r}?" if close else ""
-        )
+        nearest = f"; did you mean {close[0]!r}?" if close else ""
+        return f"must be one of {', '.join(map(repr, names))}{which}{nearest}"
 
     return problem
 
@@ -113,10 +112,15 @@ def unknown(name: str, known: Collection[str], owners: Mapping[str, tuple[str, C
         known: those that there are.
         owners: by group, what takes its fields, in words, and those that it takes.
     """
-    if close := difflib.get_close_matches(name, known, n=1):
-        return f"{name} is unknown; did you mean {close[0]}?"
-    owner, taken = owners.get(name.partition(".")[0], ("", []))
-    return f"{name} is unknown" + (f"; {owner} has {', '.join(taken) or 'no fields'}" if owner else "")
+    group, _, field = name.partition(".")
+    owner, taken = owners.get(group, ("", ()))
+    if not owner:
+        close = difflib.get_close_matches(name, known, n=1)
+        return f"{name} is unknown" + (f"; did you mean {close[0]}?" if close else "")
+    # Without the group, which alone would make any two fields look alike.
+    if close := difflib.get_close_matches(field, taken, n=1):
+        return f"{name} is unknown; did you mean {group}.{close[0]}?"
+    return f"{name} is unknown; {owner} has {', '.join(taken) or 'no fields'}"
 
 
 def problems(
