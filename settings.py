@@ -18,7 +18,7 @@ import input_pipeline
 import models
 import optimizers
 from configs import default
-from runtime import averages, checkpointing, durations, fields, files, run_config, run_folder, sharding
+from runtime import averages, checkpointing, dispatch, durations, fields, files, run_config, run_folder, sharding
 from runtime.errors import UserError
 from runtime.progress import say
 from runtime.rules import RULES
@@ -319,7 +319,8 @@ def check_batch_stats(state: CustomTrainState) -> None:
 def with_fields(loss_fn: Callable[..., Any], config: Mapping[str, Any]) -> Callable[..., Any]:
     """A loss with its fields of `config.loss`, and with the length of training if its signature names `num_steps`."""
     length = {"num_steps": config["duration"]} if "num_steps" in inspect.signature(loss_fn).parameters else {}
-    return functools.partial(loss_fn, **fields.taken_by(loss_fn, config["loss"]), **length)
+    bound = functools.partial(loss_fn, **fields.taken_by(loss_fn, config["loss"]), **length)
+    return functools.partial(dispatch.checked, bound)
 
 
 def find_fork(name: str) -> Any:
