@@ -41,7 +41,8 @@ def _digits_source() -> Source:
     image = np.round(digits.images[..., np.newaxis] * (255 / 16)).astype(np.uint8)
     images = Images(image, digits.target.astype(np.int32))
     rank_in_class = np.array([np.sum(images.label[:i] == label) for i, label in enumerate(images.label)])
-    return Source.from_arrays("digits", *(images.take(rank_in_class % 2 == remainder) for remainder in (0, 1)))
+    train, test = (images.take(rank_in_class % 2 == remainder) for remainder in (0, 1))
+    return Source.from_arrays("digits", train, test)
 
 
 # A new data set is a function that returns a `Source`, and its name here.
@@ -93,13 +94,14 @@ def load_splits(source: Source, *, num_validation: int, label_noise: float, seed
     order = np.random.default_rng([seed, 0]).permutation(len(train))
     # Sorted, so that without validation images the training set keeps its order.
     validation, train = (train.take(np.sort(part)) for part in (order[:num_validation], order[num_validation:]))
-    for line in describe(source.name, {"train": train, "validation": validation, "test": test}, source.num_classes):
+    found = {"train": train, "validation": validation, "test": test}
+    for line in describe(source.name, found, source.num_classes, source.class_names):
         say(line)
     label = train.label.copy()
     if label_noise:
         if label.ndim > 1 or source.num_classes == 1:
-            found = "labels are numbers" if label.ndim > 1 else "has one class only"
-            raise source.error(f"{found}; label_noise = {label_noise} replaces classes by others: set it to 0")
+            what = "labels are numbers" if label.ndim > 1 else "has one class only"
+            raise source.error(f"{what}; label_noise = {label_noise} replaces classes by others: set it to 0")
         rng = np.random.default_rng([seed, 1])
         noisy = rng.choice(len(train), size=round(label_noise * len(train)), replace=False)
         label[noisy] = (label[noisy] + rng.integers(1, source.num_classes, size=len(noisy))) % source.num_classes
@@ -141,6 +143,7 @@ class TrainData(struct.PyTreeNode):
     num_classes: int = struct.field(pytree_node=False)
     batch_size: int = struct.field(pytree_node=False)
     augmentation: Augmentation = struct.field(pytree_node=False)
+    class_names: tuple[str, ...] = struct.field(pytree_node=False, default=())
 
     def batch(self, state: CustomTrainState) -> tuple[dict[str, jax.Array], Any]:
         """The batch of `state.step`, a pure function of the seed and of it; see `Data.train`.
@@ -266,7 +269,9 @@ def load(
     if problems := augmentation.problems(source.image_shape, batch_size, classes=images.label.ndim == 1):
         raise UserError("\n".join(problems))
     normalization = Normalization.from_images(images.image)
-    train_data = TrainData(images.image, images.label, normalization, splits.num_classes, batch_size, augmentation)
+    train_data = TrainData(
+        images.image, images.label, normalization, splits.num_classes, batch_size, augmentation, source.class_names
+    )
     eval_data = {
         name: EvalData.from_images(images, normalization, eval_batch_size, mesh.size)
         for name, images in (("validation", splits.validation), ("test", splits.test))

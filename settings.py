@@ -18,7 +18,18 @@ import ml_collections
 import models
 import optimizers
 from configs import default
-from runtime import averages, checkpointing, durations, fields, files, run_config, run_folder, sharding
+from runtime import (
+    averages,
+    checkpointing,
+    dispatch,
+    durations,
+    fields,
+    files,
+    run_config,
+    run_folder,
+    sharding,
+    sources,
+)
 from runtime.errors import UserError
 from runtime.progress import say
 from runtime.rules import RULES
@@ -26,7 +37,7 @@ from train_state import Average, CustomTrainState
 
 T = TypeVar("T")
 
-WRONG = "the config is wrong; configs/default.py documents every field"
+WRONG = "the config is wrong; configs/default.py documents every field but those of a task or model of your own"
 
 
 def _with_defaults(config: Mapping[str, Any], task: Any) -> dict[str, Any]:
@@ -78,6 +89,18 @@ def _model_of(config: Mapping[str, Any], task: Any) -> Callable[..., Any] | None
     return task.create_model if _has_own_model(task) else models.MODELS.get(config["model"]["name"])
 
 
+def owners(config: Mapping[str, Any], task: Any) -> dict[str, tuple[str, list[str]]]:
+    """By group of the config, what takes its fields, in words, and those that it takes; no model if there is none."""
+    known, model = _defaults(config, task), f"model {config['model']['name']!r}"
+    takers = {
+        "model": (f"the model of task {config['task']!r}" if _has_own_model(task) else model, _model_of(config, task)),
+        "loss": (f"the loss of task {config['task']!r}", task.loss_fn),
+    }
+    return {
+        group: (owner, [*fields.taken_by(taker, known[group])]) for group, (owner, taker) in takers.items() if taker
+    }
+
+
 def _rules(task: Any) -> dict[str, fields.Rule]:
     """The rule of each field: `RULES`, the models there are, and that what is declared as a duration is one."""
     rules = {f"{group}.{name}": fields.duration for group, name in _declared_durations(task)}
@@ -94,7 +117,10 @@ def _joint_problems(config: Mapping[str, Any], task: Any) -> Iterator[str]:
         yield f"best_curve = {config['best_curve']!r}: must be empty or one of {', '.join(['raw', *kept])}"
     if config["best_metric"] not in ("", *task.metrics):
         known = ", ".join(map(repr, task.metrics))
-        yield f"best_metric = {config['best_metric']!r}: must be empty or one of {known}, the metrics of its train.Task"
+        yield (
+            f"best_metric = {config['best_metric']!r}: must be empty or one of {known}, the metrics of its train.Task; "
+            "a score_fn may return it, but Task.metrics has no direction for it"
+        )
     for kind in {average["kind"] for average in config["averages"].values()}:
         if missing := averages.fields_of(kind).difference(default.average("ema")):
             yield f"averaging.SCHEDULES[{kind!r}] takes {', '.join(missing)}, which configs/default.py does not have"
@@ -119,12 +145,9 @@ def _joint_problems(config: Mapping[str, Any], task: Any) -> Iterator[str]:
 
 def _unused_fields(config: Mapping[str, Any], task: Any) -> Iterator[tuple[str, str]]:
     """The fields that other fields make meaningless, each with the reason."""
-    model = f"the model of task {config['task']!r}" if _has_own_model(task) else f"model {config['model']['name']!r}"
-    taken = fields.taken_by(_model_of(config, task) or dict, config["model"])
-    for field in sorted(set(config["model"]) - taken.keys() - {"name"}):
-        yield f"model.{field}", f"{model} has no such field"
-    for field in sorted(set(config["loss"]) - fields.taken_by(task.loss_fn, config["loss"]).keys()):
-        yield f"loss.{field}", f"the loss of task {config['task']!r} has no such field"
+    for group, (owner, taken) in owners(config, task).items():
+        for field in sorted(set(config[group]).difference(taken, ["name"])):
+            yield f"{group}.{field}", f"{owner} has no such field"
     for field, reason in optimizers.unused_fields(config["optimizer"]):
         yield f"optimizer.{field}", reason
     if not config["init_from"]:
@@ -150,9 +173,8 @@ def prepare(
         The resolved config, see `resolve`.
 
     Raises:
-        UserError: what is wrong, before any image is read and anything is compiled or written below `workdir`. What
-            depends on the number of images, such as lengths in epochs, is known once the data set is: if it is not
-            prepared yet, after its download.
+        UserError: what is wrong, before any image is read and anything is compiled or written below `workdir`; of a
+            data set that is not prepared yet, what depends on its size after its download.
     """
     num_devices = len(sharding.find_devices())
     for note in check(config, task):
@@ -184,15 +206,10 @@ def check(config: Mapping[str, Any], task: Any) -> list[str]:
             are reported once each is right by itself.
     """
     config = _with_defaults(config, task)
-    problems = fields.problems(config, _defaults(config, task), _rules(task)) or [*_joint_problems(config, task)]
-    if problems:
+    problems = fields.problems(config, _defaults(config, task), _rules(task), owners(config, task))
+    if problems := problems or [*_joint_problems(config, task)]:
         raise UserError("\n".join([WRONG, *problems]))
-    unused = default.average("ema").decay
-    return [
-        f"averages.{name}.decay = {average['decay']} is not used: half_life = {average['half_life']!r} sets it"
-        for name, average in config["averages"].items()
-        if average["half_life"] and average["decay"] != unused
-    ]
+    return averages.overruled(config["averages"], default.average("ema").decay)
 
 
 def resolve(
@@ -216,18 +233,7 @@ def resolve(
         UserError: naming the fields that do not fit the data set or the devices.
     """
     resolved = _with_defaults(config, task)
-    num_examples = None if num_train is None else num_train - resolved["num_validation"]
-    batch_size = resolved["batch_size"]
-    if num_examples is not None and num_examples < 1:
-        raise UserError(
-            f"num_validation = {resolved['num_validation']}: must be below the {num_train} training images "
-            f"of {resolved['dataset']}"
-        )
-    if num_examples is not None and batch_size > num_examples:
-        raise UserError(
-            f"batch_size = {batch_size}: must be at most {num_examples}, the number of training images "
-            f"of {resolved['dataset']}" + (" without num_validation" if resolved["num_validation"] else "")
-        )
+    num_examples, batch_size = sources.count_examples(resolved, num_train), resolved["batch_size"]
     sharding.check_batch_size(batch_size, resolved["accumulate"], num_devices, num_examples)
 
     total = fields.to_steps(
@@ -252,15 +258,8 @@ def resolve(
     if resolved["profile"][0] >= resolved["duration"]:
         problems.append(f"profile = {resolved['profile']}: training ends at step {resolved['duration']}")
 
-    kept = {}
-    for name, average in resolved["averages"].items():
-        if average["kind"] != "none":
-            try:
-                kept[name] = averages.resolve(average, steps)
-                averages.check_step_sizes(averages.create(name, kept[name]), resolved["duration"])
-            except (ValueError, UserError) as error:
-                problems.append(f"averages.{name}.{error}")
-    if problems:
+    kept, wrong = averages.resolve_all(resolved["averages"], steps, resolved["duration"])
+    if problems := problems + wrong:
         raise UserError("\n".join(problems))
     resolved["averages"] = kept
     first = "ema" if "ema" in kept else next(iter(kept), "raw")
@@ -322,7 +321,8 @@ def check_batch_stats(state: CustomTrainState) -> None:
 def with_fields(loss_fn: Callable[..., Any], config: Mapping[str, Any]) -> Callable[..., Any]:
     """A loss with its fields of `config.loss`, and with the length of training if its signature names `num_steps`."""
     length = {"num_steps": config["duration"]} if "num_steps" in inspect.signature(loss_fn).parameters else {}
-    return functools.partial(loss_fn, **fields.taken_by(loss_fn, config["loss"]), **length)
+    bound = functools.partial(loss_fn, **fields.taken_by(loss_fn, config["loss"]), **length)
+    return functools.partial(dispatch.checked, bound)
 
 
 def find_fork(name: str) -> Any:
@@ -336,7 +336,7 @@ def find_fork(name: str) -> Any:
     forks = sorted(path.parent.name for path in pathlib.Path(__file__).parent.glob("examples/*/train.py"))
     known = [f"examples.{fork}.train" for fork in forks]
     if name not in known:
-        raise UserError(f"task = {name!r}: {fields.one_of(known)(name)}, the forks there are")
+        raise UserError(f"task = {name!r}: {fields.one_of(known, ', the forks there are')(name)}")
     task = getattr(importlib.import_module(name), "TASK", None)
     if task is None:
         raise UserError(f"task = {name!r}: {name.replace('.', '/')}.py has no TASK; expected TASK = train.Task(...)")
@@ -356,5 +356,5 @@ def find(field: str, name: str, known: Mapping[str, T], registry: str) -> T:
         UserError: there is nothing of this name.
     """
     if name not in known:
-        raise UserError(f"{field} = {name!r}: {fields.one_of(known)(name)}, or a new one in {registry}")
+        raise UserError(f"{field} = {name!r}: {fields.one_of(known, f', or a new one in {registry}')(name)}")
     return known[name]

@@ -2,6 +2,7 @@
 
 import json
 import pathlib
+import re
 import shlex
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -166,6 +167,8 @@ def write_to(
 ) -> str:
     """Writes `report.html`, and `curves.png` and `curves.svg`, or of several groups `curves-1.png` and so on.
 
+    Pictures under such names that an earlier report of other runs has left there are removed.
+
     Returns:
         A line with the paths.
     """
@@ -179,8 +182,11 @@ def write_to(
         drawn[kind] = [pictures.to_svg(figure) for figure in same_size]
     by_group = [dict(zip(drawn, of_group, strict=True)) for of_group in zip(*drawn.values(), strict=True)]
     replace_file(folder / "report.html", page(groups, remarks, by_group, against))
-    for number, (figure, svg) in enumerate(zip(figures["wide"], drawn["wide"], strict=True), 1):
-        name = "curves" if len(groups) == 1 else f"curves-{number}"
+    names = ["curves"] if len(groups) == 1 else [f"curves-{number}" for number in range(1, len(groups) + 1)]
+    for old in folder.glob("curves-*"):
+        if re.fullmatch(r"curves-[1-9][0-9]*\.(png|svg)", old.name) and old.stem not in names and old.is_file():
+            old.unlink()
+    for name, figure, svg in zip(names, figures["wide"], drawn["wide"], strict=True):
         replace_file(folder / f"{name}.png", pictures.to_png(figure))
         replace_file(folder / f"{name}.svg", svg)
     return f"Report: {folder / 'report.html'}, {folder / ('curves.png' if len(groups) == 1 else 'curves-*.png')}"

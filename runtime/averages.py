@@ -10,6 +10,7 @@ import numpy as np
 
 import averaging
 from runtime import fields
+from runtime.errors import UserError
 from train_state import Average
 
 # The fields of an average that every kind has.
@@ -76,6 +77,36 @@ def check_step_sizes(average: Average, num_updates: int) -> None:
     for update, size in zip(updates, np.broadcast_to(schedule(updates), updates.shape), strict=True):
         if not 0 <= size <= 1:
             raise ValueError(f"step_size({update}) = {size:g}: must be in [0, 1]")
+
+
+def resolve_all(
+    configs: Mapping[str, Mapping[str, Any]], steps: Callable[[str, str], Fraction | int], num_steps: int
+) -> tuple[dict[str, dict[str, Any]], list[str]]:
+    """The averages that are kept, resolved, by name; and what is wrong with others.
+
+    Args:
+        configs: `config.averages`.
+        steps: see `resolve`.
+        num_steps: the length of training.
+    """
+    kept, problems = {}, []
+    for name, average in configs.items():
+        if average["kind"] != "none":
+            try:
+                kept[name] = resolve(average, steps)
+                check_step_sizes(create(name, kept[name]), num_steps)
+            except (ValueError, UserError) as error:
+                problems.append(f"averages.{name}.{error}")
+    return kept, problems
+
+
+def overruled(configs: Mapping[str, Mapping[str, Any]], usual: float) -> list[str]:
+    """A sentence for each average whose decay is set, to another value than the usual one, and its half-life, too."""
+    return [
+        f"averages.{name}.decay = {average['decay']} is not used: half_life = {average['half_life']!r} sets it"
+        for name, average in configs.items()
+        if average["half_life"] and average["decay"] != usual
+    ]
 
 
 def unused_fields(configs: Mapping[str, Mapping[str, Any]]) -> Iterator[tuple[str, str]]:

@@ -1,10 +1,11 @@
 """Many training steps per dispatch: how a program of one step is repeated until something is due."""
 
 import contextlib
+import dataclasses
 import pathlib
 import re
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from types import TracebackType
 from typing import Any, Self
 
@@ -44,14 +45,42 @@ def counted_if(ok: jax.Array, metrics: Sums, **values: jax.Array) -> Sums:
         raise UserError(f"the loss returns a metric {min(taken)!r}, a name that is taken: give it another")
     for name, pair in metrics.items():
         if not isinstance(pair, tuple) or len(pair) != 2 or any(map(jnp.ndim, pair)):
-            found = jax.tree.map(lambda x: f"{jnp.result_type(x)}{list(jnp.shape(x))}", pair)
-            raise UserError(f"the loss returns the metric {name} = {found}; expected two scalars, (sum, count)")
+            raise UserError(f"the loss returns the metric {name} = {_shapes(pair)}; expected two scalars, (sum, count)")
 
     def counted(total: ArrayLike, count: ArrayLike) -> tuple[jax.Array, jax.Array]:
         dtype = jnp.float32 if jnp.issubdtype(jnp.result_type(count), jnp.floating) else jnp.int32
         return jnp.where(ok, total, 0).astype(jnp.float32), jnp.where(ok, count, 0).astype(dtype)
 
     return {name: counted(*pair) for name, pair in (metrics | {name: (x, 1) for name, x in values.items()}).items()}
+
+
+def checked(loss_fn: Callable[..., Any], params: Any, state: Any, batch: Any) -> Any:
+    """What a loss returns, which is checked when it is traced; see `train.LossFn`.
+
+    Raises:
+        UserError: it is not (objective, (metrics, updates)) with a scalar and two dicts, or updates what is no field.
+    """
+    returned = loss_fn(params, state, batch)
+    expected = "expected objective, (metrics, updates)"
+    if not isinstance(returned, tuple) or len(returned) != 2:
+        raise UserError(f"the loss returns {_shapes(returned)}; {expected}")
+    objective, aux = returned
+    if not hasattr(objective, "ndim") or objective.ndim:
+        raise UserError(f"the loss returns the objective {_shapes(objective)}; expected a scalar: objective.mean()")
+    if not isinstance(aux, tuple) or len(aux) != 2 or not isinstance(aux[0], Mapping):
+        raise UserError(f"the loss returns {_shapes(aux)} beside the objective; {expected}, metrics in a dict")
+    known = [field.name for field in dataclasses.fields(state)]
+    found = aux[1]
+    if not isinstance(found, Mapping) or (found := sorted(found.keys() - known)):
+        raise UserError(
+            f"the loss returns the updates {found if isinstance(found, list) else _shapes(found)}; expected a dict of "
+            f"fields of the state, such as {{'batch_stats': ...}}, or {{}}; the state has {', '.join(known)}"
+        )
+    return returned
+
+
+def _shapes(tree: Any) -> Any:
+    return jax.tree.map(lambda x: f"{x.dtype}{list(x.shape)}" if hasattr(x, "shape") else repr(x), tree)
 
 
 @contextlib.contextmanager

@@ -62,14 +62,15 @@ def needs(holds: Callable[[Any], bool], right: str) -> Rule:
     return lambda value: "" if holds(value) else f"must be {right}"
 
 
-def one_of(names: Any) -> Rule:
-    """Requires one of these names."""
+def one_of(names: Any, which: str = "") -> Rule:
+    """Requires one of these names; `which` says more of them."""
 
     def problem(value: str) -> str:
         if value in names:
             return ""
         close = difflib.get_close_matches(value, names, n=1)
-        return f"must be one of {', '.join(map(repr, names))}" + (f"; did you mean {close[0]!r}?" if close else "")
+        nearest = f"; did you mean {close[0]!r}?" if close else ""
+        return f"must be one of {', '.join(map(repr, names))}{which}{nearest}"
 
     return problem
 
@@ -103,20 +104,44 @@ NOT_NEGATIVE = needs(lambda value: 0 <= value < 2**127, "a finite number of at l
 SHARE = needs(lambda value: 0 <= value < 1, "in [0, 1)")
 
 
-def problems(config: Mapping[str, Any], defaults: Mapping[str, Any], rules: Mapping[str, Rule]) -> list[str]:
+def unknown(name: str, known: Collection[str], owners: Mapping[str, tuple[str, Collection[str]]]) -> str:
+    """That there is no such field, with the nearest one, or else with what the owner of its group has.
+
+    Args:
+        name: of the field.
+        known: those that there are.
+        owners: by group, what takes its fields, in words, and those that it takes.
+    """
+    group, _, field = name.partition(".")
+    owner, taken = owners.get(group, ("", ()))
+    if not owner:
+        close = difflib.get_close_matches(name, known, n=1)
+        return f"{name} is unknown" + (f"; did you mean {close[0]}?" if close else "")
+    # Without the group, which alone would make any two fields look alike.
+    if close := difflib.get_close_matches(field, taken, n=1):
+        return f"{name} is unknown; did you mean {group}.{close[0]}?"
+    return f"{name} is unknown; {owner} has {', '.join(taken) or 'no fields'}"
+
+
+def problems(
+    config: Mapping[str, Any],
+    defaults: Mapping[str, Any],
+    rules: Mapping[str, Rule],
+    owners: Mapping[str, tuple[str, Collection[str]]],
+) -> list[str]:
     """The problems with each field by itself, in words.
 
     Args:
         config: nested.
         defaults: the default of every field that it may have, nested.
         rules: by name, with "averages.*.FIELD" for the fields of all averages.
+        owners: see `unknown`.
     """
     known, values = flatten(defaults), flatten(config)
     found = [f"{name} is missing; its default is {known[name]!r}" for name in sorted(known.keys() - values.keys())]
     for name, value in values.items():
         if name not in known:
-            close = difflib.get_close_matches(name, known, n=1)
-            found.append(f"{name} is unknown" + (f"; did you mean {close[0]}?" if close else ""))
+            found.append(unknown(name, known, owners))
         elif type(value) is not type(known[name]):
             expected = type(known[name]).__name__
             found.append(

@@ -201,7 +201,8 @@ class MetricWriter:
     def write_means(self, step: int, sums: Sums, *, rejected_steps: int) -> None:
         """Writes the training metrics, each sum divided by its count; null where every step was rejected.
 
-        Says how many steps were rejected, if any were since it last said so, not more often than every half minute.
+        Says how many steps were rejected, if any were since it last said so: every half minute at most, and when they
+        have become ten times as many.
 
         Args:
             step: steps done.
@@ -210,9 +211,12 @@ class MetricWriter:
         """
         found = jax.device_get(sums).items()
         means = {name: float(total) / float(count) if count else math.nan for name, (total, count) in found}
-        if rejected_steps > self._rejected and time.monotonic() - self._noted > LOG_SECONDS:
+        is_time = rejected_steps >= 10 * self._rejected or time.monotonic() - self._noted > LOG_SECONDS
+        if rejected_steps > self._rejected and is_time:
             steps = f"{rejected_steps} of {step} steps so far {'was' if rejected_steps == 1 else 'were'}"
-            say(f"Note: {steps} rejected: the loss or the gradient was not finite")
+            say(
+                f"Note: {steps} rejected: the loss or the gradient was not finite; --debug_nans stops where one is made"
+            )
             self._rejected, self._noted = rejected_steps, time.monotonic()
         self.write(step, "train", means | {"rejected_steps": rejected_steps})
 

@@ -4,6 +4,7 @@ import collections
 import dataclasses
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -42,6 +43,7 @@ class Source:
         num_train: number of training images.
         load: loads the images of a split, "train" or "test".
         repair: a sentence on what to do if they turn out to be damaged.
+        class_names: of the labels, in their order; empty if they have none.
     """
 
     name: str
@@ -50,10 +52,17 @@ class Source:
     num_train: int
     load: Callable[[str], Images]
     repair: str = ""
+    class_names: tuple[str, ...] = ()
 
     @classmethod
-    def from_arrays(cls, name: str, train: Images, test: Images) -> "Source":
+    def from_arrays(cls, name: str, train: Images, test: Images, class_names: Sequence[str] = ()) -> "Source":
         """A data set of images that are in memory already.
+
+        Args:
+            name: what `config.dataset` calls it.
+            train: to train on.
+            test: to test on.
+            class_names: of the labels, in their order, if they have names; then there are as many classes.
 
         Raises:
             UserError: they are not what `Images` says.
@@ -61,8 +70,9 @@ class Source:
         for split, images in (("train", train), ("test", test)):
             if found := unsuitable(images):
                 raise UserError(f"dataset = {name!r}: split {split!r} has {found}")
-        num_classes = train.label.shape[1] if train.label.ndim == 2 else int(train.label.max()) + 1
-        return cls(name, train.image.shape[1:], num_classes, len(train), {"train": train, "test": test}.__getitem__)
+        found_classes = train.label.shape[1] if train.label.ndim == 2 else int(train.label.max()) + 1
+        num_classes, load = len(class_names) or found_classes, {"train": train, "test": test}.__getitem__
+        return cls(name, train.image.shape[1:], num_classes, len(train), load, class_names=tuple(class_names))
 
     def error(self, found: str, *, damaged: bool = False) -> UserError:
         """The error to raise if what was found is not right; only if files are damaged it says how to repair them."""
@@ -98,13 +108,38 @@ class Source:
         return images
 
 
-def describe(name: str, splits: Mapping[str, Images], num_classes: int) -> list[str]:
+def count_examples(config: Mapping[str, Any], num_train: int | None) -> int | None:
+    """The number of examples to train on, of which a batch has no more; None if there is no such number.
+
+    Args:
+        config: all of its fields.
+        num_train: training examples of the data set, those for validation included.
+
+    Raises:
+        UserError: validation or a batch would take more than there are.
+    """
+    if num_train is None:
+        return None
+    num_validation, of_set = config["num_validation"], f"of {config['dataset']}"
+    num_examples: int = num_train - num_validation
+    if num_examples < 1:
+        raise UserError(f"num_validation = {num_validation}: must be below the {num_train} training images {of_set}")
+    if config["batch_size"] > num_examples:
+        raise UserError(
+            f"batch_size = {config['batch_size']}: must be at most {num_examples}, the number of training images "
+            f"{of_set}" + (" without num_validation" if num_validation else "")
+        )
+    return num_examples
+
+
+def describe(name: str, splits: Mapping[str, Images], num_classes: int, class_names: Sequence[str] = ()) -> list[str]:
     """What the splits hold: a line for each, and a note if they lack classes. Those without images are left out.
 
     Args:
         name: of the data set.
         splits: by name; labels as they were found.
         num_classes: of the data set.
+        class_names: of its classes; empty if they have none.
     """
     lines, notes = [], []
     for split, images in splits.items():
@@ -115,10 +150,13 @@ def describe(name: str, splits: Mapping[str, Images], num_classes: int) -> list[
         line = f"{name}: {len(images)} {split} images {size}, mean {mean:.2f} of white"
         if images.label.ndim == 1:
             counts = np.bincount(images.label.astype(np.int64), minlength=num_classes)
-            each = " ".join(map(str, counts)) if num_classes <= 12 else f"{counts.min()} to {counts.max()}"
-            line += f"; per class {each}"
+            each = " ".join(map(str, counts))
+            if class_names:
+                each = ", ".join(f"{of} {count}" for of, count in zip(class_names, counts, strict=True))
+            line += f"; per class {each if num_classes <= 12 else f'{counts.min()} to {counts.max()}'}"
             if len(missing := np.flatnonzero(counts == 0)):
-                shown = ", ".join(map(str, missing[:12])) + (", ..." if len(missing) > 12 else "")
+                names = [class_names[label] if class_names else str(label) for label in missing[:12]]
+                shown = ", ".join(names) + (", ..." if len(missing) > 12 else "")
                 notes.append(f"Note: no {split} image is of class {shown} ({len(missing)} of {num_classes} classes)")
         lines.append(line)
     return lines + notes
@@ -214,10 +252,13 @@ def read_image_folder(
         The images, in the order of their names, and the names of their classes, which their labels count.
 
     Raises:
-        UserError: there are no images, one cannot be read or has more than 8 bits, or its class is none of `classes`.
+        UserError: there are no images, some cannot be read or have more than 8 bits, or a class is none of `classes`.
     """
     import PIL.Image  # here, for only such data sets need it
 
+    if not pathlib.Path(folder).is_dir():
+        found_file = "is no folder" if pathlib.Path(folder).exists() else "does not exist"
+        raise UserError(f"{pathlib.Path(folder).absolute()} {found_file}; expected one with a folder for each class")
     visible = [path for path in sorted(pathlib.Path(folder).glob("*")) if not path.name.startswith(".")]
     found: dict[str, list[pathlib.Path]] = {path.name: [] for path in visible if path.is_dir()}
     left_out = [path for path in visible if not path.is_dir()]
@@ -226,8 +267,12 @@ def read_image_folder(
             known = path.is_file() and path.suffix.lower() in PIL.Image.registered_extensions()
             (files if known else left_out).append(path)
     if left_out:
-        kinds = collections.Counter(path.suffix.lower() or "without an ending" for path in left_out)
-        number = ", ".join(f"{count} {kind}" for kind, count in kinds.most_common(5))
+        kinds = collections.Counter(
+            "folder" if path.is_dir() else path.suffix.lower() or "without an ending" for path in left_out
+        )
+        number = ", ".join(
+            f"{count} {kind}{'s' if kind == 'folder' and count > 1 else ''}" for kind, count in kinds.most_common(5)
+        )
         say(f"Note: files and folders are left out as no images ({number}), such as {left_out[0]}")
     for name in [name for name, files in found.items() if not files]:
         say(f"Note: {pathlib.Path(folder, name)} has no images and counts as no class")
@@ -236,10 +281,20 @@ def read_image_folder(
         raise UserError(f"{folder} has no images; expected {pathlib.Path(folder, 'CLASS', '*.png')} or the like")
     classes = sorted(found) if classes is None else list(classes)
     if strange := sorted(found.keys() - set(classes)):
-        raise UserError(f"{pathlib.Path(folder, strange[0])}: no such class; those to train are {', '.join(classes)}")
+        paths = ", ".join(str(pathlib.Path(folder, name)) for name in strange[:5])
+        raise UserError(f"{paths}: no such class; those to train are {', '.join(classes)}")
     files = [file for name in classes for file in found.get(name, [])]
     label = np.array([classes.index(file.parent.name) for file in files], np.int32)
-    return Images(np.stack([_read_image(file, size) for file in files]), label), classes
+    read, problems = [], []
+    for file in files:
+        try:
+            read.append(_read_image(file, size))
+        except UserError as error:
+            problems.append(str(error))
+    if problems:
+        all_of_them = [f"These are {min(5, len(problems))} of {len(problems)} such files."] * (len(problems) > 1)
+        raise UserError("\n".join([*problems[:5], *all_of_them]))
+    return Images(np.stack(read), label), classes
 
 
 def _read_image(file: pathlib.Path, size: tuple[int, int]) -> np.ndarray:
@@ -261,4 +316,6 @@ def _read_image(file: pathlib.Path, size: tuple[int, int]) -> np.ndarray:
             return np.asarray(image.convert("RGB").resize(size[::-1]))
     # Whatever Pillow's many readers raise of a file that is damaged or too large.
     except (OSError, SyntaxError, ValueError, PIL.Image.DecompressionBombError) as error:
-        raise UserError(f"{file} cannot be read: {error}. Repair or remove it") from error
+        # Without the path, which these have as well.
+        reason = "it is no image" if isinstance(error, PIL.UnidentifiedImageError) else getattr(error, "strerror", None)
+        raise UserError(f"{file} cannot be read: {reason or error}. Repair or remove it") from error

@@ -142,7 +142,8 @@ class Stored:
         if found := difference(self.record.leaves, describe_leaves(like)):
             raise UserError(
                 f"{self.folder} does not fit the config's model or optimizer: {found}. "
-                "Repeat the run's own config, or use another --workdir."
+                "Repeat the run's own config, or use another --workdir; if it is the run's own, the code of its model "
+                "or optimizer has changed since."
             )
 
     def restore_state(self, state: CustomTrainState) -> CustomTrainState:

@@ -57,7 +57,8 @@ def _read_kept(caches: Mapping[str, CachedArrays]) -> Source | None:
             return None
         arrays, fields = found
         splits[split] = Images(**arrays)
-    return Source(**fields | {"image_shape": tuple(fields["image_shape"])}, load=splits.__getitem__)
+    tuples = {name: tuple(fields[name]) for name in ("image_shape", "class_names")}  # lists in JSON
+    return Source(**fields | tuples, load=splits.__getitem__)
 
 
 def _keep(source: Source, caches: Mapping[str, CachedArrays]) -> Source:
@@ -127,7 +128,9 @@ def _tfds_source(dataset: str, known: Collection[str], splits: tuple[str, str]) 
         return Images(arrays[image_key], arrays[label_key].astype(np.int32))
 
     num_train = info.splits[splits[0]].num_examples
-    source = Source(dataset, shape, features[label_key].num_classes, num_train, load, repair)
+    names, num_classes = features[label_key].names, features[label_key].num_classes
+    named_classes = () if names == [str(label) for label in range(num_classes)] else tuple(names)
+    source = Source(dataset, shape, num_classes, num_train, load, repair, named_classes)
     return source
 
 

@@ -174,7 +174,10 @@ def test_rejected_steps_are_told_while_they_happen_at_the_end_and_on_the_page(tm
     config = digits_config(optimizer__learning_rate=1e38, optimizer__schedule=schedule)
     train.train_and_evaluate(config, tmp_path)
     notes = [line for line in capsys.readouterr().out.splitlines() if "rejected" in line]
-    assert notes == ["Note: 4 of 5 steps so far were rejected: the loss or the gradient was not finite"]  # calm
+    assert notes == [
+        "Note: 4 of 5 steps so far were rejected: the loss or the gradient was not finite; --debug_nans stops where "
+        "one is made"
+    ]  # calm
     told = f"{tmp_path}: 19 of 20 steps were rejected, because the loss or the gradient was not finite."
     annealed = f"{told} The learning-rate schedule therefore stands at step 1."
     sentences = page.write(tmp_path).splitlines() + re.findall("<p.*>(.*)</p>", (tmp_path / "report.html").read_text())

@@ -1,6 +1,5 @@
 """Flags of programs that take a config."""
 
-import difflib
 import itertools
 import re
 import sys
@@ -98,14 +97,20 @@ class _ConfigParser(flags.ArgumentParser):
 
 
 def _declared(config: ml_collections.ConfigDict, argv: Sequence[str]) -> dict[str, dict[str, Any]]:
-    """The fields that loss, data and model declare; the command line may name others than the config's own."""
+    """The fields that loss, data and model declare."""
     import settings
     import train
 
-    values = {name: value for _, name, value in _overrides(argv)}
-    chosen = config.to_dict()
+    chosen = _chosen(config, argv)
+    return settings.declared_fields(chosen, train.find_task(chosen["task"]))
+
+
+def _chosen(config: ml_collections.ConfigDict, argv: Sequence[str]) -> dict[str, Any]:
+    """A config with the task and the model that the command line may name in the place of its own."""
+    values, chosen = {name: value for _, name, value in _overrides(argv)}, config.to_dict()
+    chosen["task"] = values.get("task", config.task)
     chosen["model"]["name"] = values.get("model.name", config.model.name)
-    return settings.declared_fields(chosen, train.find_task(values.get("task", config.task)))
+    return chosen
 
 
 def _overrides(argv: Sequence[str]) -> Iterator[tuple[list[str], str, str]]:
@@ -139,7 +144,7 @@ def _wrong_overrides(argv: list[str]) -> list[str]:
         config, right, problems = config_with(), [], []
     except (flags.Error, TypeError, AttributeError):  # then it is no override that is wrong
         return []
-    known = fields.flatten(_declared(config, argv)) | fields.flatten(config)
+    known, chosen = fields.flatten(_declared(config, argv)) | fields.flatten(config), _chosen(config, argv)
     for flag, name, value in overrides:
         group, _, _ = name.rpartition(".")
         if name in known:
@@ -153,8 +158,8 @@ def _wrong_overrides(argv: list[str]) -> list[str]:
             hint = f"an average is added in a config file: config.{group} = default.average(...)"
             problems.append(f"{name} is unknown; {hint}")
         else:
-            close = difflib.get_close_matches(name, known, n=1)
-            problems.append(f"{name} is unknown" + (f"; did you mean {close[0]}?" if close else ""))
+            owners = settings.owners(chosen, train.find_task(chosen["task"]))
+            problems.append(fields.unknown(name, known, owners))
     if problems:
         try:
             config = config_with(*right)

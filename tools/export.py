@@ -4,7 +4,7 @@
 
 DIR/weights.safetensors holds the parameters and batch statistics by their paths, such as "params/Dense_0/kernel";
 DIR/weights.msgpack the same as a tree, in Flax's own format; DIR/weights.json what they are: the run's config, the
-average and its step, how to normalise images, and the scores on the test images.
+average and its step, how to normalise images, the names of the classes, and the scores on the test images.
 """
 
 import argparse
@@ -72,11 +72,12 @@ def export(workdir: pathlib.Path, name: str, out: pathlib.Path, which: str) -> e
 
 
 def _about_images(data: Any) -> dict[str, Any]:
-    """The size of the images that a model takes and how to normalise them; empty if it takes something else."""
+    """The images that a model takes, how to normalise them, and the classes; empty if it takes something else."""
     if not isinstance(data, TrainData):
         return {}
     mean, std = data.normalization.mean.tolist(), data.normalization.std.tolist()
-    return {"image_shape": data.image.shape[1:], "num_classes": data.num_classes, "mean": mean, "std": std}
+    classes = {"num_classes": data.num_classes, "class_names": data.class_names}
+    return {"image_shape": data.image.shape[1:], **classes, "mean": mean, "std": std}
 
 
 def main() -> None:

@@ -37,11 +37,16 @@ FIELDS = {
     "checkpoint_every=": "checkpoint_every = '': '' is not a duration; write",
     "keep_checkpoints=0": "keep_checkpoints = 0: must be at least 1",
     "best_curve=average": "best_curve = 'average': must be empty or one of raw, ema",
-    "best_metric=error": "best_metric = 'error': must be empty or one of 'accuracy', 'loss'",
+    "best_metric=error": "best_metric = 'error': must be empty or one of 'accuracy', 'loss', the metrics of its train.T"
+    "ask; a score_fn may return it, but Task.metrics has no direction for it",
     "profile=(3,2)": "profile = (3, 2): must be two integers, (first, end) with first below end",
     "profile=(3": "profile = ('(3',): must be two integers",
     "profile=(3,": "profile = '(3,': must be a tuple such as (0, 0)",
     "profile=(9000,9001)": "profile = (9000, 9001): training ends at step 1127",
+    "loss.gamma=3": "loss.gamma is unknown; the loss of task 'classification' has label_smoothing, l2_penalty",
+    "model.kernels=3": "model.kernels is unknown; model 'mlp' has name, dtype, hidden_sizes",
+    "task=clasification": "task = 'clasification': must be one of 'classification', or a new one in train.TASKS; did "
+    "you mean 'classification'?",
     "model.name=resent": "did you mean 'resnet'?",
     "model.depth=18": "model.depth = 18: model 'mlp' has no such field; leave it at its default",
     "model.hidden_sizes=(8,0)": "model.hidden_sizes = (8, 0): must be positive integers",

@@ -105,6 +105,35 @@ def test_a_training_metric_with_a_name_that_is_taken_is_refused(name):
         counted_if(jnp.bool_(True), {name: (1.0, 1)}, objective=jnp.float32(2))
 
 
+@pytest.mark.parametrize(
+    ("returned", "message"),
+    [
+        (lambda loss, aux: loss, r"the loss returns float32\[\]; expected objective, \(metrics, updates\)"),
+        (lambda loss, aux: (loss[None], aux), r"the objective float32\[1\]; expected a scalar: objective.mean\(\)"),
+        (lambda loss, aux: (None, aux), r"the objective None; expected a scalar"),
+        (
+            lambda loss, aux: (loss, aux[0]),
+            r"returns \{'accuracy': .*\} beside the objective; expected objective, \(met",
+        ),
+        (lambda loss, aux: (loss, (loss, {})), r"beside the objective; expected .*, metrics in a dict"),
+        (
+            lambda loss, aux: (loss, (aux[0], None)),
+            r"the updates None; expected a dict of fields of the state, such as",
+        ),
+        (
+            lambda loss, aux: (loss, (aux[0], {"teacher": loss})),
+            r"updates \['teacher'\]; expected .* has step, .*params",
+        ),
+    ],
+)
+def test_a_loss_that_does_not_return_what_a_loss_does_is_refused_before_training(task, returned, message):
+    def loss_fn(params, state, batch):
+        return returned(*train.loss_fn(params, state, batch))
+
+    with pytest.raises(UserError, match=message):
+        create_experiment(digits_config(task=task(loss_fn=loss_fn)))
+
+
 def focal(params, state, batch, *, num_steps, gamma: float = 2.0):
     objective, aux = train.loss_fn(params, state, batch)
     return objective * (1 + gamma * state.step / num_steps), aux
@@ -142,7 +171,8 @@ def test_a_field_of_the_loss_that_no_loss_takes_is_refused_by_name(task):
         settings.check(config, train.find_task(config.task))
     config = digits_config()
     config.loss.gamma = 3.0
-    with pytest.raises(UserError, match=r"loss\.gamma is unknown"):
+    found = "loss.gamma is unknown; the loss of task 'classification' has label_smoothing, l2_penalty"
+    with pytest.raises(UserError, match=found):
         settings.check(config, train.find_task(config.task))
 
 

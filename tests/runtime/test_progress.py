@@ -115,6 +115,15 @@ def test_what_is_shown_has_the_name_of_its_metric_unless_it_is_the_accuracy(
     assert capsys.readouterr().out.rstrip().endswith(f"  {shown}")
 
 
+def test_rejected_steps_are_told_again_when_they_are_ten_times_as_many(tmp_path, capsys):
+    with MetricWriter(tmp_path, 1000, Written(), "accuracy", ()) as writer:
+        for step, rejected in enumerate((0, 3, 3, 4, 29, 30, 31, 299, 526), 1):
+            writer.write_means(100 * step, {"loss": (1.0, 1)}, rejected_steps=rejected)
+    notes = [line for line in capsys.readouterr().out.splitlines() if "rejected" in line]
+    assert [re.match(r"Note: (\d+) of \d+ steps so far", note)[1] for note in notes] == ["3", "30", "526"]
+    assert all("--debug_nans" in note for note in notes)
+
+
 def test_what_is_compiled_counts_as_neither_training_nor_evaluation(tmp_path):
     with MetricWriter(tmp_path, 10, Written(), "accuracy", ()) as writer:
         started = time.monotonic()

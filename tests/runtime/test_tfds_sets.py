@@ -68,7 +68,7 @@ def test_a_decoded_set_is_read_again_without_tfds_as_long_as_all_of_it_is_whole(
     assert f"{file} is damaged" in capsys.readouterr().out
 
 
-def store(folder, image, label, splits=("train", "test"), shape=(4, 4, 1)):
+def store(folder, image, label, splits=("train", "test"), shape=(4, 4, 1), names=None):
     """Prepares version 1.0.0 of the set "made" with the same ten images in each split, as `tfds build` leaves one."""
     tfds_sets.import_tensorflow()
     import tensorflow as tf
@@ -77,7 +77,7 @@ def store(folder, image, label, splits=("train", "test"), shape=(4, 4, 1)):
     encoding = "jpeg" if image.dtype == np.uint8 and None in shape else None
     features = {
         "image": tfds.features.Image(shape=shape, dtype=image.dtype.type, encoding_format=encoding),
-        "label": tfds.features.ClassLabel(num_classes=3),
+        "label": tfds.features.ClassLabel(num_classes=None if names else 3, names=names),
     }
     tfds.disable_progress_bar()
     tfds.dataset_builders.store_as_tfds_dataset(
@@ -148,6 +148,19 @@ def test_splits_say_which_images_train_and_test_and_are_kept_apart(tmp_path, mon
     monkeypatch.setattr(tfds_sets, "_tfds_source", read_tfds)
     with pytest.raises(UserError, match="3 images are in both"):  # though each is kept, in another pair
         input_pipeline.find_source("made", ("train[:80%]", "train[50%:]"))
+
+
+@pytest.mark.parametrize(("names", "known"), [(["cat", "dog", "emu"], ("cat", "dog", "emu")), (None, ())])
+def test_the_names_of_classes_are_kept_with_the_images(tmp_path, monkeypatch, names, known):
+    store(tmp_path / "data", IMAGE, LABEL, names=names)
+    monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path / "data"))
+    monkeypatch.setattr(caching, "_directory", None)
+    caching.enable(tmp_path / "cache")
+    source = input_pipeline.find_source("made")
+    for split in SPLITS:
+        source.load_checked(split)
+    monkeypatch.setattr(tfds_sets, "_tfds_source", None)
+    assert source.class_names == input_pipeline.find_source("made").class_names == known
 
 
 def test_a_set_of_ones_own_has_no_other_splits():

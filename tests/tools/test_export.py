@@ -13,6 +13,7 @@ from conftest import ROOT, digits_config, read_metrics
 
 import input_pipeline
 import models
+import tools.export
 import train
 from configs import default
 
@@ -56,6 +57,19 @@ def test_exported_weights_score_what_the_run_says_of_them(run, average, tmp_path
     jax.tree.map(np.testing.assert_array_equal, packed, variables)
     assert set(packed) == {"params", "batch_stats"}
     jax.tree.map(np.testing.assert_array_equal, packed["params"], state.weights()[average]["params"])
+
+
+@pytest.mark.slow
+def test_what_is_exported_says_what_its_classes_are_called(tmp_path, monkeypatch):
+    digits, names = input_pipeline.find_source("digits"), ["zero", *"123456789"]
+
+    def named():
+        return input_pipeline.Source.from_arrays("named", digits.load("train"), digits.load("test"), names)
+
+    monkeypatch.setattr(input_pipeline, "SOURCES", {"named": named})
+    train.train_and_evaluate(digits_config(dataset="named", duration="1 steps"), tmp_path / "run")
+    tools.export.export(tmp_path / "run", "raw", tmp_path / "exported", "latest")
+    assert json.loads((tmp_path / "exported/weights.json").read_text())["class_names"] == names
 
 
 @pytest.mark.slow

@@ -11,7 +11,7 @@ from made_runs import make_diagnosis, make_run, store_diagnosis
 from PIL import Image
 
 import train
-from reporting import page
+from reporting import page, runs
 
 
 def test_every_format_has_the_same_numbers(tmp_path):
@@ -96,6 +96,19 @@ def test_what_is_no_run_is_left_out_of_a_report_and_named(tmp_path, format_):
 
 
 @pytest.mark.slow
+def test_no_picture_of_an_earlier_report_is_left_beside_a_new_one(tmp_path):
+    made = [make_run(tmp_path / str(number), config={"batch_size": number}) for number in range(3)]
+    others = ("curves-3.pdf", "curves-03.png", "curves-old.png", "mycurves-3.png")
+    for number, left in ((3, {1, 2, 3}), (2, {1, 2}), (1, set())):
+        groups, remarks = runs.group(made[:number])
+        page.write_to(tmp_path / "report", groups, remarks)
+        for name in others:
+            (tmp_path / "report" / name).touch()
+        pictures = {f"curves-{number}{ending}" for number in left or [""] for ending in (".png", ".svg")}
+        expected = {name.replace("-.", ".") for name in pictures} | {"report.html", *others}
+        assert {path.name for path in (tmp_path / "report").iterdir()} == expected
+
+
 def test_the_page_goes_where_it_is_told_to(tmp_path):
     (tmp_path / "runs").mkdir()
     for name in "ab":
