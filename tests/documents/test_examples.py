@@ -14,6 +14,7 @@ from PIL import Image
 
 import averaging
 from examples import bootstrapping, kernels, low_pass
+from examples.dqn import targets
 from examples.when_it_works import grid
 from runtime import intervals
 
@@ -60,10 +61,21 @@ def test_the_weights_in_the_picture_are_those_of_the_averages_and_sum_to_one():
         np.testing.assert_allclose(average, [drawn[i] for i in range(kernels.NUM_STEPS + 1)], rtol=1e-4, atol=tiny)
 
 
+DQN = json.loads((ROOT / "benchmarks" / "results" / "dqn_cleanrl.json").read_text())
+TARGETS = json.loads((targets.FOLDER / "targets.json").read_text())
 STORED = json.loads((grid.FOLDER / "grid.json").read_text())
 
 
-@pytest.mark.parametrize("draw", [bootstrapping.draw, kernels.draw, low_pass.draw, lambda: grid.draw(STORED["cells"])])
+@pytest.mark.parametrize(
+    "draw",
+    [
+        bootstrapping.draw,
+        kernels.draw,
+        low_pass.draw,
+        lambda: grid.draw(STORED["cells"]),
+        lambda: targets.draw(TARGETS),
+    ],
+)
 def test_a_picture_can_be_read_on_a_phone(draw):
     figure = draw()
     figure.draw_without_rendering()
@@ -165,3 +177,44 @@ def test_every_number_of_a_cell_and_the_seed_matter_to_its_training():
     scores = [grid.train_once(cell | change, 0, "40 steps") for change in changes]
     scores.append(grid.train_once(cell, 1, "40 steps"))
     assert len(set(scores)) == len(scores) == 6
+
+
+def test_the_stored_targets_have_every_variant_with_every_seed():
+    assert [*TARGETS["variants"]] == [*targets.VARIANTS]
+    for variant in TARGETS["variants"].values():
+        assert np.shape(variant["returns"]) == np.shape(variant["values"]) == (targets.NUM_SEEDS, 20)
+        assert 0 <= np.min(variant["returns"]) <= np.max(variant["returns"]) <= 500
+    assert re.fullmatch("[0-9a-f]{40}", TARGETS["environment"]["commit"])  # of a working tree without changes
+
+
+def test_what_the_text_says_of_targets_is_what_is_stored():
+    text = (targets.FOLDER / "README.md").read_text()
+    table, findings = targets.table(TARGETS), targets.findings(TARGETS)
+    assert table in text
+    assert "\n".join(f"    {line}" for line in findings.splitlines()) in text
+    (average,) = (row for row in DQN["summary"] if row["curve"] == "raw")
+    reference = "{mean:.1f} ({low:.1f} .. {high:.1f})".format(**average)
+    assert f"the mean return of three seeds is {reference}" in text
+    assert (
+        sorted(line["return"] for seed in DQN["seeds"] for line in seed["metrics"] if line["curve"] == "raw")[1] == 500
+    )
+    assert {round(seed["train_seconds"]) for seed in DQN["seeds"]} == {19}
+    quoted = r"[+-]\d+ \([+-]\d+ \.\. [+-]\d+\)|\d+ of the 30"
+    known = {*re.findall(quoted, table + findings), "28 of the 30"}
+    assert {*re.findall(quoted, text)} <= known
+    assert "| 28 |" in table.splitlines()[2]
+
+
+def test_pairs_of_targets_have_the_mean_age_that_the_page_says():
+    for soft, hard, age in (("soft 0.04", "hard 49", 24), ("soft 0.005", "hard 399", 199)):
+        tau, period = targets.TARGETS[soft].tau, int(targets.TARGETS[hard].period.split()[0])
+        kernel = averaging.kernel(averaging.soft_update(tau), 10_000)
+        assert averaging.describe(kernel, 10_000).mean_age == pytest.approx(age, rel=1e-9)
+        # Of a copy, after each update of a period.
+        ages = [
+            averaging.describe(
+                averaging.kernel(averaging.hard_update(period), 10 * period + i), 10 * period + i
+            ).mean_age
+            for i in range(period)
+        ]
+        assert np.mean(ages) == age
