@@ -19,7 +19,9 @@ from train import Task
 class CNN(nnx.Module):
     """Two 3x3 convolutions, each with batch norm, ReLU and 2x2 average pooling, and a hidden layer with dropout."""
 
-    def __init__(self, size: tuple[int, int, int], num_classes: int, features: int, dropout: float, *, rngs: nnx.Rngs):
+    def __init__(
+        self, size: tuple[int, int, int], num_classes: int, features: int, dropout: float, *, rngs: nnx.Rngs
+    ) -> None:
         height, width, channels = size
         conv = functools.partial(nnx.Conv, kernel_size=(3, 3), use_bias=False, rngs=rngs)
         self.conv1 = conv(channels, features)
