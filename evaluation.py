@@ -2,7 +2,6 @@
 
 import functools
 import math
-import re
 from collections.abc import Callable, Collection, Mapping
 from typing import Any, Literal
 
@@ -16,7 +15,18 @@ from input_pipeline import EvalData
 from runtime import batch_statistics
 from runtime.errors import UserError
 from runtime.progress import first_time
-from runtime.score_metrics import NO_METRICS, Scores, Sets, compare, compare_sets, summarize, summarized
+from runtime.score_metrics import (
+    NO_METRICS,
+    Scores,
+    Sets,
+    check_metrics,
+    check_name,
+    check_sets,
+    compare,
+    compare_sets,
+    summarize,
+    summarized,
+)
 from runtime.sharding import split_batch
 from runtime.stored import Best
 from train_state import CustomTrainState
@@ -159,12 +169,20 @@ def score(weights: dict[str, Any], data: EvalData, eval_step: EvalStep) -> dict[
 
 
 @np.errstate(over="ignore", invalid="ignore")  # weights that have diverged give metrics that are not finite
-def evaluate(weights: dict[str, Any], data: Any, eval_step: EvalStep | None, sets: Sets | None = None) -> Metrics:
+def evaluate(
+    weights: dict[str, Any],
+    data: Any,
+    eval_step: EvalStep | None,
+    sets: Sets | None = None,
+    wanted: Collection[str] = (),
+) -> Metrics:
     """Metrics of each set of weights, and of each average's paired difference to the raw weights, named `NAME-raw`.
 
-    Takes what `score` takes, or no `eval_step`, and what the task's `evaluate` found; one of the `weights` is named
-    `raw`. The differences come with the `distance` of the parameters.
+    Takes what `score` takes, or no `eval_step`, what the task's `evaluate` found, and the metrics that there must be;
+    one of the `weights` is named `raw`. The differences come with the `distance` of the parameters.
     """
+    if sets is not None:
+        check_sets(sets, weights)
     scores: dict[str, Scores] = {name: {} for name in weights}
     if eval_step:
         with first_time("Compiling the evaluation, and the first one"):
@@ -179,6 +197,7 @@ def evaluate(weights: dict[str, Any], data: Any, eval_step: EvalStep | None, set
         metrics[name] |= {metric: float(value) for metric, (value, _) in found.items()}
         if name != "raw":
             metrics[f"{name}-raw"] |= compare_sets(found, found_raw)
+    check_metrics(metrics, weights, wanted)
     return metrics
 
 
@@ -201,7 +220,6 @@ def check_scores(scores: Scores, metrics: Mapping[str, str]) -> tuple[str, ...]:
     Raises:
         UserError: a score is not one value per example or has a reserved name, or one of `metrics` has no score.
     """
-    taken = ("step", "curve", "split", "agreement", "calibration_error", "distance")
     for name, values in scores.items():
         pair = values if isinstance(values, tuple) and len(values) == 2 and name not in NO_METRICS else (values,)
         if any(not hasattr(x, "ndim") or x.ndim != 1 for x in pair):
@@ -209,34 +227,11 @@ def check_scores(scores: Scores, metrics: Mapping[str, str]) -> tuple[str, ...]:
             raise UserError(
                 f"score_fn returns {name} = {found}; expected one value per example, [batch], or (sum, count)"
             )
-        if name in taken or not re.fullmatch(r"[A-Za-z]\w*(?<!_low)(?<!_high)(?<!_sd)(?<!_difference)", name, re.ASCII):
-            raise UserError(
-                f"score_fn returns {name!r}; a metric's name must be letters, digits and _, must not end in _low, "
-                f"_high, _sd or _difference, and must be none of {', '.join(taken)}"
-            )
+        check_name("score_fn", name)
     known = summarized(scores)
     if missing := [name for name in metrics if name not in known]:
         raise UserError(f"Task.metrics has {', '.join(missing)}; score_fn returns only {', '.join(known)}")
     return tuple(n for n, x in scores.items() if n not in NO_METRICS and not isinstance(x, tuple) and x.dtype == bool)
-
-
-def check_metrics(metrics: Metrics, weights: Collection[str], wanted: Collection[str]) -> None:
-    """Checks that an evaluation has every metric of every set of weights, and of no others.
-
-    Args:
-        metrics: what `evaluate` returned, of all that the task scores.
-        weights: their names.
-        wanted: the names in `Task.metrics`.
-
-    Raises:
-        UserError: names what is missing.
-    """
-    for name in weights:
-        if missing := [metric for metric in wanted if metric not in metrics[name]]:
-            raise UserError(
-                f"Task.metrics has {', '.join(missing)}; for the weights {name!r}, score_fn and evaluate of the task "
-                f"return only {', '.join(metrics[name])}"
-            )
 
 
 def better(

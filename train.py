@@ -269,11 +269,9 @@ def evaluate_weights(
 ) -> evaluation.Metrics:
     """Metrics of several sets of weights by name, with the task's `evaluate` if `sets`; see `evaluation.evaluate`."""
     task = experiment.task
-    found = task.evaluate(experiment, weights, split) if task.evaluate and sets else {}
-    metrics = evaluation.evaluate(weights, experiment.eval_data[split], experiment.eval_step, found)
-    if sets:
-        evaluation.check_metrics(metrics, weights, task.metrics)
-    return metrics
+    found = task.evaluate(experiment, weights, split) if task.evaluate and sets else None
+    wanted = task.metrics if sets else ()
+    return evaluation.evaluate(weights, experiment.eval_data[split], experiment.eval_step, found, wanted)
 
 
 def train_and_evaluate(

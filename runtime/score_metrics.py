@@ -1,11 +1,13 @@
 """Metrics from the scores of single examples: means, ratios over groups, calibration, and paired differences."""
 
-from collections.abc import Mapping
+import re
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import numpy as np
 
 from runtime import intervals
+from runtime.errors import UserError
 
 Scores = dict[str, Any]  # by name, an array [batch] or [number of examples], or two of them, (sum, count)
 # What a task's `evaluate` returns: by name of the weights and of the metric its value, and if it is the mean over some
@@ -85,3 +87,91 @@ def calibration_error(confidence: np.ndarray, correct: np.ndarray, num_bins: int
     bins = np.clip(np.ceil(confidence * num_bins).astype(int) - 1, 0, num_bins - 1)
     gaps = np.bincount(bins, weights=correct - confidence, minlength=num_bins)
     return float(np.sum(np.abs(gaps)) / len(confidence))
+
+
+def check_name(where: str, name: str) -> None:
+    """Checks the name of a metric.
+
+    Args:
+        where: the function that returns it, for the message.
+        name: to check.
+
+    Raises:
+        UserError: it is reserved, or could not be told from another column of a table.
+    """
+    taken = ("step", "curve", "split", "agreement", "calibration_error", "distance")
+    if name in taken or not re.fullmatch(r"[A-Za-z]\w*(?<!_low)(?<!_high)(?<!_sd)(?<!_difference)", name, re.ASCII):
+        raise UserError(
+            f"{where} returns {name!r}; a metric's name must be letters, digits and _, must not end in _low, _high, "
+            f"_sd or _difference, and must be none of {', '.join(taken)}"
+        )
+
+
+def check_sets(found: Any, weights: Collection[str]) -> None:
+    """Checks what a task's `evaluate` returns.
+
+    Args:
+        found: of the type `Sets`.
+        weights: the names of the weights that it was to evaluate.
+
+    Raises:
+        UserError: other weights, other metrics or other items for some of the weights, or what is no number.
+    """
+    if not isinstance(found, Mapping) or {*found} != {*weights}:
+        names = ", ".join(found) if isinstance(found, Mapping) else f"a {type(found).__name__}"
+        raise UserError(f"evaluate returns {names}; expected a dict with the metrics of {', '.join(weights)}")
+    sizes = {name: _sizes(f"evaluate, for the weights {name!r},", of_weights) for name, of_weights in found.items()}
+    for name, of_weights in sizes.items():
+        if of_weights != sizes["raw"]:
+            raise UserError(
+                f"evaluate returns metrics with numbers of items {of_weights} for the weights {name!r} and "
+                f"{sizes['raw']} for 'raw'; expected the same metrics of the same items for all weights"
+            )
+
+
+def _sizes(where: str, metrics: Any) -> dict[str, int | None]:
+    """The number of items of each metric of some weights; None for a number without."""
+    if not isinstance(metrics, Mapping):
+        raise UserError(f"{where} returns a {type(metrics).__name__}; expected a dict of metrics")
+    sizes: dict[str, int | None] = {}
+    for name, pair in metrics.items():
+        check_name(where, name)
+        if not isinstance(pair, tuple) or len(pair) != 2 or np.ndim(pair[0]) != 0:
+            raise UserError(
+                f"{where} returns {name} = {pair!r:.80}; expected (number, items), items None if there are none"
+            )
+        value, items = pair
+        sizes[name] = None if items is None else len(np.atleast_1d(items))
+        if items is None:
+            continue
+        if np.ndim(items) != 1 or not len(items):
+            raise UserError(
+                f"{where} returns items of {name} of shape {list(np.shape(items))}; expected [number of items]"
+            )
+        mean = float(np.mean(items, dtype=np.float64))
+        if not np.isclose(float(value), mean, rtol=1e-3, equal_nan=True):  # however it was rounded
+            raise UserError(
+                f"{where} returns {name} = {float(value):g}, of items whose mean is {mean:g}; expected their mean"
+            )
+    return sizes
+
+
+def check_metrics(
+    metrics: Mapping[str, Mapping[str, float]], weights: Collection[str], wanted: Collection[str]
+) -> None:
+    """Checks that an evaluation has every metric that a task names, for all weights.
+
+    Args:
+        metrics: by name of the weights and of the metric, all that the task scores.
+        weights: their names.
+        wanted: the names in `Task.metrics`.
+
+    Raises:
+        UserError: names what is missing.
+    """
+    for name in weights:
+        if missing := [metric for metric in wanted if metric not in metrics[name]]:
+            raise UserError(
+                f"Task.metrics has {', '.join(missing)}; for the weights {name!r}, score_fn and evaluate of the task "
+                f"return only {', '.join(metrics[name])}"
+            )

@@ -41,7 +41,7 @@ FIELDS = {
     "ask; a score_fn may return it, but Task.metrics has no direction for it",
     "profile=(3,2)": "profile = (3, 2): must be two integers, (first, end) with first below end",
     "profile=(3": "profile = ('(3',): must be two integers",
-    "profile=(3,": "profile = '(3,': must be a tuple such as (0, 0)",
+    "profile=(3,": "profile = '(3,': must be of type tuple, such as (0, 0)",
     "profile=(9000,9001)": "profile = (9000, 9001): training ends at step 1127",
     "loss.gamma=3": "loss.gamma is unknown; the loss of task 'classification' has label_smoothing, l2_penalty",
     "model.kernels=3": "model.kernels is unknown; model 'mlp' has name, dtype, hidden_sizes",

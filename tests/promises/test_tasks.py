@@ -147,6 +147,32 @@ def test_what_a_task_evaluates_is_complete(walk, task, tmp_path):
         train.train_and_evaluate(config, tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda found: {"raw": found["raw"]}, r"evaluate returns raw; expected a dict with the metrics of raw, ema"),
+        (lambda found: found | {"ema": {"return": found["ema"]["return"]}}, r"expected the same metrics of the same"),
+        (lambda found: found | {"ema": 3.0}, r"for the weights 'ema', returns a float; expected a dict of metrics"),
+        (lambda found: of_all(found, "return", 3.0), r"returns return = 3.0; expected \(number, items\)"),
+        (lambda found: of_all(found, "step", (1.0, None)), r"returns 'step'; a metric's name must be"),
+        (lambda found: of_all(found, "return_low", (1.0, None)), r"returns 'return_low'; a metric's name must be"),
+        (lambda found: of_all(found, "return", (9.0, np.ones(4))), r"return = 9, of items whose mean is 1"),
+        (lambda found: of_all(found, "return", (1.0, np.ones((2, 2)))), r"of shape \[2, 2\]; expected \[number"),
+        (lambda found: of_all(found, "return", (1.0, [])), r"of shape \[0\]; expected \[number"),
+        (lambda found: found | {"ema": found["ema"] | {"return": (1.0, np.ones(3))}}, r"expected the same metrics"),
+    ],
+)
+def test_what_evaluate_returns_is_checked(walk, task, tmp_path, change, message):
+    name = task(**TASK | {"evaluate": lambda *arguments: change(evaluate(*arguments))})
+    experiment = create_experiment(walk(task=name), tmp_path)
+    with pytest.raises(UserError, match=message):
+        train.evaluate(experiment, experiment.state, ["test"])
+
+
+def of_all(found, metric, value):
+    return {name: metrics | {metric: value} for name, metrics in found.items()}
+
+
 def test_memory_moves_on_with_every_step_and_comes_back_from_a_checkpoint(walk, tmp_path):
     whole, _ = train.train_and_evaluate(walk(loss__ramp="10 steps"), tmp_path / "whole")
     assert int(whole.memory["total"]) == 20
