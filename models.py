@@ -297,14 +297,18 @@ def create_model(name: str, *, num_classes: int, dtype: str, **fields: Any) -> n
     return MODELS[name](num_classes=num_classes, dtype=jnp.dtype(dtype), **taken)
 
 
-def create_classifier(example: tuple[jax.Array, jax.Array], **fields: Any) -> nn.Module:
+def create_classifier(
+    example: tuple[jax.Array, jax.Array], name: str, *, dtype: str = "float32", **fields: Any
+) -> nn.Module:
     """The model that `config.model` describes, with an output for each column of the targets [1, classes].
 
     Args:
         example: the model's input and its target, of a single image; see `input_pipeline.Data`.
-        **fields: of `config.model`; see `create_model`.
+        name: see `create_model`, as for the rest of `config.model`.
+        dtype: see there.
+        **fields: see there.
     """
-    return create_model(num_classes=example[1].shape[-1], **fields)
+    return create_model(name, num_classes=example[1].shape[-1], dtype=dtype, **fields)
 
 
 @functools.cache

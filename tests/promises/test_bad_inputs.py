@@ -44,7 +44,7 @@ FIELDS = {
     "profile=(3,": "profile = '(3,': must be of type tuple, such as (0, 0)",
     "profile=(9000,9001)": "profile = (9000, 9001): training ends at step 1127",
     "loss.gamma=3": "loss.gamma is unknown; the loss of task 'classification' has label_smoothing, l2_penalty",
-    "model.kernels=3": "model.kernels is unknown; model 'mlp' has name, dtype, hidden_sizes",
+    "model.kernels=3": "model.kernels is unknown; model 'mlp' has dtype, hidden_sizes, name",
     "task=clasification": "task = 'clasification': must be one of 'classification', or a new one in train.TASKS; did "
     "you mean 'classification'?",
     "model.name=resent": "did you mean 'resnet'?",

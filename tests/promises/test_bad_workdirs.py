@@ -96,7 +96,7 @@ WORKDIRS = {
             for path in (run / "checkpoints").iterdir()
         ],
         [],
-        "has format 3; this version reads 5",
+        "has format 3; this version reads 6",
     ),
 }
 
