@@ -109,7 +109,7 @@ class Task:
             raise ValueError("Task: it needs a score_fn or an evaluate, or nothing would be reported")
 
 
-# A new task is a function or two above and its name here; or, as a fork, `TASK` in examples/NAME/train.py.
+# A new task is a function or two above and its name here.
 TASKS: dict[str, Task] = {
     "classification": Task(),
 }
