@@ -61,8 +61,9 @@ def test_only_transitions_that_happened_are_drawn(experiment):
     assert int(experiment.state.memory["seen"]) == 20
     untouched = experiment.state.memory["buffer"]["reward"][24:]
     assert not untouched.any()
+    make_batch = jax.jit(experiment.train_data.batch)
     for step in range(5):
-        batch, memory = experiment.train_data.batch(experiment.state.replace(step=jnp.int32(step)))
+        batch, memory = make_batch(experiment.state.replace(step=jnp.int32(step)))
         assert batch["observation"].shape == (128, 4)
         np.testing.assert_array_equal(batch["reward"], np.ones(128))
         assert int(memory["seen"]) == 24
@@ -72,9 +73,13 @@ def test_random_actions_become_rare(experiment):
     values = jnp.tile(jnp.array([0.0, 1.0]), (4, 1))
     keys = jax.random.split(jax.random.key(1), 500)
 
+    @jax.jit
+    def actions(epsilon):
+        advance = jax.vmap(lambda key: replay.advance(experiment.state.memory, key, values, epsilon))
+        return advance(keys)["buffer"]["action"]
+
     def share_of_worse_actions(epsilon):
-        after = jax.vmap(lambda key: replay.advance(experiment.state.memory, key, values, epsilon)["buffer"])(keys)
-        return float(np.mean(np.asarray(after["action"])[:, 20:24] == 0))
+        return float(np.mean(np.asarray(actions(epsilon))[:, 20:24] == 0))
 
     assert share_of_worse_actions(jnp.float32(0)) == 0
     # Half of the random ones, of 2,000; six standard errors.
@@ -181,6 +186,7 @@ def test_overestimation_is_the_value_above_the_discounted_return(experiment):
     assert len(returns) == replay.NUM_EPISODES
 
 
+@pytest.mark.slow
 def test_a_run_that_goes_on_from_a_checkpoint_ends_as_one_that_was_not_interrupted(tmp_path):
     config = dqn_config()
     config.data.exploration = "10 steps"
