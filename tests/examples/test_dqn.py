@@ -69,6 +69,7 @@ def test_only_transitions_that_happened_are_drawn(experiment):
         assert int(memory["seen"]) == 24
 
 
+@pytest.mark.slow
 def test_random_actions_become_rare(experiment):
     values = jnp.tile(jnp.array([0.0, 1.0]), (4, 1))
     keys = jax.random.split(jax.random.key(1), 500)

@@ -118,6 +118,7 @@ def test_metrics_of_whole_sets_reach_file_table_page_and_best_checkpoint(walk, t
     assert "spread" in (tmp_path / "report.html").read_text()
 
 
+@pytest.mark.slow
 def test_sets_are_evaluated_less_often_than_examples(walk, task, tmp_path):
     def some(experiment, weights, split):
         return {

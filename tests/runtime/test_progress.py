@@ -54,6 +54,7 @@ def test_on_a_terminal_there_is_one_live_line(tmp_path, columns):
         assert len(states) > 20
 
 
+@pytest.mark.slow
 def test_in_a_log_a_line_is_written_for_each_evaluation_and_what_takes_long_says_so(tmp_path):
     result = run_main(f"--workdir={tmp_path}")
     assert result.returncode == 0, result.stderr
