@@ -184,6 +184,7 @@ def test_rejected_steps_are_told_while_they_happen_at_the_end_and_on_the_page(tm
     assert [line for line in sentences if "were rejected" in line] == 2 * [told if schedule == "constant" else annealed]
 
 
+@pytest.mark.slow
 def test_too_many_rejected_steps_in_a_row_end_the_run(tmp_path, task):
     with pytest.raises(UserError) as error:
         train.train_and_evaluate(

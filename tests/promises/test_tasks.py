@@ -321,6 +321,7 @@ def test_groups_of_one_example_give_the_interval_of_the_examples():
     assert {len(part) for part in in_groups({"x": new, "group": group // 2})["x"]} == {5}
 
 
+@pytest.mark.slow
 def test_a_ratio_of_the_score_function_is_reported(task, tmp_path):
     def score_fn(apply_fn, variables, batch):
         found = evaluation.score_fn(apply_fn, variables, batch)
