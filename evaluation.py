@@ -118,9 +118,9 @@ def create_eval_step(
         UserError: see `check_scores`.
     """
     step = functools.partial(eval_step, apply_fn=state.apply_fn, score_fn=task.score_fn, sharding=split_batch(mesh))
-    _, scores = jax.eval_shape(step, state.weights(), data, jnp.int32(0))
+    mask, scores = jax.eval_shape(step, state.weights(), data, jnp.int32(0))
     # What the task's own `evaluate` adds is not known yet.
-    return step, check_scores(scores["raw"], {} if task.evaluate else task.metrics)
+    return step, check_scores(scores["raw"], {} if task.evaluate else task.metrics, mask.shape)
 
 
 def weights_to_score(
@@ -207,12 +207,13 @@ def distance(params: Any, others: Any) -> jax.Array:
     return optax.tree.norm(optax.tree.sub(params, others))
 
 
-def check_scores(scores: Scores, metrics: Mapping[str, str]) -> tuple[str, ...]:
+def check_scores(scores: Scores, metrics: Mapping[str, str], shape: tuple[int, ...]) -> tuple[str, ...]:
     """Checks what a `score_fn` returns, before anything is computed.
 
     Args:
         scores: of one batch, only their shapes and types.
         metrics: `Task.metrics`.
+        shape: [batch].
 
     Returns:
         The metrics that are proportions: means of booleans.
@@ -222,11 +223,13 @@ def check_scores(scores: Scores, metrics: Mapping[str, str]) -> tuple[str, ...]:
     """
     for name, values in scores.items():
         pair = values if isinstance(values, tuple) and len(values) == 2 and name not in NO_METRICS else (values,)
-        if any(not hasattr(x, "ndim") or x.ndim != 1 for x in pair):
+        if any(not hasattr(x, "shape") or x.shape != shape for x in pair):
             found = jax.tree.map(lambda x: f"{x.dtype}{list(x.shape)}", values)
             raise UserError(
-                f"score_fn returns {name} = {found}; expected one value per example, [batch], or (sum, count)"
+                f"score_fn returns {name} = {found}; expected one value per example, {list(shape)}, or (sum, count)"
             )
+        if name == "group" and not jnp.issubdtype(values.dtype, jnp.integer):
+            raise UserError(f"score_fn returns group of {values.dtype}; expected integers, the same for one group")
         check_name("score_fn", name)
     known = summarized(scores)
     if missing := [name for name in metrics if name not in known]:

@@ -10,11 +10,12 @@ import math
 import pathlib
 import re
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, TypeVar
+from typing import Any
 
 import jax
 import ml_collections
 
+import input_pipeline
 import models
 import optimizers
 from configs import default
@@ -29,13 +30,12 @@ from runtime import (
     run_folder,
     sharding,
     sources,
+    task_checks,
 )
 from runtime.errors import UserError
 from runtime.progress import say
 from runtime.rules import RULES
 from train_state import Average, CustomTrainState
-
-T = TypeVar("T")
 
 WRONG = "the config is wrong; configs/default.py documents every field but those of a task or model of your own"
 
@@ -79,21 +79,26 @@ def _declared_durations(task: Any) -> list[tuple[str, str]]:
     return [(group, name) for group, takes in functions.items() for name in fields.declared_durations(takes)]
 
 
-def _has_own_model(task: Any) -> bool:
+def count_train(task: Any, config: Mapping[str, Any]) -> int | None:
+    """The number of training examples of a task, None if there are no epochs; raises a UserError without data."""
+    return task_checks.count_train(task, config, has_own_data=task.create_data is not input_pipeline.create_data)
+
+
+def has_own_model(task: Any) -> bool:
     """Whether a task makes its model otherwise than from `models.MODELS`."""
     return task.create_model is not models.create_classifier
 
 
 def _model_of(config: Mapping[str, Any], task: Any) -> Callable[..., Any] | None:
     """What takes the fields of `config.model`: a class of `models.MODELS`, or what the task makes its model with."""
-    return task.create_model if _has_own_model(task) else models.MODELS.get(config["model"]["name"])
+    return task.create_model if has_own_model(task) else models.MODELS.get(config["model"]["name"])
 
 
 def owners(config: Mapping[str, Any], task: Any) -> dict[str, tuple[str, list[str]]]:
     """By group of the config, what takes its fields, in words, and those that it takes; no model if there is none."""
     known, model = _defaults(config, task), f"model {config['model']['name']!r}"
     takers = {
-        "model": (f"the model of task {config['task']!r}" if _has_own_model(task) else model, _model_of(config, task)),
+        "model": (f"the model of task {config['task']!r}" if has_own_model(task) else model, _model_of(config, task)),
         "loss": (f"the loss of task {config['task']!r}", task.loss_fn),
     }
     return {
@@ -104,7 +109,7 @@ def owners(config: Mapping[str, Any], task: Any) -> dict[str, tuple[str, list[st
 def _rules(task: Any) -> dict[str, fields.Rule]:
     """The rule of each field: `RULES`, the models there are, and that what is declared as a duration is one."""
     rules = {f"{group}.{name}": fields.duration for group, name in _declared_durations(task)}
-    return {**RULES, **rules} | ({} if _has_own_model(task) else {"model.name": fields.one_of(models.MODELS)})
+    return {**RULES, **rules} | ({} if has_own_model(task) else {"model.name": fields.one_of(models.MODELS)})
 
 
 def _joint_problems(config: Mapping[str, Any], task: Any) -> Iterator[str]:
@@ -124,14 +129,14 @@ def _joint_problems(config: Mapping[str, Any], task: Any) -> Iterator[str]:
     for kind in {average["kind"] for average in config["averages"].values()}:
         if missing := averages.fields_of(kind).difference(default.average("ema")):
             yield f"averaging.SCHEDULES[{kind!r}] takes {', '.join(missing)}, which configs/default.py does not have"
-    for name in sorted(set(task.needs(config["loss"])).difference(kept)):
+    for name in sorted(set(task_checks.needed(task, config["loss"])).difference(kept)):
         found = "kind = 'none'" if name in config["averages"] else "it is missing"
         yield f"averages.{name}: {found}, and the loss of task {config['task']!r} needs it, as config.loss is"
     defaults, values = fields.flatten(_defaults(config, task)), fields.flatten(config)
     for name, reason in _unused_fields(config, task):
         if values[name] != defaults[name]:
             yield f"{name} = {values[name]!r}: {reason}; leave it at its default, --config.{name}={defaults[name]}"
-    if not _has_own_model(task):
+    if not has_own_model(task):
         try:
             models.create_model(num_classes=1, **config["model"])
         except UserError as error:
@@ -183,13 +188,13 @@ def prepare(
     run_folder.check(workdir)
     checkpointing.check_run(workdir)
     old = run_config.read(workdir) if (workdir / "config.json").exists() else None
-    resolved = resolve(config, task, num_train=task.num_train(config), num_devices=num_devices)
+    resolved = resolve(config, task, num_train=count_train(task, config), num_devices=num_devices)
     if old:
         if resolved.chunked is None:
             resolved = completed(resolved, chunked=old.get("chunked"))
         values, defaults = (fields.flatten(made(config, task)) for made in (_with_defaults, _defaults))
         usual = [name for name in values if values[name] == defaults[name] and not name.startswith("averages.")]
-        accept, needed = config_change == "accept", task.needs(resolved["loss"])
+        accept, needed = config_change == "accept", task_checks.needed(task, resolved["loss"])
         for change in run_config.check_same_run(old, resolved, workdir, needed=needed, usual=usual, accept=accept):
             say(f"Differs from the run's config: {change}")
     return resolved
@@ -296,13 +301,16 @@ def create_averages(resolved: Mapping[str, Mapping[str, Any]]) -> tuple[Average,
 def create_data(task: Any, config: Mapping[str, Any], mesh: Any) -> Any:
     """The task's data on the devices, with the fields of `config.data`; see `input_pipeline.Data`."""
     data = task.create_data(config, mesh, **fields.taken_by(task.create_data, config.get("data", {})))
+    task_checks.check_data(data)
     on_devices = jax.device_put((data.train, data.memory), sharding.replicated(mesh))
     return data._replace(train=on_devices[0], memory=on_devices[1])
 
 
 def create_model(task: Any, config: Mapping[str, Any], example: tuple[Any, Any]) -> Any:
     """The task's model, with the fields of `config.model` that it takes."""
-    return task.create_model(example, **fields.taken_by(task.create_model, config["model"]))
+    model = task.create_model(example, **fields.taken_by(task.create_model, config["model"]))
+    task_checks.check_model(model)
+    return model
 
 
 def check_batch_stats(state: CustomTrainState) -> None:
@@ -325,36 +333,26 @@ def with_fields(loss_fn: Callable[..., Any], config: Mapping[str, Any]) -> Calla
     return functools.partial(dispatch.checked, bound)
 
 
-def find_fork(name: str) -> Any:
-    """The `TASK` of a module below examples/, such as `examples.dqn.train`; None of a name that does not look so.
-
-    Raises:
-        UserError: there is no such module, or it has no `TASK`.
-    """
-    if not name.startswith("examples."):
-        return None
-    forks = sorted(path.parent.name for path in pathlib.Path(__file__).parent.glob("examples/*/train.py"))
-    known = [f"examples.{fork}.train" for fork in forks]
-    if name not in known:
-        raise UserError(f"task = {name!r}: {fields.one_of(known, ', the forks there are')(name)}")
-    task = getattr(importlib.import_module(name), "TASK", None)
-    if task is None:
-        raise UserError(f"task = {name!r}: {name.replace('.', '/')}.py has no TASK; expected TASK = train.Task(...)")
-    return task
-
-
-def find(field: str, name: str, known: Mapping[str, T], registry: str) -> T:
-    """What a name in a config stands for.
+def find_task(name: str, known: Mapping[str, Any], kind: type) -> Any:
+    """The task that `config.task` names: one of `known`, or the `TASK` of a module such as `examples.dqn.train`.
 
     Args:
-        field: of the config, for the message.
-        name: its value.
-        known: what may be named.
-        registry: where the code lists it, for the message.
+        name: `config.task`.
+        known: the tasks that train.py itself has.
+        kind: what a `TASK` must be.
 
     Raises:
-        UserError: there is nothing of this name.
+        UserError: there is no such task.
     """
-    if name not in known:
-        raise UserError(f"{field} = {name!r}: {fields.one_of(known, f', or a new one in {registry}')(name)}")
-    return known[name]
+    if name in known:
+        return known[name]
+    forks = sorted(path.parent.name for path in pathlib.Path(__file__).parent.glob("examples/*/train.py"))
+    modules = [f"examples.{fork}.train" for fork in forks]
+    if name not in modules:
+        problem = fields.one_of([*known, *modules], ", or a new one in train.TASKS or examples/")(name)
+        raise UserError(f"task = {name!r}: {problem}")
+    task = getattr(importlib.import_module(name), "TASK", None)
+    if not isinstance(task, kind):
+        found = "has no TASK" if task is None else f"has a TASK that is a {type(task).__name__}"
+        raise UserError(f"task = {name!r}: {name.replace('.', '/')}.py {found}; expected TASK = train.Task(...)")
+    return task

@@ -22,7 +22,7 @@ import settings
 from runtime import interruption, nonfinite, run_folder, sharding
 from runtime.checkpointing import Checkpoints, find_origin
 from runtime.convolution import FastApply
-from runtime.dispatch import Dispatcher, Program, Sums, counted_if, noted, suits_chunks, zero_sums
+from runtime.dispatch import Dispatcher, Program, Sums, counted_if, next_batch, noted, suits_chunks, zero_sums
 from runtime.metric_writing import MetricWriter
 from streams import stream_key
 from train_state import Average, CustomTrainState
@@ -103,6 +103,8 @@ class Task:
     needs: Callable[[Mapping[str, Any]], Collection[str]] = lambda loss: ()
 
     def __post_init__(self) -> None:
+        if not self.metrics:
+            raise ValueError("Task.metrics is empty; the first of them picks the best checkpoint")
         if wrong := {name: way for name, way in self.metrics.items() if way not in ("higher", "lower")}:
             raise ValueError(f"Task.metrics: {wrong}; each must be 'higher' or 'lower', whichever is better")
         if not (self.score_fn or self.evaluate):
@@ -117,7 +119,7 @@ TASKS: dict[str, Task] = {
 
 def find_task(name: str) -> Task:
     """The task that `config.task` names, of `TASKS` or as `examples.NAME.train`, or a UserError."""
-    return settings.find_fork(name) or settings.find("task", name, TASKS, "train.TASKS")
+    return settings.find_task(name, TASKS, Task)
 
 
 def compute_gradients(
@@ -186,7 +188,7 @@ def create_train_program(loss_fn: LossFn, mesh: jax.sharding.Mesh, num_microbatc
     reject = not jax.config.jax_debug_nans  # type: ignore[attr-defined]  # made at run time
 
     def program(state: CustomTrainState, data: Any) -> tuple[CustomTrainState, Sums]:
-        batch, memory = data.batch(state)
+        batch, memory = next_batch(data, state)
         batch = jax.lax.with_sharding_constraint(batch, sharding.split_batch(mesh))
         # Before the step, so that a rejected one keeps what was seen, and nothing is selected among two memories.
         return train_step(state.replace(memory=memory), batch, loss_fn, num_microbatches, reject)
@@ -243,7 +245,7 @@ def create_experiment(config: ml_collections.FrozenConfigDict, task: Task) -> Ex
     settings.check_batch_stats(state)
     loss_fn = settings.with_fields(task.loss_fn, config)
     program = create_train_program(loss_fn, mesh, config.accumulate)
-    with noted(f"Do task {config.task!r} and model {config.model.name!r} fit each other?"):
+    with noted(config, has_own_model=settings.has_own_model(task)):
         sums = zero_sums(program, state, train_data)
         if config.chunked is None:
             config = settings.completed(config, chunked=suits_chunks(program, state, train_data))

@@ -4,8 +4,8 @@ The folder of a run     run_folder, run_config, files, metric_writing, average_t
 Checkpoints             checkpointing, stored, trees
 The process             errors, interruption, progress, clocks, profiling, caching
 The device              sharding, dispatch, nonfinite, convolution, batch_statistics
-Config and data         fields, averages, durations, sources, tfds_sets, permutation
-Statistics              intervals
+Config and data         fields, rules, averages, task_checks, durations, sources, tfds_sets, permutation
+Statistics              intervals, score_metrics
 
 Nothing here imports anything of the project but `train_state`, `averaging`, `optimizers`, `streams` and its
 neighbours; a test says so.

@@ -18,6 +18,7 @@ from runtime import interruption
 from runtime.errors import UserError
 from runtime.profiling import Profiler
 from runtime.progress import first_time
+from runtime.trees import shapes
 
 # Each metric as a sum and the count it is divided by in the end. Sums add up over steps; means would not.
 Sums = dict[str, tuple[ArrayLike, ArrayLike]]
@@ -45,7 +46,7 @@ def counted_if(ok: jax.Array, metrics: Sums, **values: jax.Array) -> Sums:
         raise UserError(f"the loss returns a metric {min(taken)!r}, a name that is taken: give it another")
     for name, pair in metrics.items():
         if not isinstance(pair, tuple) or len(pair) != 2 or any(map(jnp.ndim, pair)):
-            raise UserError(f"the loss returns the metric {name} = {_shapes(pair)}; expected two scalars, (sum, count)")
+            raise UserError(f"the loss returns the metric {name} = {shapes(pair)}; expected two scalars, (sum, count)")
 
     def counted(total: ArrayLike, count: ArrayLike) -> tuple[jax.Array, jax.Array]:
         dtype = jnp.float32 if jnp.issubdtype(jnp.result_type(count), jnp.floating) else jnp.int32
@@ -55,7 +56,7 @@ def counted_if(ok: jax.Array, metrics: Sums, **values: jax.Array) -> Sums:
 
 
 def checked(loss_fn: Callable[..., Any], params: Any, state: Any, batch: Any) -> Any:
-    """What a loss returns, which is checked when it is traced; see `train.LossFn`.
+    """What a loss returns; see `train.LossFn`.
 
     Raises:
         UserError: it is not (objective, (metrics, updates)) with a scalar and two dicts, or updates what is no field.
@@ -63,33 +64,44 @@ def checked(loss_fn: Callable[..., Any], params: Any, state: Any, batch: Any) ->
     returned = loss_fn(params, state, batch)
     expected = "expected objective, (metrics, updates)"
     if not isinstance(returned, tuple) or len(returned) != 2:
-        raise UserError(f"the loss returns {_shapes(returned)}; {expected}")
+        raise UserError(f"the loss returns {shapes(returned)}; {expected}")
     objective, aux = returned
     if not hasattr(objective, "ndim") or objective.ndim:
-        raise UserError(f"the loss returns the objective {_shapes(objective)}; expected a scalar: objective.mean()")
+        raise UserError(f"the loss returns the objective {shapes(objective)}; expected a scalar: objective.mean()")
     if not isinstance(aux, tuple) or len(aux) != 2 or not isinstance(aux[0], Mapping):
-        raise UserError(f"the loss returns {_shapes(aux)} beside the objective; {expected}, metrics in a dict")
+        raise UserError(f"the loss returns {shapes(aux)} beside the objective; {expected}, metrics in a dict")
     known = [field.name for field in dataclasses.fields(state)]
     found = aux[1]
     if not isinstance(found, Mapping) or (found := sorted(found.keys() - known)):
         raise UserError(
-            f"the loss returns the updates {found if isinstance(found, list) else _shapes(found)}; expected a dict of "
+            f"the loss returns the updates {found if isinstance(found, list) else shapes(found)}; expected a dict of "
             f"fields of the state, such as {{'batch_stats': ...}}, or {{}}; the state has {', '.join(known)}"
         )
     return returned
 
 
-def _shapes(tree: Any) -> Any:
-    return jax.tree.map(lambda x: f"{x.dtype}{list(x.shape)}" if hasattr(x, "shape") else repr(x), tree)
+def next_batch(data: Any, state: Any) -> tuple[Any, Any]:
+    """The batch of a step and the memory after it, of the same shapes as before it."""
+    returned = data.batch(state)
+    if not isinstance(returned, tuple) or len(returned) != 2:
+        raise UserError(
+            f"batch(state) returns {shapes(returned)}; expected (batch, memory), where there is none: "
+            "batch, state.memory"
+        )
+    before, after = shapes(state.memory), shapes(returned[1])
+    if before != after:
+        raise UserError(f"batch(state) returns the memory {after}; expected it as it was before: {before}")
+    return returned
 
 
 @contextlib.contextmanager
-def noted(note: str) -> Iterator[None]:
+def noted(config: Mapping[str, Any], has_own_model: bool) -> Iterator[None]:
     """Adds a sentence to the traceback of an error in a user's own code, which shows when it is first traced."""
     try:
         yield
     except Exception as error:
-        error.add_note(note)
+        asked = f"Do task {config['task']!r} and model {config['model']['name']!r} fit each other?"
+        error.add_note(f"The functions of task {config['task']!r} were being traced." if has_own_model else asked)
         raise
 
 

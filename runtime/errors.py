@@ -20,7 +20,10 @@ def missing_package(error: ImportError) -> str:
     name = (error.name or str(error)).partition(".")[0]
     if name == "fcntl":
         return "this project runs on Linux and macOS; on Windows, run it in WSL (wsl --install)"
-    return f"{name!r}{importer}, is not installed: pip install -r requirements.txt installs what the project needs"
+    return (
+        f"{name!r}{importer}, is not installed: pip install -r requirements.txt installs what the project needs, "
+        "and what a fork needs besides belongs there, too"
+    )
 
 
 def excepthook(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:

@@ -136,14 +136,14 @@ class Stored:
             like: the state, of which only shapes and dtypes count.
 
         Raises:
-            UserError: it is of another model or optimizer.
+            UserError: it is of another model or optimizer, or of data with another memory.
         """
         like = jax.eval_shape(lambda s: s.with_averages(self.record.averages), like)
         if found := difference(self.record.leaves, describe_leaves(like)):
             raise UserError(
-                f"{self.folder} does not fit the config's model or optimizer: {found}. "
-                "Repeat the run's own config, or use another --workdir; if it is the run's own, the code of its model "
-                "or optimizer has changed since."
+                f"{self.folder} does not fit the config's model, optimizer or data: {found}. "
+                "Repeat the run's own config, or use another --workdir; if it is the run's own, their code has changed "
+                "since."
             )
 
     def restore_state(self, state: CustomTrainState) -> CustomTrainState:

@@ -55,6 +55,11 @@ def difference(saved: dict[str, str], wanted: dict[str, str]) -> str:
     return f"it has {saved.get(name, 'no')} {name}, the config {wanted.get(name, 'none')}" if differing else ""
 
 
+def shapes(tree: Any) -> Any:
+    """A tree with dtype and shape, in words, in the place of its arrays."""
+    return jax.tree.map(lambda x: f"{x.dtype}{list(x.shape)}" if hasattr(x, "shape") else repr(x), tree)
+
+
 def abstract(x: Any, sharding: jax.sharding.Sharding) -> jax.ShapeDtypeStruct:
     """What an array is, without its values, and how it lies on the devices."""
     return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)

@@ -111,7 +111,7 @@ def parse(text: str, run: FinishedRun) -> Target:
     config = default.get_config()
     config.averages = {kind: average}
     settings.check(config, train.find_task(config.task))
-    num_train = run.task.num_train(run.config)
+    num_train = settings.count_train(run.task, run.config)
     steps = functools.partial(
         fields.to_steps,
         batch_size=run.config.batch_size,

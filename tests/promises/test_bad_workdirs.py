@@ -88,7 +88,7 @@ WORKDIRS = {
     "the newest is damaged, the model another": (
         lambda run: (run / "checkpoints/30/sha256.json").unlink(),
         ["--config.model.hidden_sizes=(8,)", "--config_change=accept"],
-        "does not fit the config's model or optimizer: it has",
+        "does not fit the config's model, optimizer or data: it has",
     ),
     "the format is another": (
         lambda run: [

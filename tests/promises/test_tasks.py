@@ -137,6 +137,8 @@ def test_sets_are_evaluated_less_often_than_examples(walk, task, tmp_path):
 def test_a_task_that_reports_nothing_is_refused():
     with pytest.raises(ValueError, match="needs a score_fn or an evaluate"):
         train.Task(score_fn=None)
+    with pytest.raises(ValueError, match=r"Task\.metrics is empty"):
+        train.Task(metrics={})
 
 
 def test_what_a_task_evaluates_is_complete(walk, task, tmp_path):
@@ -278,13 +280,32 @@ def test_fields_of_a_model_of_ones_own_are_checked_like_others(walk):
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("examples.nothing.train", r"task = 'examples.nothing.train': must be one of .*, the forks there are"),
-        ("os.path", r"task = 'os.path': must be one of 'classification'"),
+        ("examples.nothing.train", r"task = 'examples.nothing.train': must be one of .*, 'examples.dqn.train'"),
+        ("examples.dqn.trian", r"did you mean 'examples.dqn.train'\?"),
+        ("clasification", r"did you mean 'classification'\?"),
+        ("os.path", r"task = 'os.path': must be one of 'classification', .* or a new one in train.TASKS or examples/"),
     ],
 )
 def test_a_task_that_is_no_fork_is_refused(name, message):
     with pytest.raises(UserError, match=message):
         train.find_task(name)
+
+
+def test_what_the_functions_of_a_task_return_is_checked_before_the_workdir_is_made(walk, task, tmp_path):
+    config = walk(task=task(**TASK | {"create_model": lambda example: None}))
+    with pytest.raises(UserError, match="create_model returns a NoneType; expected a linen module"):
+        train.train_and_evaluate(config, tmp_path / "run")
+    config = walk(task=task(**TASK | {"num_train": input_pipeline.count_train}), dataset="numbers/x")
+    with pytest.raises(UserError, match=r"give it a num_train of its own, such as num_train=lambda config"):
+        train.train_and_evaluate(config, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_an_error_in_the_functions_of_a_task_names_it(walk, task, tmp_path):
+    config = walk(task=task(**TASK | {"loss_fn": lambda params, state, batch, *, ramp: 1, "needs": lambda loss: ()}))
+    with pytest.raises(TypeError) as error:
+        train.train_and_evaluate(config, tmp_path)
+    assert error.value.__notes__[-1] == f"The functions of task {config.task!r} were being traced."
 
 
 def test_the_defaults_of_a_task_are_classification():
