@@ -2,6 +2,7 @@
 
 import functools
 import math
+import pathlib
 from collections.abc import Callable, Collection, Mapping
 from typing import Any, Literal
 
@@ -12,7 +13,7 @@ import optax
 from jax.typing import ArrayLike
 
 from input_pipeline import EvalData
-from runtime import batch_statistics
+from runtime import batch_statistics, predictions
 from runtime.errors import UserError
 from runtime.progress import first_time
 from runtime.score_metrics import (
@@ -105,18 +106,20 @@ def eval_step(
 
 def create_eval_step(
     state: CustomTrainState, task: Any, data: EvalData, mesh: jax.sharding.Mesh
-) -> tuple[EvalStep, tuple[str, ...]]:
-    """`eval_step` with its keyword arguments, and the metrics that are proportions.
+) -> tuple[EvalStep | None, tuple[str, ...]]:
+    """`eval_step` with its keyword arguments, and the metrics that are proportions; None and none without a `score_fn`.
 
     Args:
         state: with the model.
-        task: the `train.Task`, which has a `score_fn`.
+        task: the `train.Task`.
         data: to evaluate.
         mesh: the devices.
 
     Raises:
         UserError: see `check_scores`.
     """
+    if not task.score_fn:
+        return None, ()
     step = functools.partial(eval_step, apply_fn=state.apply_fn, score_fn=task.score_fn, sharding=split_batch(mesh))
     mask, scores = jax.eval_shape(step, state.weights(), data, jnp.int32(0))
     # What the task's own `evaluate` adds is not known yet.
@@ -175,11 +178,13 @@ def evaluate(
     eval_step: EvalStep | None,
     sets: Sets | None = None,
     wanted: Collection[str] = (),
+    keep: pathlib.Path | None = None,
 ) -> Metrics:
     """Metrics of each set of weights, and of each average's paired difference to the raw weights, named `NAME-raw`.
 
     Takes what `score` takes, or no `eval_step`, what the task's `evaluate` found, and the metrics that there must be;
-    one of the `weights` is named `raw`. The differences come with the `distance` of the parameters.
+    one of the `weights` is named `raw`. The differences come with the `distance` of the parameters. In the folder
+    `keep` it stores what each example was taken for; see `predictions.write`.
     """
     if sets is not None:
         check_sets(sets, weights)
@@ -187,6 +192,8 @@ def evaluate(
     if eval_step:
         with first_time("Compiling the evaluation, and the first one"):
             scores = score(weights, data, eval_step)
+        if keep:
+            predictions.write(keep, scores, data)
     metrics = {name: summarize(values) for name, values in scores.items()}
     for name in scores:
         if name != "raw":

@@ -172,9 +172,17 @@ class EvalData(struct.PyTreeNode):
     mask: Array
     normalization: Normalization
     batch_size: int = struct.field(pytree_node=False)
+    class_names: tuple[str, ...] = struct.field(pytree_node=False, default=())
 
     @classmethod
-    def from_images(cls, images: Images, normalization: Normalization, batch_size: int, num_devices: int) -> "EvalData":
+    def from_images(
+        cls,
+        images: Images,
+        normalization: Normalization,
+        batch_size: int,
+        num_devices: int,
+        class_names: tuple[str, ...] = (),
+    ) -> "EvalData":
         """Pads with zeros to batches of equal size, as large as `batch_size` allows and a multiple of `num_devices`."""
         num_batches = math.ceil(len(images) / batch_size)
         batch_size = math.ceil(len(images) / (num_batches * num_devices)) * num_devices
@@ -184,7 +192,7 @@ class EvalData(struct.PyTreeNode):
             return np.pad(x, [(0, padding)] + [(0, 0)] * (x.ndim - 1))
 
         mask = np.ones(len(images), bool)
-        return cls(pad(images.image), pad(images.label), pad(mask), normalization, batch_size)
+        return cls(pad(images.image), pad(images.label), pad(mask), normalization, batch_size, class_names)
 
     @property
     def num_batches(self) -> int:
@@ -273,7 +281,7 @@ def load(
         images.image, images.label, normalization, splits.num_classes, batch_size, augmentation, source.class_names
     )
     eval_data = {
-        name: EvalData.from_images(images, normalization, eval_batch_size, mesh.size)
+        name: EvalData.from_images(images, normalization, eval_batch_size, mesh.size, source.class_names)
         for name, images in (("validation", splits.validation), ("test", splits.test))
         if len(images)
     }

@@ -346,8 +346,8 @@ def find_task(name: str, known: Mapping[str, Any], kind: type) -> Any:
     """
     if name in known:
         return known[name]
-    forks = sorted(path.parent.name for path in pathlib.Path(__file__).parent.glob("examples/*/train.py"))
-    modules = [f"examples.{fork}.train" for fork in forks]
+    forks = sorted(pathlib.Path(__file__).parent.glob("examples/*/train.py"))
+    modules = [f"examples.{path.parent.name}.train" for path in forks if "TASK" in path.read_text()]
     if name not in modules:
         problem = fields.one_of([*known, *modules], ", or a new one in train.TASKS or examples/")(name)
         raise UserError(f"task = {name!r}: {problem}")

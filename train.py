@@ -28,6 +28,7 @@ from streams import stream_key
 from train_state import Average, CustomTrainState
 
 Batch = Mapping[str, jax.Array]
+Keep = pathlib.Path | None  # folder for what the last evaluation took each example for
 # (params, state, batch) -> objective, (metrics, updates); see `loss_fn`
 LossFn = Callable[[Any, CustomTrainState, Batch], tuple[jax.Array, tuple[Sums, dict[str, Any]]]]
 
@@ -235,7 +236,6 @@ def create_experiment(config: ml_collections.FrozenConfigDict, task: Task) -> Ex
         UserError: model, averages and data set do not fit each other, or the data set is damaged.
     """
     mesh = sharding.create_mesh()
-    proportions: tuple[str, ...] = ()
     train_data, eval_data, example, memory = settings.create_data(task, config, mesh)
     model = settings.create_model(task, config, example)
     tx = optimizers.create_optimizer(**config.optimizer)
@@ -249,31 +249,29 @@ def create_experiment(config: ml_collections.FrozenConfigDict, task: Task) -> Ex
         sums = zero_sums(program, state, train_data)
         if config.chunked is None:
             config = settings.completed(config, chunked=suits_chunks(program, state, train_data))
-        eval_step = None
-        if task.score_fn:
-            eval_step, proportions = evaluation.create_eval_step(state, task, eval_data["test"], mesh)
+        eval_step, proportions = evaluation.create_eval_step(state, task, eval_data["test"], mesh)
     config = settings.completed(config, proportions=proportions)
     return Experiment(config, task, mesh, state, sums, train_data, eval_data, loss_fn, program, eval_step)
 
 
 def evaluate(
-    experiment: Experiment, state: CustomTrainState, splits: Iterable[str], *, sets: bool = True
+    experiment: Experiment, state: CustomTrainState, splits: Iterable[str], *, sets: bool = True, keep: Keep = None
 ) -> dict[str, evaluation.Metrics]:
     """Scores raw and averaged weights on some splits; see `evaluate_weights`."""
     weights = evaluation.weights_to_score(
         state, experiment.train_data, experiment.config.recompute_batches, sharding.split_batch(experiment.mesh)
     )
-    return {split: evaluate_weights(experiment, weights, split, sets=sets) for split in splits}
+    return {split: evaluate_weights(experiment, weights, split, sets=sets, keep=keep) for split in splits}
 
 
 def evaluate_weights(
-    experiment: Experiment, weights: dict[str, Any], split: str, *, sets: bool = True
+    experiment: Experiment, weights: dict[str, Any], split: str, *, sets: bool = True, keep: Keep = None
 ) -> evaluation.Metrics:
-    """Metrics of several sets of weights by name, with the task's `evaluate` if `sets`; see `evaluation.evaluate`."""
+    """Metrics of several sets of weights by name; the task's `evaluate` only if `sets`; see `evaluation.evaluate`."""
     task = experiment.task
     found = task.evaluate(experiment, weights, split) if task.evaluate and sets else None
     wanted = task.metrics if sets else ()
-    return evaluation.evaluate(weights, experiment.eval_data[split], experiment.eval_step, found, wanted)
+    return evaluation.evaluate(weights, experiment.eval_data[split], experiment.eval_step, found, wanted, keep)
 
 
 def train_and_evaluate(
@@ -331,7 +329,9 @@ def train_and_evaluate(
                 # The first split gives the curves. Where that is "validation", "test" is scored once, at the end.
                 splits = [*experiment.eval_data] if step == config.duration else [*experiment.eval_data][:1]
                 with writer.clock("eval_seconds"):
-                    scores = evaluate(experiment, state, splits, sets=sets)
+                    scores = evaluate(
+                        experiment, state, splits, sets=sets, keep=workdir if step == config.duration else None
+                    )
                 writer.write_scores(step, scores)
                 best = evaluation.better(
                     best, step, scores[splits[0]], config.best_curve, config.best_metric, task.metrics

@@ -1,10 +1,11 @@
 """The page of runs: curves, tables and a verdict, in one HTML file."""
 
+import functools
+import itertools
 import json
 import pathlib
-import re
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from reporting import runs, scores, tables
@@ -25,84 +26,90 @@ _TIMES = {
 }
 
 
-def page(
-    groups: Sequence[Group],
-    remarks: Sequence[str],
-    curves: Sequence[Mapping[str, str]],
-    against: Against | None = None,
-) -> str:
+def page(groups: Sequence[Group], remarks: Sequence[str], against: Against | None = None) -> str:
     """The page, a whole HTML file.
 
     Args:
         groups: of runs.
         remarks: other sentences about them.
-        curves: the picture of each group as SVG, "wide" and "narrow".
         against: the comparison of these groups with the last one, if there is one.
     """
     import jinja2
 
-    from reporting import diagnosis, pictures
+    from reporting import curves, diagnosis, pictures
+    from reporting.classes import Classes
 
-    def inline(drawn: Mapping[str, str], alt: str, name: str) -> dict[str, str]:
-        return {kind: pictures.inline(svg, alt, f"{name}-{kind}") for kind, svg in drawn.items()}
+    count = itertools.count()
 
-    sections = []
-    for number, (group, drawn) in enumerate(zip(groups, curves, strict=True)):
-        rows, says = group.rows(), tables.verdicts(group, len(groups) > 1)
-        alt = (
-            f"{', '.join(pictures.panels(group))} of {', '.join(group.names)} over {group.last_step} steps of "
-            f"training. At the end, {' '.join(says)}"
-        )
-        sections.append(
-            {
-                "name": group.name,
-                "title": tables.title(group),
-                "setup": group.setup,
-                "cells": tables.cells(rows, group.scoring, wide=True),
-                "verdicts": says,
-                "curves": inline(drawn, alt, f"curves-{number}"),
-            }
-        )
+    def inline(svg: str, alt: str) -> str:
+        return pictures.inline(svg, alt, f"picture-{next(count)}")
+
+    def both(draw: Callable[[float], Any], alt: str) -> dict[str, str]:
+        return {kind: inline(pictures.to_svg(draw(width)), alt) for kind, width in pictures.WIDTHS.items()}
+
+    def drawn(panels: Sequence[curves.Panel]) -> list[dict[str, Any]]:
+        found = []
+        for panel in panels:
+            svg, numbers = pictures.panel(panel)
+            labels = ", ".join(dict.fromkeys(line.label for line in panel.lines))
+            alt = f"{panel.title} over the {panel.x}: {labels}. The tables have the last values in numbers."
+            found.append({"panel": panel, "svg": inline(svg, alt), "numbers": numbers})
+        return found
+
+    main, more = drawn(curves.panels(groups)), drawn(curves.more_panels(groups))
+    sections = [
+        {
+            "group": group,
+            "title": tables.title(group),
+            "cells": tables.cells(group.rows(), group.scoring, wide=True),
+            "verdicts": tables.verdicts(group, len(groups) > 1),
+        }
+        for group in groups
+    ]
+    classes = Classes.of(groups[0]) if len(groups) == 1 else None
     # Groups often have the same averages, which are then shown once.
     averages: dict[str, list[Group]] = {}
     for group in groups:
         averages.setdefault(json.dumps(group.runs[0].averages), []).append(group)
     kernels = []
-    for number, (text, having) in enumerate(averages.items()):
-        described = json.loads(text)
-        if described:
-            drawn = {
-                kind: pictures.to_svg(pictures.kernels(described, having[0].names, width))
-                for kind, width in pictures.WIDTHS.items()
-            }
+    for text, having in averages.items():
+        if described := json.loads(text):
+            draw = functools.partial(pictures.kernels, described, having[0].names)
             alt = "The weight that each average gives to each iterate of training; the table below has it in numbers."
-            kernels.append(
-                {
-                    "names": [group.name for group in having],
-                    "cells": _describe(described),
-                    "pictures": inline(drawn, alt, f"kernels-{number}"),
-                }
-            )
+            named = {"names": [group.name for group in having], "cells": _describe(described)}
+            kernels.append(named | {"pictures": both(draw, alt)})
     diagnoses = []
-    for number, run in enumerate(run for group in groups for run in group.runs if run.diagnosis):
+    for run in (run for group in groups for run in group.runs if run.diagnosis):
         parts = []
         for part in diagnosis.sections(run.diagnosis):
-            drawn = (
-                {kind: pictures.to_svg(part.draw(width)) for kind, width in pictures.WIDTHS.items()}
-                if part.draw
-                else {}
-            )
             alt = f"{part.title}. The text below the picture says what it shows, in numbers."
-            parts.append({"part": part, "pictures": inline(drawn, alt, f"diagnosis-{number}-{part.name}")})
+            parts.append({"part": part, "pictures": both(part.draw, alt) if part.draw else {}})
         diagnoses.append({"name": str(run.workdir), "found": run.diagnosis, "parts": parts})
     workdirs = [str(run.workdir) for group in groups for run in group.runs]
     if against:
         workdirs.insert(len(workdirs) - len(against.other.runs), "--against")
-    source = (pathlib.Path(__file__).parent / "report.html").read_text("utf-8")
-    template = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined).from_string(source)
-    return template.render(
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(pathlib.Path(__file__).parent), autoescape=True, undefined=jinja2.StrictUndefined
+    )
+    return environment.get_template("report.html").render(
+        title=groups[0].name if len(groups) == 1 else f"{len(groups)} configs",
+        headline=tables.headline(groups),
         names=[group.name for group in groups],
         sections=sections,
+        panels=main,
+        more_panels=more,
+        looks=pictures.legend([item["panel"] for item in [*main, *more]]),
+        classes=classes,
+        reliability=drawn([classes.reliability]) if classes else [],
+        matrices={
+            name: inline(
+                pictures.to_svg(pictures.matrix(counts, classes.class_names)),
+                f"Confusions of {name}, which the table beside it lists from the most frequent on.",
+            )
+            for name, counts in classes.matrices.items()
+        }
+        if classes
+        else {},
         together=tables.together(groups) if len(groups) > 1 else [],
         one_run=any(len(group.runs) == 1 and len(group.names) > 1 for group in groups) and scores.ONE_RUN,
         remarks=remarks,
@@ -165,28 +172,18 @@ def write(workdir: pathlib.Path) -> str:
 def write_to(
     folder: pathlib.Path, groups: Sequence[Group], remarks: Sequence[str], against: Against | None = None
 ) -> str:
-    """Writes `report.html`, and `curves.png` and `curves.svg`, or of several groups `curves-1.png` and so on.
-
-    Pictures under such names that an earlier report of other runs has left there are removed.
+    """Writes `report.html`, `curves.png` and `curves.svg`.
 
     Returns:
         A line with the paths.
     """
-    from reporting import pictures
+    from reporting import curves, pictures
 
     folder.mkdir(parents=True, exist_ok=True)
-    figures = {kind: [pictures.curves(group, width) for group in groups] for kind, width in pictures.WIDTHS.items()}
-    drawn = {}
-    for kind, same_size in figures.items():
-        pictures.align(same_size)
-        drawn[kind] = [pictures.to_svg(figure) for figure in same_size]
-    by_group = [dict(zip(drawn, of_group, strict=True)) for of_group in zip(*drawn.values(), strict=True)]
-    replace_file(folder / "report.html", page(groups, remarks, by_group, against))
-    names = ["curves"] if len(groups) == 1 else [f"curves-{number}" for number in range(1, len(groups) + 1)]
-    for old in folder.glob("curves-*"):
-        if re.fullmatch(r"curves-[1-9][0-9]*\.(png|svg)", old.name) and old.stem not in names and old.is_file():
-            old.unlink()
-    for name, figure, svg in zip(names, figures["wide"], drawn["wide"], strict=True):
-        replace_file(folder / f"{name}.png", pictures.to_png(figure))
-        replace_file(folder / f"{name}.svg", svg)
-    return f"Report: {folder / 'report.html'}, {folder / ('curves.png' if len(groups) == 1 else 'curves-*.png')}"
+    replace_file(folder / "report.html", page(groups, remarks, against))
+    if not (panels := curves.panels(groups)):  # nothing is finite
+        return f"Report: {folder / 'report.html'}"
+    figure = pictures.curves(panels)
+    replace_file(folder / "curves.png", pictures.to_png(figure))
+    replace_file(folder / "curves.svg", pictures.to_svg(figure))
+    return f"Report: {folder / 'report.html'}, {folder / 'curves.png'}"

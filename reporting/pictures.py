@@ -6,18 +6,19 @@ import itertools
 import math
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 
-from reporting.runs import Group
-from reporting.scores import Scoring
-from runtime import intervals
+if TYPE_CHECKING:
+    from reporting.curves import Panel
 
 WIDTHS = {"wide": 8.0, "narrow": 4.4}  # inches: for a desk, and for a phone
+PANEL_WIDTH = 4.6  # of a panel of which as many stand side by side as there is room for
 INK = "#000000"  # of text and raw weights; pages replace it by the colour of their text
 
 STYLE: dict[Any, Any] = {
@@ -49,73 +50,105 @@ def styles(names: Sequence[str]) -> dict[str, dict[str, Any]]:
 
 
 @matplotlib.rc_context(STYLE)
-def curves(group: Group, width: float = WIDTHS["wide"]) -> Figure:
-    """Each metric, the difference to the raw weights with its 95 % band, and the learning rate, over the steps.
-
-    Runs that differ in their seed are shown by their mean, with a band of one standard deviation; the difference with
-    the interval of its mean over the seeds.
+def curves(panels: Sequence["Panel"], width: float = WIDTHS["wide"]) -> Figure:
+    """Panels below each other, with a legend above them.
 
     Args:
-        group: the runs.
+        panels: of `curves.panels`.
         width: of the picture, in inches.
     """
-    names, split, pooled = group.names, group.curve_split, len(group.runs) > 1
-    heights = {panel: 1.0 if panel == "learning rate" else 2.4 for panel in panels(group)}
-    columns = max(1, min(len(names), int(11 * width) // (8 + max(len(_short(name)) for name in names))))
-    legend = 0.25 * math.ceil(len(names) / columns)
-    figure, stacked = stack(width, list(heights.values()), above=legend, lines=1 if width > 6 else 2)
-    axes = dict(zip(heights, stacked, strict=True))
-
-    looks = styles(names)
-    for number, name in enumerate(names):
-        # Markers at other places on each curve.
-        style = looks[name] | {"shift": number / len(names)}
-        for metric in group.scoring.directions.keys() & axes.keys():
-            _draw_scores(axes[metric], group, name, metric, style)
-        if name != "raw":
-            _draw_difference(axes["difference"], group, name, style)
-    if "learning rate" in axes:
-        _draw_learning_rate(axes["learning rate"], group)
-
-    scoring = group.scoring
-    scored = f"({split} {scoring.examples}, {f'mean ± sd of {len(group.runs)} seeds' if pooled else 'one run'})"
-    points = ", points" if scoring.is_percent(scoring.metric) else ""
-    difference = f"{scoring.metric.replace('_', ' ')} minus raw{points}"
-    titles = {metric: (title(metric, scoring), scored) for metric in scoring.directions} | {
-        "difference": (difference, f"(band: 95 % over {'seeds' if pooled else scoring.examples}, paired)"),
-        "learning rate": ("learning rate",),
-    }
-    for panel, axis in axes.items():
-        axis.set_label(titles[panel][0])  # `align` compares the labels
+    looks = legend(panels)
+    columns = max(1, min(len(looks), int(11 * width) // (8 + max(len(_short(label)) for label in looks))))
+    heights = [1.0 if panel.title == "learning rate" else 2.4 for panel in panels]
+    figure, axes = stack(width, heights, above=0.25 * math.ceil(len(looks) / columns), lines=1 if width > 6 else 2)
+    for panel, axis in zip(panels, axes, strict=True):
+        draw(axis, panel)
         # The title is above the panel, where it is horizontal and takes no width.
-        axis.set_title((" " if width > 6 else "\n").join(titles[panel]), loc="left", fontsize=10)
-    stacked[-1].set_xlabel("step")
-    curves = [line for line in stacked[0].lines if line.get_marker() != "None"]
-    figure.legend(curves, map(_short, names), loc="upper left", ncols=columns, frameon=False)
+        note = f"({panel.note})" if panel.note else ""
+        axis.set_title(f"{panel.title}{' ' if width > 6 else chr(10)}{note}", loc="left", fontsize=10)
+    axes[-1].set_xlabel("step")
+    handles = [Line2D([], [], **look) for look in looks.values()]
+    figure.legend(handles, map(_short, looks), loc="upper left", ncols=columns, frameon=False)
     return figure
 
 
-def panels(group: Group) -> list[str]:
-    """The names of the panels of `curves` for these runs, from top to bottom."""
-    metrics = [name for name in group.scoring.directions if group.series("raw", name, group.curve_split)[0].size]
-    rate = ["learning rate"] if group.series("train", "learning_rate", "")[0].size else []
-    difference = ["difference"] if len(group.names) > 1 else []
-    return [*metrics, *difference, *rate]
+def legend(panels: Sequence["Panel"]) -> dict[str, dict[str, Any]]:
+    """The look of each curve by its label, as it is where it occurs first."""
+    looks: dict[str, dict[str, Any]] = {}
+    for shown in panels:
+        for line in shown.lines:
+            looks.setdefault(line.label, line.look)
+    return looks
 
 
-def title(metric: str, scoring: Scoring) -> str:
-    """What a panel of a metric is called."""
-    return metric.replace("_", " ") + (", %" if scoring.is_percent(metric) else "")
+@matplotlib.rc_context(STYLE)
+def panel(shown: "Panel") -> tuple[str, dict[str, Any]]:
+    """One panel for a page, without title and legend, and what a script needs to find values in it.
+
+    Returns:
+        The picture as SVG, in which everything of the line number `k` has the class `line-k`; and numbers for JSON:
+        what it is drawn `over`; `box`, where its axes lie in the picture's own units (left, top, width, height); the
+        limits `x`; and `lines` with their `label`, `steps`, `values` and `band`.
+    """
+    figure, (axis,) = stack(PANEL_WIDTH, [2.3], above=0.0, lines=0)
+    for number, artists in enumerate(draw(axis, shown)):
+        for artist in artists:
+            artist.set_gid(f"line-{number}")
+    axis.set_xlabel(shown.x)
+    svg = re.sub(r' id="(line-\d+)"', r' class="\1"', to_svg(figure))
+    place, (width, height) = axis.get_position(), 72 * figure.get_size_inches()
+    box = [place.x0 * width, (1 - place.y1) * height, place.width * width, place.height * height]
+    lines = [
+        {"label": line.label, "steps": line.steps.tolist(), "values": _short_floats(line.values)}
+        | ({"band": [*map(_short_floats, line.band)]} if line.band else {})
+        for line in shown.lines
+    ]
+    limits = {"over": shown.x, "box": _short_floats(box), "x": axis.get_xlim()}
+    return svg, limits | {"lines": lines}
 
 
-def align(figures: Sequence[Figure]) -> None:
-    """Gives the same panels of several pictures of `curves` the same limits, so that they can be compared by eye."""
-    panels = [axis for figure in figures for axis in figure.axes]
-    for name in {axis.get_label() for axis in panels}:
-        same = [axis for axis in panels if axis.get_label() == name]
-        low, high = zip(*(axis.get_ylim() for axis in same), strict=True)
-        for axis in same:
-            axis.set_ylim(min(low), max(high))
+def _short_floats(values: Any) -> list[float | None]:
+    """To five digits, as they are shown; None where not finite, which JSON has no number for."""
+    return [float(f"{value:.5g}") if math.isfinite(value) else None for value in values]
+
+
+def draw(axis: Axes, panel: "Panel") -> list[list[Any]]:
+    """Draws a panel; returns what was drawn for each of its lines. A star is at the best value of a line."""
+    drawn = []
+    for number, line in enumerate(panel.lines):
+        # Markers at other places on each curve: about a dozen distinguish the curves, and a thousand would hide them.
+        every = max(1, len(line.steps) // 12)
+        shift = int(number / len(panel.lines) * every)
+        look = line.look | ({"marker": "o"} if len(line.steps) == 1 else {})  # a line of one point would not show
+        artists: list[Any] = axis.plot(line.steps, line.values, markevery=(shift, every), **look)
+        if line.band:
+            colour = line.look["color"]
+            artists.append(axis.fill_between(line.steps, *line.band, color=colour, alpha=0.2, linewidth=0))
+            if len(line.steps) == 1:  # nor would a band of one step
+                artists.append(axis.vlines(line.steps, *line.band, color=colour, linewidth=1))
+        if line.best is not None and len(line.steps) > 1:
+            best = line.steps[line.best], line.values[line.best]
+            artists += axis.plot(*best, marker="*", markersize=11, color=line.look["color"], linestyle="none")
+        drawn.append(artists)
+    # How training began is no reason to make its end small.
+    late = [line.values[len(line.steps) // 2 if line.label == "train" else 0 :] for line in panel.lines]
+    values = np.concatenate(late)
+    finite = values[np.isfinite(values)]
+    if panel.has_zero:
+        axis.axhline(0, color="#808080", linewidth=1)
+        # The interval of two seeds can be so wide that the curves would look flat. It is cut off.
+        bottom, top = min(0, *finite), max(0, *finite)
+        if room := 1.5 * (top - bottom):
+            low_end, high_end = axis.get_ylim()
+            axis.set_ylim(max(low_end, bottom - room), min(high_end, top + room))
+    elif panel.title == "learning rate":
+        axis.set_ylim(0, 1.1 * finite.max() or 1)
+    elif panel.lower_is_better and finite.min() > 0 and finite.max() > 50 * np.median(finite):
+        axis.set_yscale("log")  # a high start would leave no room for the rest
+    elif any(line.label == "train" for line in panel.lines) and len(panel.lines) > 1:
+        margin = 0.08 * np.ptp(finite) or 1
+        axis.set_ylim(finite.min() - margin, finite.max() + margin)
+    return drawn
 
 
 def stack(width: float, heights: Sequence[float], above: float, lines: int) -> tuple[Figure, list[Axes]]:
@@ -146,70 +179,9 @@ def stack(width: float, heights: Sequence[float], above: float, lines: int) -> t
     return figure, panels
 
 
-def _draw_scores(axis: Axes, group: Group, name: str, metric: str, style: Mapping[str, Any]) -> None:
-    """A metric of one curve: the mean of the runs, with a band of one standard deviation."""
-    steps, values = group.series(name, metric, group.curve_split)
-    values = values * (100 if group.scoring.is_percent(metric) else 1)
-    mean = values.mean(axis=0)
-    _line(axis, steps, mean, **style)
-    if len(group.runs) > 1:
-        spread = np.std(values, axis=0, ddof=1)
-        axis.fill_between(steps, mean - spread, mean + spread, **_band(style))
-    finite = mean[np.isfinite(mean)]
-    if (
-        group.scoring.directions[metric] == "lower"
-        and finite.size
-        and finite.min() > 0
-        and finite.max() > 50 * np.median(finite)
-    ):
-        axis.set_yscale("log")  # a high start would leave no room for the rest
-
-
-def _draw_difference(axis: Axes, group: Group, name: str, style: Mapping[str, Any]) -> None:
-    """The difference of one average to raw, with its 95 % interval: over seeds if there are several, else images."""
-    metric = group.scoring.metric
-    factor = 100 if group.scoring.is_percent(metric) else 1
-    steps, values = group.series(f"{name}-raw", metric, group.curve_split)
-    if len(group.runs) > 1:
-        middle, low, high = intervals.mean_interval(values)
-    else:
-        bounds = (group.series(f"{name}-raw", f"{metric}_{end}", group.curve_split)[1][0] for end in ("low", "high"))
-        middle, low, high = values[0], *bounds
-    _line(axis, steps, factor * middle, **style)
-    axis.fill_between(steps, factor * low, factor * high, **_band(style))
-    if len(steps) == 1:  # a band of one step would not show
-        axis.vlines(steps, factor * low, factor * high, color=style["color"], linewidth=1)
-    axis.axhline(0, color="#808080", linewidth=1)
-
-    # The interval of two seeds can be so wide that the curves would look flat. It is cut off.
-    curves = np.concatenate([np.ravel(line.get_ydata()) for line in axis.lines])
-    bottom, top = np.nanmin(curves), np.nanmax(curves)
-    if room := 1.5 * (top - bottom):
-        axis.autoscale(axis="y")
-        low_end, high_end = axis.get_ylim()
-        axis.set_ylim(max(low_end, bottom - room), min(high_end, top + room))
-
-
-def _draw_learning_rate(axis: Axes, group: Group) -> None:
-    steps, values = group.series("train", "learning_rate", "")
-    marker = "o" if len(steps) == 1 else ""  # a line of one point would not show
-    axis.plot(steps, values.mean(axis=0), color=INK, linewidth=1.3, marker=marker)
-    axis.set_ylim(0, 1.1 * np.nanmax(values, initial=0) or 1)
-
-
-def _line(axis: Axes, steps: np.ndarray, values: np.ndarray, shift: float, **style: Any) -> None:
-    # About a dozen markers distinguish the curves; a thousand would hide them.
-    every = max(1, len(steps) // 12)
-    axis.plot(steps, values, markevery=(int(shift * every), every), **style)
-
-
 def _short(name: str) -> str:
     """A name that fits on a phone. The space keeps `_name` in legends: matplotlib drops names that begin with `_`."""
     return f" {name}" if name.startswith("_") else name if len(name) <= 30 else f"{name[:29]}…"
-
-
-def _band(style: Mapping[str, Any]) -> dict[str, Any]:
-    return {"color": style["color"], "alpha": 0.2, "linewidth": 0}
 
 
 @matplotlib.rc_context(STYLE)
@@ -232,6 +204,29 @@ def kernels(averages: Mapping[str, Mapping[str, Any]], names: Sequence[str], wid
         axis.set_ylim(bottom=0)
         axis.locator_params(axis="y", nbins=3)
     all_axes[-1].set_xlabel("iterate, counted in updates of the average")
+    return figure
+
+
+@matplotlib.rc_context(STYLE)
+def matrix(counts: np.ndarray, names: Sequence[str]) -> Figure:
+    """How often a class was taken for another, as numbers; the more, the darker. What is right stands on the diagonal.
+
+    Args:
+        counts: [classes, classes], of the class and of what it was taken for.
+        names: of the classes.
+    """
+    figure, (axis,) = stack(PANEL_WIDTH, [0.32 * len(names) + 0.1], above=0.0, lines=0)
+    shares = counts / np.maximum(1, counts.sum(axis=1, keepdims=True))
+    axis.imshow(shares * (1 - np.eye(len(names))), cmap="Oranges", vmin=0, vmax=0.2, aspect="auto", alpha=0.8)
+    for (true, taken), count in np.ndenumerate(counts):
+        if count:
+            ink = INK if shares[true, taken] < 0.05 or true == taken else "#010101"  # on orange black on any page
+            axis.text(taken, true, f"{count}", ha="center", va="center", fontsize=9.5, color=ink)
+    short = [_short(name)[:9] for name in names]
+    axis.set_xticks(range(len(names)), short, rotation=90 if max(map(len, short)) > 3 else 0)
+    axis.set_yticks(range(len(names)), short)
+    axis.grid(visible=False)
+    axis.set_xlabel("taken for")
     return figure
 
 

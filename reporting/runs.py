@@ -122,12 +122,24 @@ class Group:
     """Runs that differ in nothing but their seed, one of each."""
 
     runs: tuple[Run, ...]
+    differing: str = ""  # what it differs in from other groups, such as "learning_rate=0.1"
+
+    @property
+    def label(self) -> str:
+        """What it differs in from other groups, or else the first run's workdir."""
+        return self.differing or str(self.runs[0].workdir)
 
     @property
     def name(self) -> str:
-        """The first run's workdir, with the number of seeds if there are several."""
+        """The label, with the number of seeds if there are several."""
         seeds = f" ({len(self.runs)} seeds)" if len(self.runs) > 1 else ""
-        return f"{self.runs[0].workdir}{seeds}"
+        return f"{self.label}{seeds}"
+
+    @property
+    def main_curve(self) -> str:
+        """The curve by which it is judged: `config.best_curve`, or else the first average there is."""
+        best = self.runs[0].config.get("best_curve")
+        return best if best in self.names else next((name for name in self.names if name != "raw"), "raw")
 
     @property
     def setup(self) -> str:
@@ -145,6 +157,8 @@ class Group:
             return ""
         dataset, model, optimizer, schedule, rate, duration = (config[field] for field in fields)
         noise = f" with {config['label_noise']:.0%} wrong labels" if config.get("label_noise") else ""
+        size = self.runs[0].environment.get("parameters")
+        model += f" ({size:,} parameters)" if isinstance(size, int) else ""
         return (
             f"{model} on {dataset}{noise}, {optimizer}, learning rate {rate:g}, {schedule}, {duration} steps of "
             f"{config['batch_size']} {self.scoring.examples}"
@@ -267,9 +281,10 @@ def group(runs: Iterable[Run]) -> tuple[list[Group], list[str]]:
                 f"{run.workdir} has the config and the seed of {seeds[seed].workdir}, which it repeats: it is left out."
             )
         seeds.setdefault(seed, run)
-    groups = [Group(tuple(seeds.values())) for seeds in by_config.values()]
+    groups = _labelled([Group(tuple(seeds.values())) for seeds in by_config.values()])
+    for number in sorted({len(pooled.runs) for pooled in groups}):
+        remarks += few_seeds(", ".join(pooled.name for pooled in groups if len(pooled.runs) == number), number)
     for pooled in groups:
-        remarks += few_seeds(pooled.name, len(pooled.runs))
         for field in ("commit", "packages", "devices", "averages"):
             found = [run.averages if field == "averages" else run.environment.get(field) for run in pooled.runs]
             if len({json.dumps(value, sort_keys=True) for value in found}) > 1:
@@ -277,6 +292,20 @@ def group(runs: Iterable[Run]) -> tuple[list[Group], list[str]]:
         for run in pooled.runs:
             remarks += about_run(run.workdir, run.lines, run.config)
     return groups, remarks
+
+
+def _labelled(groups: list[Group]) -> list[Group]:
+    """The groups, each with what it differs in from the others, where that are no more than two fields."""
+    found = differences(groups) if len(groups) > 1 else {}
+    if not 1 <= len(found) <= 2:
+        return groups
+    names = [field.rpartition(".")[2] for field in found]
+    names = names if len({*names}) == len(names) else [*found]
+    texts = [
+        ", ".join(f"{name}={'none' if x is None else x}" for name, x in zip(names, values, strict=True))
+        for values in zip(*found.values(), strict=True)
+    ]
+    return [Group(group.runs, text) for group, text in zip(groups, texts, strict=True)]
 
 
 def differences(groups: Sequence[Group]) -> dict[str, list[Any]]:

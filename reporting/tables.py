@@ -118,6 +118,46 @@ def to_text(groups: Sequence[Group], markdown: bool = False) -> str:
     return "\n".join([*map(title, groups), body, *says])
 
 
+def headline(groups: Sequence[Group]) -> list[str]:
+    """What came out, in a sentence or three: of one config its scores at the end, of several which ends best."""
+    by_group = [{row["curve"]: row for row in group.rows()} for group in groups]
+    mains = [rows[group.main_curve] for rows, group in zip(by_group, groups, strict=True)]
+    group, main, raw = groups[0], mains[0], by_group[0]["raw"]
+    scoring, metric = group.scoring, main["of"]
+
+    def scored(row: Row) -> str:
+        value = _value(scoring_of(groups), row["of"], row)
+        return f"{value} {_in_words(row['of'])}" if value != "-" else f"no finite {_in_words(row['of'])}"
+
+    where = f"on the {group.last_split} {scoring.examples}"
+    if len(groups) > 1:
+        known = [row for row in mains if row["of"] == metric and row.get(metric) is not None]
+        if not main["better"] or len(known) < len(mains):
+            return []
+        pairs = zip(mains, groups, strict=True)
+        order = sorted(pairs, key=lambda pair: pair[0][metric], reverse=main["better"] == "higher")
+        (first, named), (last, worst) = order[0], order[-1]
+        return [
+            f"Of {len(groups)} configs, {named.name} ends best, with {scored(first)} of {first['curve']} {where}, and "
+            f"{worst.name} worst, with {scored(last)}. Whether that is more than chance, --against tells from several "
+            "seeds."
+        ]
+    seeds = f", the mean of {len(group.runs)} seeds" if len(group.runs) > 1 else ""
+    if main is raw:
+        return [f"After {group.last_step} steps, the weights have {scored(raw)} {where}{seeds}."]
+    sentences = [
+        f"After {group.last_step} steps, the average {main['curve']} has {scored(main)} {where} and the raw weights "
+        f"{scored(raw)}{seeds}."
+    ]
+    if main.get("best") is not None and main["best_step"] != group.last_step:
+        best = _value(scoring, metric, {metric: main["best"]})
+        sentences.append(
+            f"At its best evaluation, step {main['best_step']}, {main['curve']} had {best}: what stopping there would "
+            f"have given, if the {main['best_split']} {scoring.examples} that chose it did not flatter it."
+        )
+    return sentences
+
+
 def verdicts(group: Group, named: bool) -> list[str]:
     """A sentence on the difference of each average, with the group's name if there are several groups."""
     prefix = f"{group.name}: " if named else ""

@@ -45,9 +45,9 @@ def describe() -> dict[str, Any]:
     }
 
 
-def write(workdir: pathlib.Path) -> None:
-    """Writes `environment.json`, and says where results are not those of another run to the bit."""
-    path, found = workdir / "environment.json", describe()
+def write(workdir: pathlib.Path, **more: Any) -> None:
+    """Writes `environment.json`, with `more`, and says where results are not those of another run to the bit."""
+    path, found = workdir / "environment.json", describe() | more
     before = _read(path)
     found["began_on"] = before.get("began_on") or before.get("devices") or found["devices"]
     replace_file(path, json.dumps(found, indent=2) + "\n")

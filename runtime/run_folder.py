@@ -26,6 +26,7 @@ FILES = (
     "averages.json",
     "metrics.jsonl",
     "timing.jsonl",
+    "predictions.npz",
     "report.html",
     "curves.png",
     "curves.svg",
@@ -93,7 +94,7 @@ def describe(workdir: pathlib.Path, config: ml_collections.FrozenConfigDict, sta
         state: before the next step.
     """
     run_config.write(config, workdir)
-    environment.write(workdir)
+    environment.write(workdir, parameters=sum(x.size for x in jax.tree.leaves(state.params)))
     table = average_table.write(workdir, state, config.duration, random_start=not config.init_from)
     devices = jax.device_count()
     part = config.batch_size // (devices * config.accumulate)

@@ -43,7 +43,7 @@ WORKDIRS = {
     "another model": (
         lambda run: None,
         ["--config.model.hidden_sizes=(8,)", "--config_change=accept"],
-        "or use another --workdir; if it is the run's own, the code of its model or optimizer has changed since.",
+        "or use another --workdir; if it is the run's own, their code has changed since.",
     ),
     "config.json is torn": (
         lambda run: (run / "config.json").write_text((run / "config.json").read_text()[:99]),

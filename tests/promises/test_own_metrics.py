@@ -11,7 +11,7 @@ from conftest import ROOT, create_experiment, digits_config, read_metrics
 import evaluation
 import settings
 import train
-from reporting import page, pictures, runs, tables
+from reporting import curves, page, runs, tables
 from runtime import run_config
 from runtime.dispatch import counted_if
 from runtime.errors import UserError
@@ -50,7 +50,8 @@ def test_a_metric_of_ones_own_reaches_file_table_picture_page_and_best_checkpoin
     assert shown["top5"] == f"{average[-1]['top5']:.2%}"  # a share of images, since its scores are booleans
     assert shown["top5 minus raw (95 % interval)"].startswith(f"{100 * difference[-1]['top5']:+.2f} (")
     assert "in margin, 95 % interval over examples" in group.scoring.verdict(group.rows()[1])
-    assert [*pictures.panels(group)][:4] == ["margin", "accuracy", "loss", "top5"]
+    titles = [panel.title for panel in curves.panels([group])]
+    assert titles[:4] == ["margin", "accuracy, %", "loss", "top5, %"]
     page.write(tmp_path)
     assert "top5 minus raw" in (tmp_path / "report.html").read_text()
 

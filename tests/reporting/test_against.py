@@ -196,10 +196,10 @@ def test_each_of_several_configs_is_compared_and_one_without_a_pair_is_named(tmp
     found = against(mine, make_runs(tmp_path, "other", {0: (0.5, 0.5)}, config=ADAMW))
     assert [row[:3] for row in found.cells()] == [
         ["run", "weights", "seeds"],
-        *([str(tmp_path / run), curve, "1"] for run in ("a0", "b0") for curve in ("raw", "ema")),
+        *([run, curve, "1"] for run in ("batch_size=none", "batch_size=2") for curve in ("raw", "ema")),
     ]
     assert found.remarks == [
-        f"{tmp_path}/c1 against {tmp_path}/other0: left out, since no run of the other side has the seed: "
+        f"batch_size=3 against {tmp_path}/other0: left out, since no run of the other side has the seed: "
         f"{tmp_path}/c1 (seed 1), {tmp_path}/other0 (seed 0)."
     ]
 

@@ -1,8 +1,10 @@
+import re
+
 import numpy as np
 import pytest
 from made_runs import make_diagnosis, make_run
 
-from reporting import diagnosis, pictures, runs
+from reporting import curves, diagnosis, pictures, runs
 from reporting.runs import Run
 
 
@@ -36,25 +38,13 @@ def test_the_pictures_of_a_diagnosis_show_its_numbers(tmp_path):
 def test_a_loss_is_called_no_more_than_a_loss_whatever_the_task_makes_of_it(tmp_path):
     (group,), _ = runs.group([make_run(tmp_path / "run")])
     parts = {part.name: part for part in diagnosis.sections(make_diagnosis())}
-    figures = [pictures.curves(group), *(parts[name].draw(8.0) for name in ("line", "ensembles", "runs"))]
+    figures = [
+        pictures.curves(curves.panels([group])),
+        *(parts[name].draw(8.0) for name in ("line", "ensembles", "runs")),
+    ]
     for figure in figures:
         titles = [axis.get_title("left") for axis in figure.axes]
-        assert [title.partition(" (")[0] for title in titles if not title.startswith(("acc", "learn"))] == ["loss"]
-
-
-def test_pictures_of_several_configs_have_the_same_axes(tmp_path):
-    groups, _ = runs.group(
-        [
-            make_run(tmp_path / "a"),
-            make_run(tmp_path / "b", config={"batch_size": 3}, accuracies=((0.1, 0.2), (0.2, 0.3))),
-        ]
-    )
-    figures = [pictures.curves(group) for group in groups]
-    pictures.align(figures)
-    limits = [[axis.get_ylim() for axis in figure.axes] for figure in figures]
-    assert limits[0] == limits[1]
-    assert limits[0][0][0] < 10
-    assert limits[0][0][1] > 80
+        assert [title.partition(" (")[0] for title in titles if not title.startswith("acc")] == ["loss"]
 
 
 def test_a_kernel_is_drawn_with_its_whole_weight():
@@ -67,9 +57,10 @@ def test_a_kernel_is_drawn_with_its_whole_weight():
 
 def test_labels_in_the_page_keep_their_digits(tmp_path):
     run = make_run(tmp_path / "run")
-    lines = [line | ({"learning_rate": 0.00125} if line["curve"] == "train" else {}) for line in run.lines]
+    rates = {10: 0.00125, 20: 0.00124}
+    lines = [line | ({"learning_rate": rates[line["step"]]} if line["curve"] == "train" else {}) for line in run.lines]
     (group,), _ = runs.group([Run(run.workdir, lines, [], run.config, {}, run.averages)])
-    figure = pictures.curves(group)
+    figure = pictures.curves(curves.panels([group]))
     svg = pictures.to_svg(figure)
     labels = [label.get_text() for label in figure.axes[-1].get_yticklabels()]
     assert "0.0005" in labels
@@ -84,21 +75,28 @@ def test_every_curve_has_a_marker_of_its_own_and_its_name_in_the_legend(tmp_path
         for name in ("_a", "b", "a_name_that_is_longer_than_any_phone_is_wide")
     ]
     (group,), _ = runs.group([make_run(tmp_path / "run", lines=extra)])
-    figure = pictures.curves(group)
-    curves = [line for line in figure.axes[0].lines if len(line.get_xdata()) == 2]
-    assert len(curves) == 5
-    assert len({line.get_marker() for line in curves}) == 5
-    assert len({line.get_color() for line in curves}) == 5
+    figure = pictures.curves(curves.panels([group]))
+    shown = [line for line in figure.axes[0].lines if len(line.get_xdata()) == 2]
+    assert len(shown) == 5
+    assert len({line.get_marker() for line in shown}) == 5
+    assert len({line.get_color() for line in shown}) == 5
     names = [text.get_text().strip() for text in figure.legends[0].get_texts()]
-    assert names == ["raw", "_a", "a_name_that_is_longer_than_an…", "b", "ema"]
+    assert names == ["raw", "_a", "a_name_that_is_longer_than_an…", "b", "ema", "train"]
 
 
-def test_the_panels_show_what_their_titles_say(tmp_path):
-    (group,), _ = runs.group([make_run(tmp_path / "run")])
-    accuracy, loss, difference, rate = pictures.curves(group).axes
-    np.testing.assert_allclose(accuracy.lines[1].get_ydata(), [60, 80], atol=1e-9)
-    np.testing.assert_allclose(loss.lines[1].get_ydata(), [0.4, 0.2], atol=1e-9)
-    np.testing.assert_allclose(difference.lines[0].get_ydata(), [10, 10], atol=1e-9)
-    [band] = difference.collections
-    assert band.get_paths()[0].get_extents().height == pytest.approx(2, abs=1e-9)  # points, from -1 to +1
-    np.testing.assert_allclose(rate.lines[0].get_ydata(), [0.1, 0.1], atol=1e-12)
+def test_a_picture_shows_the_numbers_of_its_panels_and_a_star_at_the_best(tmp_path):
+    accuracies = ((0.5, 0.6), (0.7, 0.8), (0.6, 0.7))
+    (group,), _ = runs.group([make_run(tmp_path / "run", accuracies=accuracies, steps=(10, 20, 30))])
+    shown = curves.panels([group])
+    svg, numbers = pictures.panel(shown[0])
+    assert [line["label"] for line in numbers["lines"]] == ["raw", "ema"]
+    assert numbers["lines"][1] == {"label": "ema", "steps": [10, 20, 30], "values": [60, 80, 70]}
+    assert {int(number) for number in re.findall(r'class="line-(\d+)"', svg)} == {0, 1}
+    figure = pictures.curves(shown)
+    stars = [line.get_xydata().tolist() for line in figure.axes[0].lines if line.get_marker() == "*"]
+    assert stars == [[[20, pytest.approx(70)]], [[20, pytest.approx(80)]]]
+    # The axes lie where the numbers for the script say.
+    left, top, width, height = numbers["box"]
+    view = [float(x) for x in re.search(r'viewBox="0 0 ([\d.]+) ([\d.]+)"', svg).groups()]
+    assert 0 < left < left + width < view[0]
+    assert 0 < top < top + height < view[1]

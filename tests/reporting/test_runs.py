@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from made_runs import make_run
 
-from reporting import pictures, runs
+from reporting import curves, runs
 from reporting.runs import Run
 from reporting.scores import Scoring
 from runtime.errors import UserError
@@ -149,7 +149,7 @@ def test_a_curve_that_only_one_run_has_is_left_out_of_what_is_pooled(tmp_path):
     (group,), _ = runs.group(made)
     assert group.names == ["raw", "ema"]
     assert [row["curve"] for row in group.rows()] == ["raw", "ema"]
-    pictures.curves(group)
+    assert {line.label for panel in curves.panels([group]) for line in panel.lines} == {"raw", "ema", "train"}
 
 
 def test_an_evaluation_that_is_still_being_written_is_not_the_last(tmp_path):

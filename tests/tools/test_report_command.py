@@ -11,7 +11,7 @@ from made_runs import make_diagnosis, make_run, store_diagnosis
 from PIL import Image
 
 import train
-from reporting import page, runs
+from reporting import page
 
 
 def test_every_format_has_the_same_numbers(tmp_path):
@@ -26,7 +26,7 @@ def test_every_format_has_the_same_numbers(tmp_path):
 
     rows = json.loads(printed("json"))["rows"]
     assert [(row["run"], row["curve"]) for row in rows] == [
-        (str(tmp_path / run), curve) for run in "ab" for curve in ("raw", "ema")
+        (run, curve) for run in ("batch_size=none", "batch_size=3") for curve in ("raw", "ema")
     ]
     assert rows[1]["accuracy_difference"] == pytest.approx(0.1, abs=1e-12)
     as_csv = list(csv.DictReader(io.StringIO(printed("csv"))))
@@ -93,20 +93,6 @@ def test_what_is_no_run_is_left_out_of_a_report_and_named(tmp_path, format_):
     shown = result.stdout + ((tmp_path / "out" / "report.html").read_text() if format_ == "html" else "")
     for name in ("damaged", "file", "not_started"):
         assert shown.count(f"Left out: {tmp_path / name}") == (2 if format_ == "html" else 1)
-
-
-@pytest.mark.slow
-def test_no_picture_of_an_earlier_report_is_left_beside_a_new_one(tmp_path):
-    made = [make_run(tmp_path / str(number), config={"batch_size": number}) for number in range(3)]
-    others = ("curves-3.pdf", "curves-03.png", "curves-old.png", "mycurves-3.png")
-    for number, left in ((3, {1, 2, 3}), (2, {1, 2}), (1, set())):
-        groups, remarks = runs.group(made[:number])
-        page.write_to(tmp_path / "report", groups, remarks)
-        for name in others:
-            (tmp_path / "report" / name).touch()
-        pictures = {f"curves-{number}{ending}" for number in left or [""] for ending in (".png", ".svg")}
-        expected = {name.replace("-.", ".") for name in pictures} | {"report.html", *others}
-        assert {path.name for path in (tmp_path / "report").iterdir()} == expected
 
 
 def test_the_page_goes_where_it_is_told_to(tmp_path):

@@ -1,0 +1,179 @@
+"""What the panels of a picture of runs show, as numbers: each metric over training, and what there is besides."""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from reporting.pictures import INK, styles
+from reporting.runs import Group
+from runtime import intervals
+
+NUM_COLOURED = 6  # as many configs can be told apart by their colours; the others of a page are grey
+_GREY = {"color": "#808080", "marker": "", "linestyle": "-", "markersize": 4, "linewidth": 1.0}
+
+
+@dataclasses.dataclass(frozen=True)
+class Line:
+    """A curve of a panel.
+
+    Attributes:
+        label: in the legend.
+        look: for matplotlib.
+        steps: [k].
+        values: [k], NaN where they were not finite.
+        band: its lower and upper end, [k] each; None if there is none.
+        best: index of the best value; None if it is not known what is better.
+    """
+
+    label: str
+    look: dict[str, Any]
+    steps: np.ndarray
+    values: np.ndarray
+    band: tuple[np.ndarray, np.ndarray] | None = None
+    best: int | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Panel:
+    """One pair of axes.
+
+    Attributes:
+        title: what is shown.
+        note: on what it was measured, or what the band is.
+        lines: the curves.
+        has_zero: whether to draw a line at 0.
+        lower_is_better: whether a high start may be squeezed by a logarithmic axis.
+        x: what the lines are drawn over.
+    """
+
+    title: str
+    note: str
+    lines: Sequence[Line]
+    has_zero: bool = False
+    lower_is_better: bool = False
+    x: str = "step"
+
+
+@dataclasses.dataclass(frozen=True)
+class _Curve:
+    label: str
+    look: dict[str, Any]
+    group: Group
+    name: str
+
+
+def chosen(groups: Sequence[Group]) -> list[_Curve]:
+    """The curves to show: of one config all, with that of training; of several its raw and its average weights.
+
+    Of more than `NUM_COLOURED` configs those that ended best have colours.
+    """
+    if len(groups) == 1:
+        names, (group,) = groups[0].names, groups
+        looks = styles(names) | {"train": _GREY | {"linestyle": ":"}}
+        return [_Curve(name, looks[name], group, name) for name in [*names, "train"]]
+    curves = []
+    colours = iter(styles([f"config {number}" for number in range(NUM_COLOURED)]).values())
+    best = _best_first(groups)[:NUM_COLOURED]
+    for group in groups:
+        main = group.main_curve
+        look = next(colours) if group in best else _GREY
+        label = group.label if group in best else "others"
+        if main != "raw":
+            curves.append(_Curve(f"{label}, {main}" if group in best else label, look, group, main))
+        thin = look | {"linestyle": ":", "linewidth": 1.0, "marker": ""}
+        curves.append(_Curve(f"{label}, raw" if group in best else label, thin, group, "raw"))
+    return curves
+
+
+def _best_first(groups: Sequence[Group]) -> list[Group]:
+    """The groups by the metric of their main curve at their last evaluation; those without a finite one at the end."""
+
+    def badness(group: Group) -> float:
+        _, values = group.series(group.main_curve, group.scoring.metric, group.curve_split)
+        last = float(values[:, -1].mean()) if values.size else np.nan
+        sign = 1 if group.scoring.directions.get(group.scoring.metric) == "lower" else -1
+        return sign * last if np.isfinite(last) else np.inf
+
+    return sorted(groups, key=badness)
+
+
+def panels(groups: Sequence[Group]) -> list[Panel]:
+    """Each metric and the difference to the raw weights, then the learning rate unless it is constant."""
+    curves, pooled = chosen(groups), any(len(group.runs) > 1 for group in groups)
+    scoring = groups[0].scoring
+    splits = " or ".join(dict.fromkeys(group.curve_split for group in groups))
+    scored = f"{splits} {scoring.examples}, {'mean ± sd over the seeds' if pooled else 'one run'}"
+    found = []
+    for metric in dict.fromkeys(name for group in groups for name in group.scoring.directions):
+        lines = [_metric_line(curve, metric) for curve in curves]
+        title = metric.replace("_", " ") + (", %" if scoring.is_percent(metric) else "")
+        found.append(Panel(title, scored, lines, lower_is_better=scoring.directions.get(metric) == "lower"))
+    averages = [curve for curve in curves if curve.name not in ("raw", "train")]
+    points = ", points" if scoring.is_percent(scoring.metric) else ""
+    title = f"{scoring.metric.replace('_', ' ')} minus raw{points}"
+    note = f"band: 95 % over {'the seeds' if pooled else scoring.examples}, paired"
+    found.append(Panel(title, note, [_difference_line(curve) for curve in averages], has_zero=True))
+    rates = [_train_line(curve, "learning_rate") for curve in _one_of_each_group(curves, groups)]
+    if any(np.ptp(line.values) > 1e-4 * np.max(line.values) for line in rates if line.values.size):  # of float32 means
+        found.append(Panel("learning rate", "", rates))
+    return [panel for panel in map(_without_empty, found) if panel.lines]
+
+
+def more_panels(groups: Sequence[Group]) -> list[Panel]:
+    """The norm of the gradient and how far each average is from the raw weights."""
+    curves = chosen(groups)
+    norms = [_train_line(curve, "grad_norm") for curve in _one_of_each_group(curves, groups)]
+    apart = [_metric_line(c, "distance", f"{c.name}-raw") for c in curves if c.name not in ("raw", "train")]
+    found = [
+        Panel("norm of the gradient", "mean since the one before", norms, lower_is_better=True),
+        Panel("distance to raw", "Euclidean, of all parameters", apart),
+    ]
+    return [panel for panel in map(_without_empty, found) if panel.lines]
+
+
+def _without_empty(panel: Panel) -> Panel:
+    return dataclasses.replace(panel, lines=[line for line in panel.lines if np.isfinite(line.values).any()])
+
+
+def _one_of_each_group(curves: Sequence[_Curve], groups: Sequence[Group]) -> list[_Curve]:
+    """For each group a curve with its look."""
+    if len(groups) == 1:
+        return [_Curve("train", {**_GREY, "color": INK}, groups[0], "train")]
+    return [next(curve for curve in curves if curve.group is group) for group in groups]
+
+
+def _metric_line(curve: _Curve, metric: str, name: str = "") -> Line:
+    """A metric over training: the mean of the runs, with a band of one standard deviation."""
+    group, scoring = curve.group, curve.group.scoring
+    split = "" if curve.name == "train" else group.curve_split
+    steps, values = group.series(name or curve.name, metric, split)
+    values = values * (100 if scoring.is_percent(metric) else 1)
+    mean, band, best = values.mean(axis=0), None, None
+    if len(group.runs) > 1:
+        spread = np.std(values, axis=0, ddof=1)
+        band = mean - spread, mean + spread
+    if split and metric in scoring.directions and np.isfinite(mean).any():
+        best = int(np.nanargmax(mean) if scoring.directions[metric] == "higher" else np.nanargmin(mean))
+    return Line(curve.label, curve.look, steps, mean, band, best)
+
+
+def _difference_line(curve: _Curve) -> Line:
+    """The difference of an average to raw, with its 95 % interval: over seeds if there are several, else examples."""
+    group, metric = curve.group, curve.group.scoring.metric
+    factor = 100 if group.scoring.is_percent(metric) else 1
+    name, split = f"{curve.name}-raw", group.curve_split
+    steps, values = group.series(name, metric, split)
+    if len(group.runs) > 1:
+        middle, low, high = intervals.mean_interval(values)
+    else:
+        ends = (group.series(name, f"{metric}_{end}", split)[1] for end in ("low", "high"))
+        low, high = (end[0] if end.size else np.full(len(steps), np.nan) for end in ends)
+        middle = values[0]
+    return Line(curve.label, curve.look, steps, factor * middle, (factor * low, factor * high))
+
+
+def _train_line(curve: _Curve, metric: str) -> Line:
+    steps, values = curve.group.series("train", metric, "")
+    return Line(curve.label, curve.look | {"marker": ""}, steps, values.mean(axis=0))
