@@ -1,4 +1,4 @@
-"""How long a report takes, as a whole process: of one short run, and of three runs of 1,000 evaluations each.
+"""How long a report takes, as a whole process, and how large its page is: of one short run, of three long ones, of 30.
 
 python -m benchmarks.report
 """
@@ -6,6 +6,7 @@ python -m benchmarks.report
 import functools
 import json
 import math
+import os
 import pathlib
 import subprocess
 import sys
@@ -58,13 +59,20 @@ def main(argv: list[str]) -> None:
         for number in range(3):
             write_run(folder / f"seed{number}", 1000, seed=number)
             write_run(folder / f"config{number}", 1000, batch_size=number)
+        for number in range(30):
+            write_run(folder / f"many{number:02}", 20, batch_size=number)
         variants = {
             "one run, 10 evaluations": functools.partial(report, folder / "short"),
             "three seeds, 1000 evaluations": functools.partial(report, *folder.glob("seed?")),
             "three configs, 1000 evaluations": functools.partial(report, *folder.glob("config?")),
+            "30 configs, 20 evaluations": functools.partial(report, *folder.glob("many??")),
         }
         seconds = measure.interleaved(variants, _ROUNDS.value)
-    rows = [{"what": name, **measure.summary(values)} for name, values in seconds.items()]
+        megabytes = {}
+        for name, write in variants.items():
+            write()
+            megabytes[name] = max(folder.rglob("report.html"), key=os.path.getmtime).stat().st_size / 1e6
+    rows = [{"what": name, "megabytes": megabytes[name], **measure.summary(x)} for name, x in seconds.items()]
     measure.write("report", rows, seconds=seconds)
 
 

@@ -295,10 +295,12 @@ def group(runs: Iterable[Run]) -> tuple[list[Group], list[str]]:
 
 
 def _labelled(groups: list[Group]) -> list[Group]:
-    """The groups, each with what it differs in from the others, where that are no more than two fields."""
+    """The groups, each with what it differs in, if that are one or two fields; or else with the folder of its runs."""
     found = differences(groups) if len(groups) > 1 else {}
     if not 1 <= len(found) <= 2:
-        return groups
+        folders = {str(run.workdir.parent): group for group in groups if len(group.runs) > 1 for run in group.runs}
+        is_own = len(folders) == len(groups) > 1 and [*folders.values()] == groups
+        return [Group(group.runs, folder) for folder, group in folders.items()] if is_own else groups
     names = [field.rpartition(".")[2] for field in found]
     names = names if len({*names}) == len(names) else [*found]
     texts = [

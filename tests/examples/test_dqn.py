@@ -225,3 +225,10 @@ def test_every_command_works_on_its_workdir(tmp_path):
     assert refused.stderr.startswith("error: ")
     assert FinishedRun.read(tmp_path / "run").config.task == "examples.dqn.train"
     assert find_checkpoint(tmp_path / "run", "latest").record.step == 40
+
+
+@pytest.mark.parametrize(("task", "found"), [(None, "has no TASK"), (3, "has a TASK that is a int")])
+def test_a_fork_without_a_task_is_refused(monkeypatch, task, found):
+    monkeypatch.setattr("examples.dqn.train.TASK", task)
+    with pytest.raises(UserError, match=rf"examples/dqn/train.py {found}; expected TASK = train.Task\(...\)"):
+        train.find_task("examples.dqn.train")

@@ -45,8 +45,7 @@ FIELDS = {
     "profile=(9000,9001)": "profile = (9000, 9001): training ends at step 1127",
     "loss.gamma=3": "loss.gamma is unknown; the loss of task 'classification' has label_smoothing, l2_penalty",
     "model.kernels=3": "model.kernels is unknown; model 'mlp' has dtype, hidden_sizes, name",
-    "task=clasification": "task = 'clasification': must be one of 'classification', 'examples.dqn.train', "
-    "'examples.nnx.train', or a new one in train.TASKS or examples/; did you mean 'classification'?",
+    "task=clasification": "a new one in train.TASKS or examples/; did you mean 'classification'?",
     "model.name=resent": "did you mean 'resnet'?",
     "model.depth=18": "model.depth = 18: model 'mlp' has no such field; leave it at its default",
     "model.hidden_sizes=(8,0)": "model.hidden_sizes = (8, 0): must be positive integers",

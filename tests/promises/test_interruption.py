@@ -39,6 +39,14 @@ def start(*flags: str, config: str) -> subprocess.Popen:
     return subprocess.Popen(arguments, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
+@pytest.fixture(autouse=True)
+def _no_nohup():
+    """The tests' own `nohup`, under which a run ignores SIGHUP, too."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
+
+
 def wait_for(stream, text: str) -> None:
     for line in stream:
         if text in line:

@@ -40,7 +40,8 @@ FAINT = """
 """
 # Of each picture that is not folded away: its box, its alternative text, and the smallest text in it, in pixels.
 PICTURES = """
-() => [...document.querySelectorAll("svg[role=img]")].filter(e => !e.closest("details") && e.checkVisibility()).map(e => ({
+() => [...document.querySelectorAll("svg[role=img]")]
+    .filter(e => !e.closest("details") && e.checkVisibility()).map(e => ({
     width: e.getBoundingClientRect().width,
     height: e.getBoundingClientRect().height,
     alt: e.getAttribute("aria-label"),

@@ -6,21 +6,12 @@ import jax.numpy as jnp
 import pytest
 from flax import linen as nn
 
-import settings
-import train
 from input_pipeline import Data
 from runtime import dispatch, task_checks
 from runtime.errors import UserError
 
 WITH_BATCH = SimpleNamespace(batch=lambda state: ({"x": jnp.zeros(8)}, state.memory))
 DATA = Data(WITH_BATCH, {"test": None}, (jnp.zeros(1), jnp.zeros(1)))
-
-
-@pytest.mark.parametrize(("task", "found"), [(None, "has no TASK"), (3, "has a TASK that is a int")])
-def test_a_fork_without_a_task_is_refused(monkeypatch, task, found):
-    monkeypatch.setattr("examples.dqn.train.TASK", task)
-    with pytest.raises(UserError, match=rf"examples/dqn/train.py {found}; expected TASK = train.Task\(...\)"):
-        settings.find_task("examples.dqn.train", {}, train.Task)
 
 
 @pytest.mark.parametrize(
