@@ -1,17 +1,22 @@
 """The page of runs: curves, tables and a verdict, in one HTML file."""
 
+import contextlib
 import json
 import pathlib
 import re
 import shlex
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from reporting import runs, scores, tables
 from reporting.against import Against
 from reporting.runs import Group, Run
-from runtime.errors import missing_package
+from runtime.errors import UserError, missing_package
 from runtime.files import replace_file
+
+FIRST_PAGE = 30.0  # seconds after the start of a run
+REFRESH = 15  # seconds until a browser loads the page of a run again that is still training
 
 # The clocks of `Group.times`, with their labels.
 _TIMES = {
@@ -30,6 +35,7 @@ def page(
     remarks: Sequence[str],
     curves: Sequence[Mapping[str, str]],
     against: Against | None = None,
+    refresh: int = 0,
 ) -> str:
     """The page, a whole HTML file.
 
@@ -38,6 +44,7 @@ def page(
         remarks: other sentences about them.
         curves: the picture of each group as SVG, "wide" and "narrow".
         against: the comparison of these groups with the last one, if there is one.
+        refresh: seconds after which a browser is to load the page again; 0: never.
     """
     import jinja2
 
@@ -101,6 +108,7 @@ def page(
     source = (pathlib.Path(__file__).parent / "report.html").read_text("utf-8")
     template = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined).from_string(source)
     return template.render(
+        refresh=refresh,
         names=[group.name for group in groups],
         sections=sections,
         together=tables.together(groups) if len(groups) > 1 else [],
@@ -147,23 +155,49 @@ def _environment(groups: Sequence[Group]) -> dict[str, dict[str, list[str]]]:
     return found
 
 
-def write(workdir: pathlib.Path) -> str:
+def write(workdir: pathlib.Path, refresh: int = 0) -> str:
     """Writes the page and the picture of one run into its workdir, if the packages that draw are installed.
+
+    Args:
+        workdir: of the run.
+        refresh: see `page`.
 
     Returns:
         The table of the last evaluation, with remarks and the page's path below it.
     """
     groups, remarks = runs.group([Run.read(workdir)])
     try:
-        written = write_to(workdir, groups, remarks)
+        written = write_to(workdir, groups, remarks, refresh=refresh)
     except ModuleNotFoundError as error:  # the run itself is done
         command = shlex.join(["python", "-m", "tools.report", str(workdir)])
         written = f"Note: there is no report yet, {missing_package(error)}. Then: {command}"
     return "\n".join([tables.to_text(groups), *remarks, written])
 
 
+def keep_up(workdir: pathlib.Path, lines: Iterable[Any]) -> None:
+    """Writes the page of a run again as its lines come; a browser that shows it loads it again until the run ends.
+
+    A tracker, as runtime/trackers.py describes them. It writes for about 5 % of the time, so the first page comes after
+    `FIRST_PAGE` seconds, and a short run has none before its end.
+    """
+    path, due, written = workdir / "report.html", time.monotonic() + FIRST_PAGE, ""
+    for _ in lines:
+        started = time.monotonic()
+        if started >= due:
+            with contextlib.suppress(UserError):  # there is no evaluation yet
+                write(workdir, refresh=REFRESH)
+                written = path.read_text("utf-8") if path.exists() else ""  # where nothing that draws is installed
+            due = time.monotonic() + 19 * (time.monotonic() - started)
+    if written:  # A run that was stopped has no other page.
+        replace_file(path, re.sub('<meta http-equiv="refresh".*>\n', "", written))
+
+
 def write_to(
-    folder: pathlib.Path, groups: Sequence[Group], remarks: Sequence[str], against: Against | None = None
+    folder: pathlib.Path,
+    groups: Sequence[Group],
+    remarks: Sequence[str],
+    against: Against | None = None,
+    refresh: int = 0,
 ) -> str:
     """Writes `report.html`, and `curves.png` and `curves.svg`, or of several groups `curves-1.png` and so on.
 
@@ -181,7 +215,7 @@ def write_to(
         pictures.align(same_size)
         drawn[kind] = [pictures.to_svg(figure) for figure in same_size]
     by_group = [dict(zip(drawn, of_group, strict=True)) for of_group in zip(*drawn.values(), strict=True)]
-    replace_file(folder / "report.html", page(groups, remarks, by_group, against))
+    replace_file(folder / "report.html", page(groups, remarks, by_group, against, refresh))
     names = ["curves"] if len(groups) == 1 else [f"curves-{number}" for number in range(1, len(groups) + 1)]
     for old in folder.glob("curves-*"):
         if re.fullmatch(r"curves-[1-9][0-9]*\.(png|svg)", old.name) and old.stem not in names and old.is_file():
