@@ -135,8 +135,10 @@ def following(workdir: pathlib.Path, trackers: Iterable[Tracker]) -> Iterator[No
         trackers: functions as this module's docstring describes them. What they raise is printed.
     """
     lines = [(tracker, queue.SimpleQueue[Line | None]()) for tracker in trackers]
+    given_up = threading.Event()
     threads = [
-        threading.Thread(target=_track, args=(workdir, *each), name=_name(each[0]), daemon=True) for each in lines
+        threading.Thread(target=_track, args=(workdir, *each, given_up), name=_name(each[0]), daemon=True)
+        for each in lines
     ]
     followed = _followed[workdir.resolve()]
     followed += [waiting for _, waiting in lines]
@@ -152,18 +154,22 @@ def following(workdir: pathlib.Path, trackers: Iterable[Tracker]) -> Iterator[No
         for thread in threads:
             thread.join(max(0.0, until - time.monotonic()))
             if thread.is_alive():
+                given_up.set()
                 say(
                     f"Note: {thread.name} is not done {PATIENCE:.0f} s after the run; what it still has to send is lost"
                 )
 
 
-def _track(workdir: pathlib.Path, tracker: Tracker, waiting: queue.SimpleQueue[Line | None]) -> None:
+def _track(
+    workdir: pathlib.Path, tracker: Tracker, waiting: queue.SimpleQueue[Line | None], given_up: threading.Event
+) -> None:
     lines: Iterator[Line] = iter(waiting.get, None)  # which ends at the first None
     for first in lines:  # before the first line, there is no config.json
         try:
             tracker(workdir, itertools.chain([first], lines))
         except (Exception, SystemExit) as error:
-            say(f"Note: {_name(tracker)} has failed ({type(error).__name__}: {error}); the run goes on without it")
+            if not given_up.is_set():
+                say(f"Note: {_name(tracker)} has failed ({type(error).__name__}: {error}); the run goes on without it")
         collections.deque(lines, maxlen=0)  # what is left
 
 
