@@ -20,7 +20,7 @@ import tools  # noqa: F401  # first: it says what to install where one of the ne
 from absl import app, flags
 from ml_collections import config_flags
 
-from runtime import interruption
+from runtime import interruption, trackers
 from runtime.errors import UserError
 from runtime.files import local_path
 from runtime.progress import say
@@ -41,6 +41,7 @@ _CACHE_DIR = flags.DEFINE_string(
     os.path.join(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "flax-polyak-template"),
     "Where to keep compiled programs and decoded data sets for later runs; empty: nowhere.",
 )
+_TRACKER = flags.DEFINE_multi_string("tracker", [], "Where metrics go live, too: wandb, mlflow or MODULE:FUNCTION.")
 _DEBUG_NANS = flags.DEFINE_bool("debug_nans", False, "Stop with a traceback where the first NaN comes from.")
 flags.mark_flag_as_required("config")
 flags.register_validator("workdir", bool, "must name a folder")
@@ -64,6 +65,7 @@ def main(argv: list[str]) -> None:
 
 def _run() -> None:
     workdir = local_path(_WORKDIR.value, "--workdir")
+    chosen = [trackers.find(name) for name in _TRACKER.value]
     # Here, so that a wrong flag is reported without waiting for JAX, and signals are heard while it is imported.
     import jax
 
@@ -81,8 +83,10 @@ def _run() -> None:
     if _CACHE_DIR.value:
         _enable_cache(_CACHE_DIR.value)
     if _MODE.value == "train":
-        train.train_and_evaluate(_CONFIG.value, workdir, config_change=_CONFIG_CHANGE.value)
-        say(page.write(workdir))
+        with trackers.following(workdir, chosen):
+            with trackers.following(workdir, [page.keep_up]):  # which ends before the last page is written
+                train.train_and_evaluate(_CONFIG.value, workdir, config_change=_CONFIG_CHANGE.value)
+            say(page.write(workdir))
     else:
         finished.evaluate_checkpoint(
             _CONFIG.value, workdir, which=_CHECKPOINT.value, config_change=_CONFIG_CHANGE.value

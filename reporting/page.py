@@ -1,18 +1,24 @@
 """The page of runs: curves, tables and a verdict, in one HTML file."""
 
+import contextlib
 import functools
 import itertools
 import json
 import pathlib
+import re
 import shlex
-from collections.abc import Callable, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from reporting import runs, scores, tables
 from reporting.against import Against
 from reporting.runs import Group, Run
-from runtime.errors import missing_package
+from runtime.errors import UserError, missing_package
 from runtime.files import replace_file
+
+FIRST_PAGE = 30.0  # seconds after the start of a run
+REFRESH = 15  # seconds until a browser loads the page of a run again that is still training
 
 # The clocks of `Group.times`, with their labels.
 _TIMES = {
@@ -26,13 +32,14 @@ _TIMES = {
 }
 
 
-def page(groups: Sequence[Group], remarks: Sequence[str], against: Against | None = None) -> str:
+def page(groups: Sequence[Group], remarks: Sequence[str], against: Against | None = None, refresh: int = 0) -> str:
     """The page, a whole HTML file.
 
     Args:
         groups: of runs.
         remarks: other sentences about them.
         against: the comparison of these groups with the last one, if there is one.
+        refresh: seconds after which a browser is to load the page again; 0: never.
     """
     import jinja2
 
@@ -92,6 +99,7 @@ def page(groups: Sequence[Group], remarks: Sequence[str], against: Against | Non
         loader=jinja2.FileSystemLoader(pathlib.Path(__file__).parent), autoescape=True, undefined=jinja2.StrictUndefined
     )
     return environment.get_template("report.html").render(
+        refresh=refresh,
         title=groups[0].name if len(groups) == 1 else f"{len(groups)} configs",
         headline=tables.headline(groups),
         names=[group.name for group in groups],
@@ -154,23 +162,49 @@ def _environment(groups: Sequence[Group]) -> dict[str, dict[str, list[str]]]:
     return found
 
 
-def write(workdir: pathlib.Path) -> str:
+def write(workdir: pathlib.Path, refresh: int = 0) -> str:
     """Writes the page and the picture of one run into its workdir, if the packages that draw are installed.
+
+    Args:
+        workdir: of the run.
+        refresh: see `page`.
 
     Returns:
         The table of the last evaluation, with remarks and the page's path below it.
     """
     groups, remarks = runs.group([Run.read(workdir)])
     try:
-        written = write_to(workdir, groups, remarks)
+        written = write_to(workdir, groups, remarks, refresh=refresh)
     except ModuleNotFoundError as error:  # the run itself is done
         command = shlex.join(["python", "-m", "tools.report", str(workdir)])
         written = f"Note: there is no report yet, {missing_package(error)}. Then: {command}"
     return "\n".join([tables.to_text(groups), *remarks, written])
 
 
+def keep_up(workdir: pathlib.Path, lines: Iterable[Any]) -> None:
+    """Writes the page of a run again as its lines come; a browser that shows it loads it again until the run ends.
+
+    A tracker, as runtime/trackers.py describes them. It writes for about 5 % of the time, so the first page comes after
+    `FIRST_PAGE` seconds, and a short run has none before its end.
+    """
+    path, due, written = workdir / "report.html", time.monotonic() + FIRST_PAGE, ""
+    for _ in lines:
+        started = time.monotonic()
+        if started >= due:
+            with contextlib.suppress(UserError):  # there is no evaluation yet
+                write(workdir, refresh=REFRESH)
+                written = path.read_text("utf-8") if path.exists() else ""  # where nothing that draws is installed
+            due = time.monotonic() + 19 * (time.monotonic() - started)
+    if written:  # A run that was stopped has no other page.
+        replace_file(path, re.sub('<meta http-equiv="refresh".*>\n', "", written))
+
+
 def write_to(
-    folder: pathlib.Path, groups: Sequence[Group], remarks: Sequence[str], against: Against | None = None
+    folder: pathlib.Path,
+    groups: Sequence[Group],
+    remarks: Sequence[str],
+    against: Against | None = None,
+    refresh: int = 0,
 ) -> str:
     """Writes `report.html`, `curves.png` and `curves.svg`.
 
@@ -180,7 +214,7 @@ def write_to(
     from reporting import curves, pictures
 
     folder.mkdir(parents=True, exist_ok=True)
-    replace_file(folder / "report.html", page(groups, remarks, against))
+    replace_file(folder / "report.html", page(groups, remarks, against, refresh))
     if not (panels := curves.panels(groups)):  # nothing is finite
         return f"Report: {folder / 'report.html'}"
     figure = pictures.curves(panels)

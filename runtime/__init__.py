@@ -1,6 +1,6 @@
 """What keeps a run going. A fork edits nothing here.
 
-The folder of a run     run_folder, run_config, files, metric_writing, average_table, environment
+The folder of a run     run_folder, run_config, files, metric_writing, average_table, environment, trackers
 Checkpoints             checkpointing, stored, trees
 The process             errors, interruption, progress, clocks, profiling, caching
 The device              sharding, dispatch, nonfinite, convolution, batch_statistics

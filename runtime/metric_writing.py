@@ -17,7 +17,7 @@ from tensorboard.compat.proto.event_pb2 import Event
 from tensorboard.compat.proto.summary_pb2 import Summary
 from tensorboard.summary.writer.record_writer import RecordWriter
 
-from runtime import clocks
+from runtime import clocks, trackers
 from runtime.dispatch import Sums
 from runtime.errors import UserError
 from runtime.progress import LOG_SECONDS, Progress, format_seconds, say
@@ -144,6 +144,7 @@ class MetricWriter:
         self._metric, self._in_percent = metric, metric in proportions
         lines = read_metrics(self._workdir / "metrics.jsonl", before.lengths.get("metrics.jsonl", 0))
         self._files = {name: _JsonLines(self._workdir / name, before.lengths.get(name, 0)) for name in self.FILES}
+        self._followers = trackers.queues(self._workdir)
         self._seconds = {clock: before.seconds.get(clock, 0.0) for clock in CLOCKS}
         self._previous = before.step, self._seconds["train_seconds"]  # at the last line of progress
         self.scores: dict[str, dict[str, Any]] = {}  # of the last evaluation
@@ -238,7 +239,10 @@ class MetricWriter:
         """
         finite = {name: value if math.isfinite(value) else None for name, value in metrics.items()}
         label = {"split": split} if split else {}
-        self._files["metrics.jsonl"].write({"step": step, "curve": curve, **label, **finite})
+        line = {"step": step, "curve": curve, **label, **finite}
+        self._files["metrics.jsonl"].write(line)
+        for waiting in self._followers:
+            waiting.put(dict(line))
         self._show(step, curve, split, finite)
 
     def _show(self, step: int, curve: str, split: str | None, metrics: Mapping[str, float | None]) -> None:

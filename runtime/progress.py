@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import re
 import sys
 import time
 from collections.abc import Iterator
@@ -76,11 +77,12 @@ class Progress:
         with contextlib.suppress(OSError):  # a console that is gone is no reason to stop
             if self._bar is None:
                 # The time left is that of the clock on the wall, evaluations and all; the rate is not.
-                left = "[{remaining} left{postfix}]"
+                done, left = "{percentage:3.0f}%|{bar:10}| {n_fmt}/{total_fmt} ", "[{remaining} left{postfix}] {desc}"
+                is_narrow = self._live and _columns() < 80
                 self._bar = tqdm(
                     initial=step,
                     total=self._num_steps,
-                    bar_format="{percentage:3.0f}%|{bar:10}| {n_fmt}/{total_fmt} " + left + " {desc}",
+                    bar_format="{percentage:3.0f}% {remaining} left  {desc}" if is_narrow else done + left,
                     dynamic_ncols=True,
                     file=sys.stdout,
                     disable=not self._live,
@@ -103,6 +105,8 @@ class Progress:
         speed = f"{rate:.0f} steps/s" if rate >= 100 else f"{rate:.3g} steps/s"
         if self._live and self._bar is not None:
             self._bar.set_postfix_str(speed, refresh=False)
+            if len(text) > _columns() - 60:  # of names, beginning and end tell them apart
+                text = re.sub(r"([\w-]{5})[\w-]{3,}([\w-]{5})", r"\1..\2", text)
             self._bar.set_description_str(text)
         elif news or now - self._printed > LOG_SECONDS:
             self._printed = now
@@ -118,6 +122,13 @@ class Progress:
         with contextlib.suppress(OSError):
             if self._bar is not None:
                 self._bar.close()
+
+
+def _columns() -> int:
+    """The width of the terminal; 80 if it does not say."""
+    with contextlib.suppress(OSError):
+        return os.get_terminal_size(sys.stdout.fileno()).columns or 80
+    return 80
 
 
 def format_seconds(seconds: float) -> str:

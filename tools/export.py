@@ -4,7 +4,8 @@
 
 DIR/weights.safetensors holds the parameters and batch statistics by their paths, such as "params/Dense_0/kernel";
 DIR/weights.msgpack the same as a tree, in Flax's own format; DIR/weights.json what they are: the run's config, the
-average and its step, how to normalise images, the names of the classes, and the scores on the test images.
+average and its step, how to normalise images, the names of the classes, and the scores on the test images. `predict`
+applies what was written to other images.
 """
 
 import argparse
@@ -14,15 +15,20 @@ import sys
 from typing import Any
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 import safetensors.flax
 from flax import serialization, traverse_util
 
 import evaluation
+import settings
 import train
-from input_pipeline import TrainData
+from input_pipeline import Normalization, TrainData
 from reporting import tables
 from runtime import run_config, sharding
+from runtime.convolution import FastApply
 from runtime.errors import UserError
+from runtime.fields import with_tuples
 from runtime.files import local_path, replace_file
 from runtime.progress import say
 from runtime.stored import find_checkpoint
@@ -69,6 +75,41 @@ def export(workdir: pathlib.Path, name: str, out: pathlib.Path, which: str) -> e
     replace_file(out / "weights.msgpack", serialization.msgpack_serialize(weights))
     replace_file(out / "weights.json", json.dumps(about, indent=2) + "\n")
     return metrics
+
+
+def predict(exported: str | pathlib.Path, images: np.ndarray) -> tuple[np.ndarray, list[str]]:
+    """The class probabilities of images, by exported weights of a classifier.
+
+    Args:
+        exported: folder that `export` has written.
+        images: uint8 [n, height, width, channels], of the size in `weights.json`; what normalises them is there, too.
+
+    Returns:
+        Probabilities, float32 [n, classes], and the names of the classes.
+
+    Raises:
+        UserError: the folder holds no exported classifier, or the images are others than it takes.
+    """
+    folder = local_path(exported)
+    try:
+        about = json.loads((folder / "weights.json").read_text("utf-8"))
+        packed = (folder / "weights.msgpack").read_bytes()
+    except (OSError, ValueError) as error:
+        raise UserError(f"{folder} holds no export ({error}); python -m tools.export RUN --out={folder} ...") from error
+    if "image_shape" not in about or "accuracy" not in about["scores"]["raw"]:
+        raise UserError(f"{folder} holds no classifier of images: it was trained on task {about['config']['task']!r}")
+    shape, num_classes = tuple(about["image_shape"]), about["num_classes"]
+    if images.dtype != np.uint8 or images.shape[1:] != shape or not len(images):
+        takes = f"uint8 [n, {', '.join(map(str, shape))}], n > 0"
+        raise UserError(f"images are {images.dtype} {[*images.shape]}; the export in {folder} takes {takes}")
+    config, example = with_tuples(about["config"]), (jnp.zeros((1, *shape)), jnp.zeros((1, num_classes)))
+    apply = FastApply(settings.create_model(train.find_task(config["task"]), config, example))
+    variables = serialization.msgpack_restore(packed)
+    normalize = Normalization(jnp.array(about["mean"]), jnp.array(about["std"]))
+    parts = np.array_split(images, -(-len(images) // 500))  # for many would not fit into memory at once
+    logits = [apply(variables, normalize(jnp.asarray(part)), train=False) for part in parts]
+    probabilities = np.asarray(jax.nn.softmax(jnp.concatenate(logits)))
+    return probabilities, about["class_names"] or [str(number) for number in range(num_classes)]
 
 
 def _about_images(data: Any) -> dict[str, Any]:

@@ -1,15 +1,15 @@
-"""The notebook runs anywhere, shows what it makes, and what it says holds."""
+"""The notebooks run anywhere, show what they make, and what they say holds."""
 
 import ast
-import copy
 import os
 
 import nbclient
 import nbformat
 import pytest
-from conftest import ROOT
+from conftest import ROOT, copy_project
 
-NOTEBOOK = ROOT / "docs" / "polyak.ipynb"
+NOTEBOOK = ROOT / "docs" / "polyak.ipynb"  # about averaging
+TEMPLATE = ROOT / "docs" / "template.ipynb"  # about the use of this project
 
 
 def code_cells(notebook):
@@ -67,16 +67,22 @@ def test_it_imports_nothing_of_the_project_and_only_in_its_first_cell(committed)
     assert not any(isinstance(node, ast.Import | ast.ImportFrom) for tree in others for node in ast.walk(tree))
 
 
-def test_it_is_committed_as_it_was_run_from_top_to_bottom(committed):
+@pytest.mark.parametrize(("path", "pictures"), [(NOTEBOOK, 6), (TEMPLATE, 2)])
+def test_it_is_committed_as_it_was_run_from_top_to_bottom(path, pictures):
+    committed = nbformat.read(path, as_version=4)
     cells = code_cells(committed)
     assert [cell.execution_count for cell in cells] == list(range(1, len(cells) + 1))
     assert {output.get("name", output.output_type) for output in outputs(committed)} == {"stdout", "display_data"}
-    assert sum("image/png" in output.get("data", {}) for output in outputs(committed)) == 6
+    assert sum("image/png" in output.get("data", {}) for output in outputs(committed)) == pictures
+
+
+def test_what_the_committed_one_says_holds(committed):
     check_claims(read_summary(committed))
 
 
-def test_it_is_small_and_says_nothing_of_the_machine_that_it_was_run_on(committed):
-    text = NOTEBOOK.read_text()
+@pytest.mark.parametrize("path", [NOTEBOOK, TEMPLATE])
+def test_it_is_small_and_says_nothing_of_the_machine_that_it_was_run_on(path):
+    text, committed = path.read_text(), nbformat.read(path, as_version=4)
     assert text == nbformat.writes(committed) + "\n"  # so that a diff shows what has changed
     assert len(text) < 700_000
     assert committed.metadata.keys() == {"kernelspec", "language_info"}
@@ -86,17 +92,15 @@ def test_it_is_small_and_says_nothing_of_the_machine_that_it_was_run_on(committe
     assert not any(f"/{folder}/" in printed for folder in ("home", "opt", "root", "tmp", "usr", "var", "Users"))
 
 
-@pytest.mark.slow
-def test_it_runs_in_an_empty_folder_without_a_word_on_stderr_and_its_claims_hold(committed, tmp_path):
+def run(path, folder, scratch):
+    """The notebook, run in a fresh process in this folder."""
     from matplotlib import font_manager  # noqa: F401  # where its cache of fonts is new, it says so on stderr
 
     # A fresh process with nothing of this one's settings. The CPU, because a GPU that JAX was not installed for is
     # something that it mentions on stderr.
     settings = {name: value for name, value in os.environ.items() if not name.startswith(("JAX_", "PYTHON", "XLA_"))}
-    settings |= {"JAX_PLATFORMS": "cpu", "IPYTHONDIR": str(tmp_path / "ipython")}
-    empty = tmp_path / "empty"
-    empty.mkdir()
-    notebook = copy.deepcopy(committed)
+    settings |= {"JAX_PLATFORMS": "cpu", "IPYTHONDIR": str(scratch / "ipython")}
+    notebook = nbformat.read(path, as_version=4)
     for cell in code_cells(notebook):
         cell.outputs, cell.execution_count = [], None
     client = nbclient.NotebookClient(
@@ -104,11 +108,27 @@ def test_it_runs_in_an_empty_folder_without_a_word_on_stderr_and_its_claims_hold
         timeout=600,  # for one cell, which takes ten seconds: only so that a hang ends
         kernel_name="python3",
         coalesce_streams=True,
-        resources={"metadata": {"path": str(empty)}},
+        resources={"metadata": {"path": str(folder)}},
     )
     client.execute(env=settings)
     assert not [output.text for output in outputs(notebook) if output.get("name") == "stderr"]
+    return notebook
+
+
+@pytest.mark.slow
+def test_it_runs_in_an_empty_folder_without_a_word_on_stderr_and_its_claims_hold(committed, tmp_path):
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    summary = read_summary(run(NOTEBOOK, empty, tmp_path))
     assert list(empty.iterdir()) == []
-    summary = read_summary(notebook)
     check_claims(summary)
     assert summary.keys() == read_summary(committed).keys()  # what is committed is of the same code
+
+
+@pytest.mark.slow
+def test_the_one_about_this_project_runs_in_a_clone_and_predicts_what_the_run_says(tmp_path):
+    copy_project(tmp_path / "clone")
+    summary = read_summary(run(TEMPLATE, tmp_path / "clone" / "docs", tmp_path))
+    assert summary == pytest.approx(read_summary(nbformat.read(TEMPLATE, as_version=4)), abs=0.02)
+    assert summary["accuracy of the predictions"] == summary["accuracy, ema"] > summary["accuracy, raw"]
+    assert (tmp_path / "clone" / "runs" / "notebook" / "report.html").exists()

@@ -36,22 +36,57 @@ def on_a_terminal(command: list[str], columns: int) -> str:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("columns", [60, 80, 150])
+@pytest.mark.parametrize("columns", [40, 80, 150])
 def test_on_a_terminal_there_is_one_live_line(tmp_path, columns):
     written = on_a_terminal(command(f"--workdir={tmp_path}"), columns)
     lines = [line.rpartition("\r")[2] for line in written.replace("\r\n", "\n").split("\n")]  # as they remain
-    live = [line for line in lines if "steps/s" in line]
+    live = [line for line in lines if re.search(r"\d left", line)]
     assert len(live) <= 3  # where the first evaluation speaks, and at the end
-    assert "100%|" in live[-1]
-    assert "1127/1127 [" in live[-1]
-    assert " left, " in live[-1]
+    assert live[-1].startswith("100%")
+    if columns >= 80:
+        assert "| 1127/1127 [" in live[-1]
+        assert " steps/s] " in live[-1]
     states = re.findall(r"\r[^\r\n]*", written)
-    assert max(map(len, states)) <= columns + 1
-    if columns >= 80:  # there the average is seen, whatever is cut off
-        assert re.search(r"ema \d\d\.\d\d%", live[-1])
+    assert max(len(state) for state in states if re.search(r"\d left", state)) <= columns + 1
+    assert re.search(r"ema \d\d\.\d\d%", live[-1])  # which is seen, whatever is cut off
     if columns == 150:
         assert re.search(r"ema \d\d\.\d\d% \([+-]\d+\.\d\d\)  raw \d\d\.\d\d%  train loss \d\.\d+", live[-1])
         assert len(states) > 20
+
+
+LONG = """
+import pathlib, sys, time
+from runtime.metric_writing import MetricWriter, Written
+
+averages = {"exponential_moving_average_5": 0.9, "exponential_moving_average_10": 0.91, "swa": 0.92}
+scores = {"raw": {"accuracy": 0.5}}
+for name, accuracy in averages.items():
+    scores |= {name: {"accuracy": accuracy}, f"{name}-raw": {"accuracy": accuracy - 0.5}}
+with MetricWriter(pathlib.Path(sys.argv[1]), 1127, Written(), "accuracy", ["accuracy"]) as writer:
+    writer.progress.at(1)
+    writer.add_time("train_seconds", time.monotonic() - 1.25)
+    writer.write_scores(1127, {"test": scores})
+    writer.write_progress(1127)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("columns", "seen"),
+    [
+        (40, r"100% 00:00 left  expon\.\.age_5 90\.00% "),
+        (80, r"100%\|.*\| 1127/1127 \[00:00 left, \d+ steps/s\] expon\.\.age_5 90\.0"),
+        (
+            220,
+            r"exponential_moving_average_5 90\.00% .*exponential_moving_average_10 91\.00% .*swa 92\.00% .*raw 50\.00%",
+        ),
+    ],
+)
+def test_long_names_are_cut_where_the_line_is_short_and_it_never_wraps(tmp_path, columns, seen):
+    written = on_a_terminal([sys.executable, "-c", LONG, str(tmp_path)], columns)
+    states = re.split(r"[\r\n]+", written)
+    assert max(map(len, states)) < columns
+    assert re.search(seen, states[-2])
 
 
 @pytest.mark.slow

@@ -16,6 +16,7 @@ import models
 import tools.export
 import train
 from configs import default
+from runtime.errors import UserError
 
 
 @pytest.fixture(scope="module")
@@ -70,6 +71,42 @@ def test_what_is_exported_says_what_its_classes_are_called(tmp_path, monkeypatch
     train.train_and_evaluate(digits_config(dataset="named", duration="1 steps"), tmp_path / "run")
     tools.export.export(tmp_path / "run", "raw", tmp_path / "exported", "latest")
     assert json.loads((tmp_path / "exported/weights.json").read_text())["class_names"] == names
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("average", ["raw", "recomputed"])
+def test_what_an_export_predicts_has_the_accuracy_that_it_says(run, average, tmp_path):
+    tools.export.export(run[0], average, tmp_path, "latest")
+    test = input_pipeline.find_source("digits").load("test")
+    probabilities, names = tools.export.predict(tmp_path, test.image)
+    about = json.loads((tmp_path / "weights.json").read_text())
+    assert np.mean(probabilities.argmax(axis=1) == test.label) == about["scores"][average]["accuracy"]
+    np.testing.assert_allclose(probabilities.sum(axis=1), 1, rtol=1e-6)
+    loss = -np.log(probabilities[range(len(test)), test.label]).mean()
+    assert loss == pytest.approx(about["scores"][average]["loss"], rel=1e-5)
+    assert names == [*"0123456789"]
+    few, _ = tools.export.predict(str(tmp_path), test.image[:2])
+    np.testing.assert_allclose(few, probabilities[:2], rtol=1e-5)
+
+
+@pytest.mark.slow
+def test_what_an_export_cannot_predict_is_refused_with_what_it_takes(run, tmp_path):
+    tools.export.export(run[0], "ema", tmp_path / "exported", "latest")
+    for images, found in (
+        (np.zeros((2, 8, 8, 1), np.float32), r"float32 \[2, 8, 8, 1\]"),
+        (np.zeros((2, 9, 8, 1), np.uint8), r"uint8 \[2, 9, 8, 1\]"),
+        (np.zeros((8, 8, 1), np.uint8), r"uint8 \[8, 8, 1\]"),
+        (np.zeros((0, 8, 8, 1), np.uint8), r"uint8 \[0, 8, 8, 1\]"),
+    ):
+        with pytest.raises(UserError, match=rf"images are {found}; the export in .* takes uint8 \[n, 8, 8, 1\], n > 0"):
+            tools.export.predict(tmp_path / "exported", images)
+    with pytest.raises(UserError, match=r"no holds no export .*weights.json"):
+        tools.export.predict(tmp_path / "no", np.zeros((1, 8, 8, 1), np.uint8))
+    about = json.loads((tmp_path / "exported" / "weights.json").read_text())
+    about["scores"] = {"raw": {"loss": 0.5}}  # as of a regression
+    (tmp_path / "exported" / "weights.json").write_text(json.dumps(about))
+    with pytest.raises(UserError, match="holds no classifier of images"):
+        tools.export.predict(tmp_path / "exported", np.zeros((1, 8, 8, 1), np.uint8))
 
 
 @pytest.mark.slow
