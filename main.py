@@ -11,7 +11,6 @@ It ends with status 0 when the run is over, 1 after an error, which it explains 
 to stop and has saved: the same command continues from there.
 """
 
-import os
 import sys
 
 import tools  # noqa: F401  # first: it says what to install where one of the next lines finds nothing
@@ -38,7 +37,7 @@ _CONFIG_CHANGE = flags.DEFINE_enum(
 )
 _CACHE_DIR = flags.DEFINE_string(
     "cache_dir",
-    os.path.join(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "flax-polyak-template"),
+    command_line.CACHE_DIR,
     "Where to keep compiled programs and decoded data sets for later runs; empty: nowhere.",
 )
 _DEBUG_NANS = flags.DEFINE_bool("debug_nans", False, "Stop with a traceback where the first NaN comes from.")
