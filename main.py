@@ -78,7 +78,8 @@ def _run() -> None:
     say(f"{len(devices)} x {devices[0].device_kind}")
     caching.check_chosen()
     if _CACHE_DIR.value:
-        _enable_cache(_CACHE_DIR.value)
+        enable = caching.enable if _CACHE_DIR.present else caching.enable_if_possible
+        say(enable(_CACHE_DIR.value))
     if _MODE.value == "train":
         train.train_and_evaluate(_CONFIG.value, workdir, config_change=_CONFIG_CHANGE.value)
         say(page.write(workdir))
@@ -86,17 +87,6 @@ def _run() -> None:
         finished.evaluate_checkpoint(
             _CONFIG.value, workdir, which=_CHECKPOINT.value, config_change=_CONFIG_CHANGE.value
         )
-
-
-def _enable_cache(directory: str) -> None:
-    from runtime import caching
-
-    try:
-        say(caching.enable(directory))
-    except UserError as error:
-        if _CACHE_DIR.present:
-            raise
-        say(f"Note: nothing is kept for later runs. {error}")
 
 
 if __name__ == "__main__":

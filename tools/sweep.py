@@ -1,103 +1,76 @@
 """Trains every combination of the values of some fields, each with several seeds, and says which is best.
 
-    python -m tools.sweep --config=configs/digits.py --workdir=runs/lr --seeds=5 --config.num_validation=180 \
+    python -m tools.sweep --config=configs/digits.py --workdir=runs/lr --seeds=5 --config.num_validation=100 \
         --grid optimizer.learning_rate=0.03,0.1,0.3 --grid averages.ema.half_life=1%,5%
     python -m tools.sweep --config=configs/digits.py --workdir=runs/digits --seeds=5 --config.duration="20 epochs"
 
-Every run has a workdir of its own, such as runs/lr/learning_rate=0.1,half_life=5%/seed0. The same command continues
-what was interrupted, and trains what is new after a longer --grid or with more --seeds. What cannot be trained is
-reported and passed over; it is tried again the next time.
+Each run has a workdir of its own, such as `runs/lr/learning_rate=0.1,half_life=5%/seed0`. The same command continues
+what was interrupted, and with more values or seeds it adds their runs. A run that fails is reported and passed over,
+and the same command tries it again. --config.FIELD=VALUE sets a field for all runs.
 
-With --list it trains nothing and prints the command of every run, for a scheduler. The same command without --list then
-reports.
-
-It ends with status 0, 1 if a run failed, and 75 when it was told to stop and has saved, as main.py does.
+With --list it prints the command of each run and trains nothing; the same command without --list then reports.
+The status at the end is 0, or 1 if a run has failed, or 75 after a signal to stop, when everything is saved.
 """
 
 import argparse
 import collections
-import concurrent.futures
 import contextlib
-import functools
-import hashlib
 import itertools
 import json
-import multiprocessing
-import os
 import pathlib
 import re
 import shlex
-import signal
-import threading
 import traceback
 import urllib.parse
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures.process import BrokenProcessPool
 from typing import Any
 
 import ml_collections
 from absl import logging
 
-from reporting import sweep as verdict
+from reporting import sweep
 from runtime import interruption, progress
 from runtime.errors import UserError
 from runtime.files import local_path, replace_file
 from tools import command_line
 
-Configs = Mapping[str, ml_collections.ConfigDict]  # by workdir, relative to the folder of the sweep
+Configs = Mapping[str, ml_collections.ConfigDict]  # by workdir, below the folder of the sweep
 
 
 def read_grid(grid: Sequence[str]) -> dict[str, list[str]]:
-    """The values of each field, of arguments such as "model.hidden_sizes=(32,),(64, 64)".
-
-    Raises:
-        UserError: it is no grid.
-    """
+    """The values of each field, of arguments such as "model.hidden_sizes=(32,),(64,64)"; or a UserError."""
     fields: dict[str, list[str]] = {}
     for argument in grid:
-        name, equals, text = argument.partition("=")
-        values, depth = [""], 0
-        for sign in text:
-            depth += (sign in "([{") - (sign in ")]}")
-            if sign == "," and depth == 0:
-                values.append("")
-            else:
-                values[-1] += sign
-        values = [value.strip() for value in values]
-        if not equals or len(set(values)) < len(values):
-            raise UserError(f"--grid {argument}: must be FIELD=VALUE,VALUE,..., each value once")
-        if name in fields or name == "seed":
+        name, _, text = argument.partition("=")
+        values = [value.strip() for value in re.split(r",(?![^([{]*[)\]}])", text)]  # at commas outside of brackets
+        if "=" not in argument or len(set(values)) < len(values) or name in (*fields, "seed"):
             raise UserError(
-                f"--grid {name}: {'--seeds=N has seeds 0 to N - 1' if name == 'seed' else 'is given twice'}"
+                f"--grid {argument}: must be FIELD=VALUE,VALUE,..., each field and value once; seeds are --seeds=N"
             )
         fields[name] = values
     return fields
 
 
 def plan(fields: Mapping[str, Sequence[str]], seeds: int) -> list[dict[str, Any]]:
-    """The runs, as `sweep.json` has them: all combinations in the order of the grid, each with all seeds."""
-    last = collections.Counter(name.rpartition(".")[2] for name in fields)
-    short = {name: end if last[end := name.rpartition(".")[2]] == 1 else name for name in fields}
+    """The runs, as `sweep.json` has them: the combinations in the order of the grid, each with the seeds 0, 1, ..."""
+    ends = collections.Counter(name.rpartition(".")[2] for name in fields)
     runs = []
     for combination in itertools.product(*fields.values()):
         values = dict(zip(fields, combination, strict=True))
-        folder = ",".join(f"{short[name]}={_as_file_name(value)}" for name, value in values.items())
-        if len(folder) > 200:  # file systems allow 255
-            folder = f"{folder[:180]}-{hashlib.sha256(folder.encode()).hexdigest()[:16]}"
-        runs += [
-            {"workdir": str(pathlib.PurePosixPath(folder, f"seed{seed}")), "values": values, "seed": seed}
-            for seed in range(seeds)
-        ]
+        parts = {name if ends[end := name.rpartition(".")[2]] > 1 else end: value for name, value in values.items()}
+        folder = ",".join(f"{name}={_as_file_name(value)}" for name, value in parts.items())
+        workdirs = [str(pathlib.PurePosixPath(folder, f"seed{seed}")) for seed in range(seeds)]
+        runs += [{"workdir": workdir, "values": values, "seed": seed} for seed, workdir in enumerate(workdirs)]
     return runs
 
 
 def _as_file_name(value: str) -> str:
-    """A value as a part of a name; no two values have the same. Of what people write, only blanks look different."""
+    """A value as a part of a name, other for each value; of usual ones only blanks look otherwise, as `+`."""
     return urllib.parse.quote_plus(re.sub("%(?=[0-9A-Fa-f]{2})", "%25", value), safe="%(),=")
 
 
 def check(folder: pathlib.Path, configs: Configs, judge: str = "test") -> tuple[Configs, dict[str, str]]:
-    """Checks every config, and what its workdir holds, before anything is trained.
+    """Checks every config and what its workdir holds, before anything trains.
 
     Args:
         folder: of the sweep.
@@ -105,19 +78,18 @@ def check(folder: pathlib.Path, configs: Configs, judge: str = "test") -> tuple[
         judge: the images that are to choose between them, "validation" or "test".
 
     Returns:
-        The configs of those that are to be trained or continued, and by workdir what is wrong with others.
+        The configs of runs that are not finished; and of those that cannot be trained, why, by workdir.
 
     Raises:
-        UserError: there are no validation images, and they are to judge.
+        UserError: validation images are to choose, and there are none.
     """
     import input_pipeline
     import settings
     import train
-    from runtime import sharding
+    from runtime import sharding, stored
 
-    waiting: dict[str, ml_collections.ConfigDict] = {}
-    failed: dict[str, str] = {}
-    judged: dict[str, bool] = {}  # by task: whether its data has images to choose by
+    waiting, failed = {}, {}
+    has_validation: dict[str, bool] = {}  # by task
     for workdir, config in configs.items():
         try:
             with progress.quietly():
@@ -127,91 +99,55 @@ def check(folder: pathlib.Path, configs: Configs, judge: str = "test") -> tuple[
             failed[workdir] = str(error).removeprefix(f"{settings.WRONG}\n")
             continue
         if task.create_data is input_pipeline.create_data:
-            judged[config.task] = resolved.num_validation > 0
-        elif config.task not in judged:
+            has_validation[config.task] = resolved.num_validation > 0
+        elif config.task not in has_validation and judge == "validation":
             data = settings.create_data(task, resolved, sharding.create_mesh())
-            judged[config.task] = "validation" in data.eval
-        if judge == "validation" and not judged[config.task]:
+            has_validation[config.task] = "validation" in data.eval
+        if judge == "validation" and not has_validation[config.task]:
             raise UserError(
-                "no validation images are set aside to choose by. Pass --config.num_validation=N, or --judge=test, "
-                "which chooses on the images that are to judge"
+                "no examples are set aside for validation, to choose by. Set --config.num_validation=N, or pass "
+                "--judge=test, which chooses on the images that are to judge"
             )
-        if not _is_finished(folder / workdir, resolved.duration):
+        if not stored.is_finished(folder / workdir, resolved.duration):
             waiting[workdir] = config
     return waiting, failed
 
 
-def _is_finished(workdir: pathlib.Path, duration: int) -> bool:
-    from runtime import stored
-
-    metrics = workdir / "metrics.jsonl"
-    for checkpoint in stored.saved_folders(workdir / "checkpoints")[-1:]:
-        with contextlib.suppress(stored.DamagedError):
-            record = stored.Stored.read(checkpoint, check_files=False).record
-            known = record.writer.lengths["metrics.jsonl"]
-            return record.step == duration and metrics.is_file() and metrics.stat().st_size >= known
-    return False
-
-
 def train_all(folder: pathlib.Path, configs: Configs, *, jobs: int = 1, done: int = 0) -> dict[str, str]:
-    """Trains runs, or continues them. They share compiled programs where these are the same.
+    """Trains runs or continues them, so that they share what is compiled; one line shows how far they are.
 
     Args:
         folder: of the sweep.
         configs: of the runs.
         jobs: number of processes; 1 for this one.
-        done: number of other runs that are over, for the line of progress.
+        done: number of other runs that are over.
 
     Returns:
-        By workdir, why others failed.
+        Why runs failed, by workdir.
 
     Raises:
         Interrupted: the process was asked to stop, and everything is saved.
-        UserError: a process of several has ended.
     """
-    failed = {}
-    line = progress.Progress(done + len(configs), "run")
+    from runtime import workers
 
-    def over(workdir: str, problem: str, latest: str) -> None:
-        nonlocal done
-        done += 1
-        if problem:
-            failed[workdir] = problem
-            progress.say(f"{workdir} failed: {problem}")
-        line.show(done, f"{workdir}  {latest}", news=not problem)
+    failed, line = {}, progress.Progress(done + len(configs), "run")
+
+    def show(text: str) -> None:
+        line.show(done, text, news=False)
 
     with contextlib.closing(line):
         line.at(done)
-        if jobs == 1:
+        if jobs > 1:
+            results = workers.call(_train, [(folder, *item) for item in configs.items()], jobs, _set_up)
+        else:
             _set_up()
-            for workdir, config in configs.items():
-                under_way = functools.partial(_show, line, done, workdir)
-                over(workdir, *_train(folder / workdir, config, under_way))
-            return failed
-        context = multiprocessing.get_context("spawn")
-        with concurrent.futures.ProcessPoolExecutor(jobs, context, _start_job) as pool:
-            running = {pool.submit(_train, folder / workdir, config): workdir for workdir, config in configs.items()}
-            try:
-                while running:
-                    for future in concurrent.futures.wait(running, 0.2, concurrent.futures.FIRST_COMPLETED).done:
-                        over(running.pop(future), *future.result())
-                    if running and interruption.requested():
-                        raise interruption.Interrupted
-            except BaseException as error:
-                pool.shutdown(wait=False, cancel_futures=True)
-                for process in multiprocessing.active_children():
-                    with contextlib.suppress(ProcessLookupError):
-                        os.kill(process.pid or 0, signal.SIGUSR1)  # Ctrl-C has reached them, too; again would mean now
-                if not isinstance(error, BrokenProcessPool):
-                    raise
-                if interruption.requested():  # before it had anything to save
-                    raise interruption.Interrupted from error
-                raise UserError("a process of --jobs was killed. The same command continues, with fewer?") from error
+            results = (_train(folder, *item, show) for item in configs.items())
+        for workdir, problem, told in results:
+            done += 1
+            if problem:
+                failed[workdir] = problem
+            line.show(done, f"{workdir}  failed: {problem.splitlines()[-1]}" if problem else told, news=True)
     return failed
-
-
-def _show(line: progress.Progress, done: int, workdir: str, text: str) -> None:
-    line.show(done, f"{workdir}  {text}", news=False)
 
 
 def _set_up() -> None:
@@ -220,116 +156,106 @@ def _set_up() -> None:
 
     logging.set_verbosity(logging.WARNING)
     caching.check_chosen()
-    try:
-        caching.enable(command_line.CACHE_DIR)
-    except UserError as error:
-        progress.say(f"Note: nothing is kept for later runs. {error}")
-
-
-def _start_job() -> None:
-    """Prepares a process of several, which ends with the one that has started it."""
-    interruption.listen()
-    parent = multiprocessing.parent_process()
-    threading.Thread(target=lambda: (parent.join(), os._exit(interruption.STATUS)), daemon=True).start()
-    _set_up()
+    progress.say(caching.enable_if_possible(command_line.CACHE_DIR))
 
 
 def _train(
-    workdir: pathlib.Path, config: ml_collections.ConfigDict, tell: Callable[[str], None] = lambda _: None
-) -> tuple[str, str]:
-    """Trains one run, and tells how it goes; returns why it failed, if it did, and the last that was told."""
+    folder: pathlib.Path, workdir: str, config: ml_collections.ConfigDict, tell: Callable[[str], None] = lambda _: None
+) -> tuple[str, str, str]:
+    """Trains a run; returns its workdir, why it failed or nothing, and the last that it told."""
     import train
 
-    told = ""
+    told = workdir
 
     def note(text: str) -> None:
         nonlocal told
-        told = text
-        tell(text)
+        told = f"{workdir}  {text}"
+        tell(told)
 
     if interruption.requested():
         raise interruption.Interrupted
     try:
         with progress.quietly(note):
-            train.train_and_evaluate(config, workdir)
+            train.train_and_evaluate(config, folder / workdir)
     except interruption.Interrupted:
         raise
     except (UserError, OSError) as error:
-        return str(error), told
-    except Exception:  # of a model that does not fit these values, or that has no room in the memory
-        return traceback.format_exc(), told
-    return "", told
+        return workdir, str(error), told
+    except Exception:  # such as that of a model that does not fit these values, or the memory
+        return workdir, traceback.format_exc(), told
+    return workdir, "", told
 
 
-def _describe(folder: pathlib.Path, sweep: Mapping[str, Any]) -> None:
-    """Writes `sweep.json`, in which all runs remain that it has.
-
-    Raises:
-        UserError: the folder holds another sweep.
-    """
+def _describe(folder: pathlib.Path, found: Mapping[str, Any]) -> None:
+    """Writes `sweep.json`; raises a UserError if it would lack runs that the folder's own has."""
     path = folder / "sweep.json"
-    try:
-        old = json.loads(path.read_text()) if path.exists() else {"runs": []}
-        gone = [run["workdir"] for run in old["runs"] if run not in sweep["runs"]]
-    except (ValueError, TypeError, KeyError) as error:
-        raise UserError(f"{path} is damaged ({error}). Restore the file, or use another --workdir.") from error
-    differing = [
-        f"{name}: {old[name]} before, {sweep[name]} now"
-        for name in sweep
-        if name != "runs" and name in old and old[name] != sweep[name] and (gone or name in ("config", "overrides"))
-    ]
-    if differing:
-        raise UserError(
-            "\n".join([f"{folder} holds another sweep:", *differing])
-            + "\nValues and seeds can be added, and nothing taken away. Use another --workdir."
-        )
+    if path.exists():
+        try:
+            old = json.loads(path.read_text())
+            differing = [f"{name}: {old[name]} before, {found[name]} now" for name in old if old[name] != found[name]]
+            same = all(old[name] == found[name] for name in ("config", "overrides"))
+            grown = same and all(run in found["runs"] for run in old["runs"])
+        except (ValueError, TypeError, KeyError) as error:
+            raise UserError(f"{path} is damaged ({error}). Restore it, or use another --workdir.") from error
+        if not grown:
+            raise UserError(
+                "\n".join([f"{folder} holds another sweep:", *(line for line in differing if line[:5] != "runs:")])
+                + "\nValues and seeds may be added, and nothing else may change. Use another --workdir."
+            )
     folder.mkdir(parents=True, exist_ok=True)
-    replace_file(path, json.dumps(sweep, indent=1) + "\n")
+    replace_file(path, json.dumps(found, indent=1) + "\n")
 
 
 def run(arguments: argparse.Namespace, others: Sequence[str]) -> dict[str, str]:
-    """Does what the arguments ask for; returns why runs failed, by workdir."""
+    """Does what the command line asks for; returns why runs failed, by workdir."""
     if arguments.jobs > 1:
         import jax
 
-        jax.config.update("jax_platforms", "cpu")  # of this process, which leaves accelerators to the others
+        jax.config.update("jax_platforms", "cpu")  # of this process, which leaves an accelerator to the others
     folder = local_path(arguments.workdir, "--workdir")
     overrides, fields = command_line.overrides(others), read_grid(arguments.grid)
-    if twice := overrides.keys() & {*fields, "seed"}:
-        raise UserError(f"--config.{min(twice)}: the sweep sets it; leave it out, or leave it out of --grid")
-    runs = plan(fields, arguments.seeds)
-    flags = [f"--config={arguments.config}", *overrides.values()]
-    commands, configs, failed = {}, {}, {}
-    for run in runs:
-        values = [f"--config.{name}={value}" for name, value in {**run["values"], "seed": run["seed"]}.items()]
-        command = ["python", "main.py", flags[0], f"--workdir={folder / run['workdir']}", *flags[1:], *values]
-        commands[run["workdir"]] = shlex.join(command)
+    if twice := sorted(overrides.keys() & {*fields, "seed"}):
+        raise UserError(f"--config.{twice[0]}: --{'seeds' if twice[0] == 'seed' else 'grid'} sets it; leave it out")
+    config, common = f"--config={arguments.config}", list(overrides.values())
+    runs, commands, configs, failed = plan(fields, arguments.seeds), {}, {}, {}
+    for one in runs:
+        workdir = one["workdir"]
+        values = [f"--config.{name}={value}" for name, value in (one["values"] | {"seed": one["seed"]}).items()]
+        commands[workdir] = ["python", "main.py", config, f"--workdir={folder / workdir}", *common, *values]
         try:
-            configs[run["workdir"]] = command_line.read_config([*flags, *values])
+            configs[workdir] = command_line.read_config([config, *common, *values])
         except UserError as error:
-            failed[run["workdir"]] = str(error)
-    judge = arguments.judge if len(runs) > arguments.seeds else "test"  # there is nothing to choose
-    waiting, refused = check(folder, configs, judge)
-    failed |= refused
+            failed[workdir] = str(error)
+    judge = arguments.judge if len(runs) > arguments.seeds else "test"  # one combination leaves nothing to choose
+    waiting, wrong = check(folder, configs, judge)
+    failed |= wrong
     if len(failed) == len(runs):
         raise UserError("\n".join(dict.fromkeys(failed.values())))
-    sweep = {"config": arguments.config, "overrides": flags[1:], "fields": fields, "seeds": arguments.seeds}
-    _describe(folder, {**sweep, "runs": runs})
+    about = {"config": arguments.config, "overrides": common, "fields": fields, "seeds": arguments.seeds}
+    _describe(folder, about | {"runs": runs})
     if arguments.list:
-        progress.output("\n".join(command for workdir, command in commands.items() if workdir not in failed))
+        progress.output("\n".join(shlex.join(commands[workdir]) for workdir in commands if workdir not in failed))
         return failed
-    for workdir, problem in failed.items():
-        progress.say(f"{workdir} is left out: {problem}")
-    if waiting:
-        failed |= train_all(folder, waiting, jobs=arguments.jobs, done=len(runs) - len(failed) - len(waiting))
     if failed:
-        replace_file(
-            folder / "failed.json", json.dumps({w: failed[w] for w in commands if w in failed}, indent=1) + "\n"
-        )
-    else:
-        (folder / "failed.json").unlink(missing_ok=True)
-    progress.say(verdict.write(folder, arguments.metric, judge))
+        progress.say(_in_words("Left out", failed))
+    if waiting:
+        done = len(runs) - len(failed) - len(waiting)
+        failed |= train_all(folder, waiting, jobs=arguments.jobs, done=done)
+    failed = {workdir: failed[workdir] for workdir in commands if workdir in failed}
+    replace_file(folder / "failed.json", json.dumps(failed, indent=1) + "\n")
+    progress.output(sweep.write(folder, arguments.metric, judge))
     return failed
+
+
+def _in_words(title: str, failed: Mapping[str, str]) -> str:
+    """Why runs failed, each reason once."""
+    reasons: dict[str, list[str]] = {}
+    for workdir, reason in failed.items():
+        reasons.setdefault(reason, []).append(workdir)
+    return "\n".join(
+        f"{title}: {having[0]}{f' and {len(having) - 1} more' if len(having) > 1 else ''}: {reason}"
+        for reason, having in reasons.items()
+    )
 
 
 def main() -> None:
@@ -339,31 +265,27 @@ def main() -> None:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
-        epilog="Any field of the config is set for all runs by --config.FIELD=VALUE.",
     )
     parser.add_argument("--config", required=True, help="file with the config")
     parser.add_argument("--workdir", required=True, help="folder of the sweep")
-    parser.add_argument("--seeds", type=int, default=1, help="number of seeds: 0, 1, ...; default: %(default)s")
     parser.add_argument(
         "--grid", action="append", default=[], metavar="FIELD=VALUE,...", help="values of a field; may be repeated"
     )
+    parser.add_argument("--seeds", type=int, default=1, help="number of seeds: 0, 1, ...; default: %(default)s")
     parser.add_argument("--jobs", type=int, default=1, help="number of processes; default: %(default)s")
-    parser.add_argument("--list", action="store_true", help="train nothing, and print the command of each run")
-    parser.add_argument("--metric", default="", help="to choose by; default: that of the best checkpoint")
-    parser.add_argument(
-        "--judge", choices=("validation", "test"), default="validation", help="images to choose by; default: validation"
-    )
+    parser.add_argument("--list", action="store_true", help="train nothing, print the command of each run")
+    parser.add_argument("--metric", default="", help="that chooses; default: the one that picks the best checkpoint")
+    parser.add_argument("--judge", choices=("validation", "test"), default="validation", help="images that choose")
     arguments, others = parser.parse_known_args()
     if min(arguments.seeds, arguments.jobs) < 1:
         parser.error("--seeds and --jobs must be at least 1")
     try:
-        failed = run(arguments, others)
+        if failed := run(arguments, others):
+            interruption.end(_in_words("Failed", failed), 1)
     except (UserError, OSError) as error:
         interruption.end(f"error: {error}", 1)
     except interruption.Interrupted:
         interruption.end(f"Stopped and saved. {interruption.how_to_continue()}", interruption.STATUS)
-    if failed:
-        interruption.end("\n".join(["These runs failed:", *(f"{w}: {why}" for w, why in failed.items())]), 1)
 
 
 if __name__ == "__main__":
