@@ -70,18 +70,12 @@ def _as_file_name(value: str) -> str:
 
 
 def check(folder: pathlib.Path, configs: Configs, judge: str = "test") -> tuple[Configs, dict[str, str]]:
-    """Checks every config and what its workdir holds, before anything trains.
+    """The configs of runs that are not finished; and of those that cannot be trained, why. Compiles nothing.
 
     Args:
         folder: of the sweep.
-        configs: of its runs.
-        judge: the images that are to choose between them, "validation" or "test".
-
-    Returns:
-        The configs of runs that are not finished; and of those that cannot be trained, why, by workdir.
-
-    Raises:
-        UserError: validation images are to choose, and there are none.
+        configs: of all runs.
+        judge: the images that are to choose between them: "validation", without which a UserError is raised, or "test".
     """
     import input_pipeline
     import settings
@@ -96,7 +90,7 @@ def check(folder: pathlib.Path, configs: Configs, judge: str = "test") -> tuple[
                 task = train.find_task(config.task)
                 resolved = settings.prepare(config, task, folder / workdir, "refuse")
         except UserError as error:
-            failed[workdir] = str(error).removeprefix(f"{settings.WRONG}\n")
+            failed[workdir] = str(error)
             continue
         if task.create_data is input_pipeline.create_data:
             has_validation[config.task] = resolved.num_validation > 0
@@ -114,34 +108,26 @@ def check(folder: pathlib.Path, configs: Configs, judge: str = "test") -> tuple[
 
 
 def train_all(folder: pathlib.Path, configs: Configs, *, jobs: int = 1, done: int = 0) -> dict[str, str]:
-    """Trains runs or continues them, so that they share what is compiled; one line shows how far they are.
+    """Trains runs or continues them; returns why some failed, or raises `Interrupted` once everything is saved.
 
     Args:
         folder: of the sweep.
-        configs: of the runs.
+        configs: of the runs, which share compiled programs where these are the same.
         jobs: number of processes; 1 for this one.
-        done: number of other runs that are over.
-
-    Returns:
-        Why runs failed, by workdir.
-
-    Raises:
-        Interrupted: the process was asked to stop, and everything is saved.
+        done: number of other runs that are over, for the line that shows how far the sweep is.
     """
     from runtime import workers
 
     failed, line = {}, progress.Progress(done + len(configs), "run")
-
-    def show(text: str) -> None:
-        line.show(done, text, news=False)
-
     with contextlib.closing(line):
         line.at(done)
         if jobs > 1:
             results = workers.call(_train, [(folder, *item) for item in configs.items()], jobs, _set_up)
         else:
             _set_up()
-            results = (_train(folder, *item, show) for item in configs.items())
+            results = (
+                _train(folder, *item, lambda text: line.show(done, text, news=False)) for item in configs.items()
+            )
         for workdir, problem, told in results:
             done += 1
             if problem:
@@ -189,33 +175,32 @@ def _train(
 def _describe(folder: pathlib.Path, found: Mapping[str, Any]) -> None:
     """Writes `sweep.json`; raises a UserError if it would lack runs that the folder's own has."""
     path = folder / "sweep.json"
-    if path.exists():
-        try:
-            old = json.loads(path.read_text())
-            differing = [f"{name}: {old[name]} before, {found[name]} now" for name in old if old[name] != found[name]]
-            same = all(old[name] == found[name] for name in ("config", "overrides"))
-            grown = same and all(run in found["runs"] for run in old["runs"])
-        except (ValueError, TypeError, KeyError) as error:
-            raise UserError(f"{path} is damaged ({error}). Restore it, or use another --workdir.") from error
-        if not grown:
-            raise UserError(
-                "\n".join([f"{folder} holds another sweep:", *(line for line in differing if line[:5] != "runs:")])
-                + "\nValues and seeds may be added, and nothing else may change. Use another --workdir."
-            )
+    try:
+        old = json.loads(path.read_text()) if path.exists() else found
+        differing = {name: f"{name}: {old[name]} before, {found[name]} now" for name in old if old[name] != found[name]}
+        grown = all(run in found["runs"] for run in old["runs"])
+    except (ValueError, TypeError, KeyError) as error:
+        raise UserError(f"{path} is damaged ({error}). Restore it, or use another --workdir.") from error
+    if not grown or differing.keys() & {"config", "overrides"}:
+        differing.pop("runs", "")
+        may = "Values and seeds may be added, and nothing else may change. Use another --workdir."
+        raise UserError("\n".join([f"{folder} holds another sweep:", *differing.values(), may]))
     folder.mkdir(parents=True, exist_ok=True)
     replace_file(path, json.dumps(found, indent=1) + "\n")
 
 
 def run(arguments: argparse.Namespace, others: Sequence[str]) -> dict[str, str]:
     """Does what the command line asks for; returns why runs failed, by workdir."""
-    if arguments.jobs > 1:
-        import jax
-
-        jax.config.update("jax_platforms", "cpu")  # of this process, which leaves an accelerator to the others
     folder = local_path(arguments.workdir, "--workdir")
     overrides, fields = command_line.overrides(others), read_grid(arguments.grid)
     if twice := sorted(overrides.keys() & {*fields, "seed"}):
         raise UserError(f"--config.{twice[0]}: --{'seeds' if twice[0] == 'seed' else 'grid'} sets it; leave it out")
+    import jax  # here, as nobody needs to wait for it who has mistyped something
+
+    import settings
+
+    if arguments.jobs > 1:
+        jax.config.update("jax_platforms", "cpu")  # of this process, which leaves an accelerator to the others
     config, common = f"--config={arguments.config}", list(overrides.values())
     runs, commands, configs, failed = plan(fields, arguments.seeds), {}, {}, {}
     for one in runs:
@@ -228,7 +213,7 @@ def run(arguments: argparse.Namespace, others: Sequence[str]) -> dict[str, str]:
             failed[workdir] = str(error)
     judge = arguments.judge if len(runs) > arguments.seeds else "test"  # one combination leaves nothing to choose
     waiting, wrong = check(folder, configs, judge)
-    failed |= wrong
+    failed = {workdir: reason.removeprefix(f"{settings.WRONG}\n") for workdir, reason in (failed | wrong).items()}
     if len(failed) == len(runs):
         raise UserError("\n".join(dict.fromkeys(failed.values())))
     about = {"config": arguments.config, "overrides": common, "fields": fields, "seeds": arguments.seeds}
@@ -236,8 +221,8 @@ def run(arguments: argparse.Namespace, others: Sequence[str]) -> dict[str, str]:
     if arguments.list:
         progress.output("\n".join(shlex.join(commands[workdir]) for workdir in commands if workdir not in failed))
         return failed
-    if failed:
-        progress.say(_in_words("Left out", failed))
+    for workdir, reason in failed.items():
+        progress.say(f"Left out: {workdir}: {reason}")
     if waiting:
         done = len(runs) - len(failed) - len(waiting)
         failed |= train_all(folder, waiting, jobs=arguments.jobs, done=done)
@@ -245,17 +230,6 @@ def run(arguments: argparse.Namespace, others: Sequence[str]) -> dict[str, str]:
     replace_file(folder / "failed.json", json.dumps(failed, indent=1) + "\n")
     progress.output(sweep.write(folder, arguments.metric, judge))
     return failed
-
-
-def _in_words(title: str, failed: Mapping[str, str]) -> str:
-    """Why runs failed, each reason once."""
-    reasons: dict[str, list[str]] = {}
-    for workdir, reason in failed.items():
-        reasons.setdefault(reason, []).append(workdir)
-    return "\n".join(
-        f"{title}: {having[0]}{f' and {len(having) - 1} more' if len(having) > 1 else ''}: {reason}"
-        for reason, having in reasons.items()
-    )
 
 
 def main() -> None:
@@ -281,7 +255,7 @@ def main() -> None:
         parser.error("--seeds and --jobs must be at least 1")
     try:
         if failed := run(arguments, others):
-            interruption.end(_in_words("Failed", failed), 1)
+            interruption.end("\n".join(f"Failed: {workdir}: {reason}" for workdir, reason in failed.items()), 1)
     except (UserError, OSError) as error:
         interruption.end(f"error: {error}", 1)
     except interruption.Interrupted:
