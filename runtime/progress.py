@@ -127,10 +127,10 @@ class Progress:
         """
         self._text = text
         self.at(step)
-        now = time.monotonic()
-        speed = f"{rate:.0f} steps/s" if rate >= 100 else f"{rate:.3g} steps/s"
         if self._tell:
             return
+        now = time.monotonic()
+        speed = f"{rate:.0f} steps/s" if rate >= 100 else f"{rate:.3g} steps/s"
         if self._live and self._bar is not None:
             if rate:
                 self._bar.set_postfix_str(speed, refresh=False)
