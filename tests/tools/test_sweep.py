@@ -6,6 +6,7 @@ import shlex
 import signal
 import subprocess
 import sys
+import time
 
 import pytest
 from conftest import ROOT, read_metrics
@@ -169,8 +170,16 @@ def test_the_commands_of_a_list_make_the_runs_that_the_sweep_then_reports(tmp_pa
         assert metrics[0] == metrics[1]
 
 
-def torment(folder, arguments: list[str], seed: str, seconds: float) -> str:
-    """Starts a sweep, kills it or asks it to stop at random moments, twice; returns what it prints at its end."""
+def table(result: subprocess.CompletedProcess, folder) -> str:
+    """What a sweep prints at its end, below what it says of training."""
+    assert result.returncode == 0, result.stderr
+    lines = result.stdout.splitlines()
+    start = max((number for number, line in enumerate(lines, 1) if line.startswith(("run ", "Compiled "))), default=0)
+    return "\n".join(lines[start:]).replace(str(folder), "")
+
+
+def torment(folder, arguments: list[str], seed: str, seconds: float) -> None:
+    """Starts a sweep twice, and kills it or asks it to stop at random moments."""
     rng = random.Random(seed)
     for _ in range(2):
         signum = rng.choice([signal.SIGKILL, signal.SIGTERM])
@@ -185,20 +194,19 @@ def torment(folder, arguments: list[str], seed: str, seconds: float) -> str:
             _, errors = process.communicate(timeout=120)
         assert process.returncode in (0, -signum, interruption.STATUS), errors
         assert "Traceback" not in errors
-    result = run_sweep(f"--workdir={folder}", *arguments)
-    assert result.returncode == 0, result.stderr
-    lines = result.stdout.splitlines()
-    start = max((number for number, line in enumerate(lines, 1) if line.startswith(("run ", "Compiled "))), default=0)
-    return "\n".join(lines[start:]).replace(str(folder), "")
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("jobs", [1, 2])
 def test_a_sweep_that_is_killed_at_random_moments_ends_with_the_same_table(tmp_path, jobs):
     arguments = [*SMALL, VALIDATION, f"--jobs={jobs}", "--grid", "optimizer.learning_rate=0.1,0.2", "--seeds=2"]
-    whole = torment(tmp_path / "whole", arguments, "", 0.0)
+    started = time.monotonic()
+    whole = table(run_sweep(f"--workdir={tmp_path / 'whole'}", *arguments), tmp_path / "whole")
+    seconds = time.monotonic() - started
     for trial in range(int(os.environ.get("SWEEP_TRIALS", "1"))):
-        assert torment(tmp_path / str(trial), arguments, f"{jobs}-{trial}", 12.0) == whole
+        folder = tmp_path / str(trial)
+        torment(folder, arguments, f"{jobs}-{trial}", seconds)
+        assert table(run_sweep(f"--workdir={folder}", *arguments), folder) == whole
         for workdir in ("learning_rate=0.1/seed0", "learning_rate=0.2/seed1"):
-            metrics = [(tmp_path / name / workdir / "metrics.jsonl").read_bytes() for name in ("whole", str(trial))]
+            metrics = [(place / workdir / "metrics.jsonl").read_bytes() for place in (tmp_path / "whole", folder)]
             assert metrics[0] == metrics[1]
