@@ -179,10 +179,9 @@ def table(result: subprocess.CompletedProcess, folder) -> str:
 
 
 def torment(folder, arguments: list[str], seed: str, seconds: float) -> None:
-    """Starts a sweep twice, and kills it or asks it to stop at random moments."""
+    """Starts a sweep twice, and at random moments asks it to stop the first time and kills it the second."""
     rng = random.Random(seed)
-    for _ in range(2):
-        signum = rng.choice([signal.SIGKILL, signal.SIGTERM])
+    for signum in (signal.SIGTERM, signal.SIGKILL):
         with subprocess.Popen(
             sweep_command(f"--workdir={folder}", *arguments),
             cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
@@ -205,7 +204,7 @@ def test_a_sweep_that_is_killed_at_random_moments_ends_with_the_same_table(tmp_p
     seconds = time.monotonic() - started
     for trial in range(int(os.environ.get("SWEEP_TRIALS", "1"))):
         folder = tmp_path / str(trial)
-        torment(folder, arguments, f"{jobs}-{trial}", seconds)
+        torment(folder, arguments, f"{jobs},{trial + 2}", seconds)
         assert table(run_sweep(f"--workdir={folder}", *arguments), folder) == whole
         for workdir in ("learning_rate=0.1/seed0", "learning_rate=0.2/seed1"):
             metrics = [(place / workdir / "metrics.jsonl").read_bytes() for place in (tmp_path / "whole", folder)]
