@@ -1,4 +1,4 @@
-"""Trains every combination of the values of some fields, each with several seeds, and says which is best.
+r"""Trains every combination of the values of some fields, each with several seeds, and says which is best.
 
     python -m tools.sweep --config=configs/digits.py --workdir=runs/lr --seeds=5 --config.num_validation=100 \
         --grid optimizer.learning_rate=0.03,0.1,0.3 --grid averages.ema.half_life=1%,5%
