@@ -11,7 +11,6 @@ It ends with status 0 when the run is over, 1 after an error, which it explains 
 to stop and has saved: the same command continues from there.
 """
 
-import os
 import sys
 
 import tools  # noqa: F401  # first: it says what to install where one of the next lines finds nothing
@@ -38,7 +37,7 @@ _CONFIG_CHANGE = flags.DEFINE_enum(
 )
 _CACHE_DIR = flags.DEFINE_string(
     "cache_dir",
-    os.path.join(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "flax-polyak-template"),
+    command_line.CACHE_DIR,
     "Where to keep compiled programs and decoded data sets for later runs; empty: nowhere.",
 )
 _TRACKER = flags.DEFINE_multi_string("tracker", [], "Where metrics go live, too: wandb, mlflow or MODULE:FUNCTION.")
@@ -81,7 +80,8 @@ def _run() -> None:
     say(f"{len(devices)} x {devices[0].device_kind}")
     caching.check_chosen()
     if _CACHE_DIR.value:
-        _enable_cache(_CACHE_DIR.value)
+        enable = caching.enable if _CACHE_DIR.present else caching.enable_if_possible
+        say(enable(_CACHE_DIR.value))
     if _MODE.value == "train":
         with trackers.following(workdir, chosen):
             with trackers.following(workdir, [page.keep_up]):  # which ends before the last page is written
@@ -91,17 +91,6 @@ def _run() -> None:
         finished.evaluate_checkpoint(
             _CONFIG.value, workdir, which=_CHECKPOINT.value, config_change=_CONFIG_CHANGE.value
         )
-
-
-def _enable_cache(directory: str) -> None:
-    from runtime import caching
-
-    try:
-        say(caching.enable(directory))
-    except UserError as error:
-        if _CACHE_DIR.present:
-            raise
-        say(f"Note: nothing is kept for later runs. {error}")
 
 
 if __name__ == "__main__":

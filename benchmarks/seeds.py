@@ -9,7 +9,7 @@ r"""How much better are averaged weights than raw ones, over several seeds?
 Trains the config once per seed, prints a table and writes `benchmarks/results/NAME.json`: what each seed scored, mean
 and spread over the seeds, the difference paired over the seeds, the resolved config and the hardware. With
 `--workdirs=DIR` the runs stay in DIR/seed0, DIR/seed1, ..., for `python -m tools.report DIR/seed*`; they are continued
-where they were interrupted. One process trains all of them: the programs are compiled once.
+where they were interrupted, as those of tools.sweep.
 """
 
 import datetime
@@ -21,15 +21,14 @@ from typing import Any
 
 import ml_collections
 import numpy as np
-from absl import app, flags, logging
+from absl import app, flags
 from ml_collections import config_flags
 
-import train
 from reporting.runs import last_evaluation, read_metrics
-from runtime import caching, environment, intervals
+from runtime import environment, intervals
 from runtime.errors import UserError
 from runtime.files import local_path
-from tools import command_line, posthoc
+from tools import command_line, posthoc, sweep
 
 _CONFIG = config_flags.DEFINE_config_file("config", help_string="File with the config.")
 _SEEDS = flags.DEFINE_integer("seeds", 3, "Number of seeds: 0, 1, ...", lower_bound=2)
@@ -39,9 +38,8 @@ _NAME = flags.DEFINE_string("name", None, "Of the result.", required=True)
 _WORKDIRS = flags.DEFINE_string("workdirs", "", "Folder to keep the runs in; empty: they are not kept.")
 
 
-def run(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> dict[str, Any]:
-    """Trains once; returns the resolved config, the lines of the last evaluation and the seconds spent in training."""
-    train.train_and_evaluate(config, workdir)
+def read(workdir: pathlib.Path) -> dict[str, Any]:
+    """The resolved config of a run, the lines of its last evaluation and the seconds spent in training."""
     if _POSTHOC.value:
         posthoc.write(workdir, posthoc.posthoc(workdir, _POSTHOC.value, _BASIS.value or None))
     timing = json.loads((workdir / "timing.jsonl").read_text().splitlines()[-1])
@@ -69,16 +67,17 @@ def summarize(runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
 def main(argv: list[str]) -> None:
     """Trains once per seed, prints the table and writes the result."""
     del argv
-    logging.set_verbosity(logging.WARNING)
-    runs = []
     try:
         with tempfile.TemporaryDirectory() as temporary:
-            caching.enable(f"{temporary}/cache")  # so that only the first run compiles
             folder = local_path(_WORKDIRS.value or temporary, "--workdirs")
-            for seed in range(_SEEDS.value):
-                config = ml_collections.ConfigDict(_CONFIG.value)
+            configs = {f"seed{seed}": ml_collections.ConfigDict(_CONFIG.value) for seed in range(_SEEDS.value)}
+            for seed, config in enumerate(configs.values()):
                 config.seed = seed
-                runs.append(run(config, folder / f"seed{seed}"))
+            waiting, failed = sweep.check(folder, configs)
+            failed |= sweep.train_all(folder, waiting)
+            if failed:
+                raise UserError("\n".join(f"{workdir}: {reason}" for workdir, reason in failed.items()))
+            runs = [read(folder / workdir) for workdir in configs]
     except UserError as error:
         sys.exit(f"error: {error}")
     rows = summarize(runs)

@@ -56,6 +56,14 @@ def enable(directory: str | pathlib.Path) -> str:
     return f"Compiled programs are kept in {programs}, decoded data sets in {directory / 'data'}"
 
 
+def enable_if_possible(directory: str | pathlib.Path) -> str:
+    """`enable`, for a folder that nobody has asked for: does without one that cannot be used, and says so."""
+    try:
+        return enable(directory)
+    except UserError as error:
+        return f"Note: nothing is kept for later runs. {error}"
+
+
 def check_chosen() -> None:
     """Checks the compilation cache that was chosen by JAX's own means, if there is one.
 

@@ -263,6 +263,16 @@ def find_checkpoint(workdir: str | pathlib.Path, which: str) -> Stored:
     return Stored.read(latest.folder.with_name(str(latest.record.best.step)))
 
 
+def is_finished(workdir: pathlib.Path, num_steps: int) -> bool:
+    """Whether a run has trained for as many steps, and saved and logged it all. Reads no weights."""
+    metrics = workdir / "metrics.jsonl"
+    try:
+        record = Stored.read(saved_folders(workdir / "checkpoints")[-1], check_files=False).record
+        return record.step == num_steps and metrics.stat().st_size >= record.writer.lengths[metrics.name]
+    except (IndexError, OSError, DamagedError):
+        return False
+
+
 def list_stored(workdir: str | pathlib.Path, kinds: Sequence[str] = ("checkpoints", "snapshots")) -> list[Stored]:
     """All checkpoints and snapshots of a run, in the order of their steps; of two at the same step, the snapshot.
 

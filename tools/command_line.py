@@ -1,6 +1,7 @@
 """Flags of programs that take a config."""
 
 import itertools
+import os
 import re
 import sys
 import traceback
@@ -16,6 +17,9 @@ from runtime.errors import UserError
 from runtime.files import local_path
 from tools import stored_config
 
+# Where compiled programs and decoded data sets are kept for later runs, unless a flag says otherwise.
+CACHE_DIR = os.path.join(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "flax-polyak-template")
+
 
 def parse(argv: list[str]) -> list[str]:
     """Parses flags as absl does, and ends the process with one message on all that is wrong with those of the config.
@@ -26,37 +30,71 @@ def parse(argv: list[str]) -> list[str]:
     Returns:
         The program's name and the arguments that are no flags.
     """
-    # absl would show INFO by default, and the libraries that log through it would drown what the run itself prints.
-    argv = [argv[0], "--verbosity=-1", *_with_config_path(argv[1:])]
-    flags.FLAGS["config"].parser = _ConfigParser(flags.FLAGS["config"].parser, argv)
     try:
-        positional: list[str] = flags.FLAGS(argv)
-        getattr(flags.FLAGS.config, "lock", None)  # reading any attribute reports a file that could not be read
-        if not isinstance(flags.FLAGS.config, ml_collections.ConfigDict):
-            sys.exit("error: the get_config() of the file that --config names must return an ml_collections.ConfigDict")
-        return positional
+        # absl would show INFO by default, and the libraries that log through it would drown what the run itself prints.
+        return _parse([argv[0], "--verbosity=-1", *argv[1:]], flags.FLAGS)
     except UserError as error:
         sys.exit(f"error: {error}")
+
+
+def read_config(arguments: Sequence[str]) -> ml_collections.ConfigDict:
+    """The config that `main.py` would get from these arguments: `--config=FILE`, and overrides.
+
+    Raises:
+        UserError: says all that is wrong with them.
+    """
+    values, argv = flags.FlagValues(), ["", *arguments]
+    config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=argv)
+    _parse(argv, values)
+    config: ml_collections.ConfigDict = values["config"].value
+    return config
+
+
+def overrides(arguments: Sequence[str]) -> dict[str, str]:
+    """The overrides among these arguments, `--config.FIELD=VALUE` by the name of the field.
+
+    Raises:
+        UserError: there are other arguments.
+    """
+    found = [*_overrides(["", *arguments])]
+    if unknown := [part for part in arguments if not any(part in flag for flag, _, _ in found)]:
+        raise UserError(f"unknown argument {unknown[0]!r}; fields of the config are set by --config.FIELD=VALUE")
+    return {name: "=".join(flag) for flag, name, _ in found}
+
+
+def _parse(argv: Sequence[str], values: flags.FlagValues) -> list[str]:
+    """Parses flags into `values`, of which one is `config`; raises a UserError on all that is wrong with the config."""
+    argv = [argv[0], *_with_config_path(argv[1:])]
+    values["config"].parser = _ConfigParser(values["config"].parser, argv)
+    try:
+        positional: list[str] = values(argv)
+        config = values["config"].value
+        getattr(config, "lock", None)  # reading any attribute reports a file that could not be read
+        if not isinstance(config, ml_collections.ConfigDict):
+            raise UserError("the get_config() of the file that --config names must return an ml_collections.ConfigDict")
+        return positional
     except OSError as error:
         reason = str(error).strip().splitlines()[-1].strip()
-        sys.exit(f"error: the file that --config names cannot be read: {reason}")
+        raise UserError(f"the file that --config names cannot be read: {reason}") from error
     except SyntaxError as error:
-        sys.exit(f"error: the file that --config names is no Python: {error}")
+        raise UserError(f"the file that --config names is no Python: {error}") from error
     except (flags.Error, AttributeError, KeyError) as error:
         if "has no attribute 'get_config'" in str(error):
-            sys.exit(
-                "error: the file that --config names has no get_config(); configs/digits.py shows what it looks like"
-            )
+            raise UserError(
+                "the file that --config names has no get_config(); configs/digits.py shows what it looks like"
+            ) from error
         if "ml_collections" not in traceback.extract_tb(error.__traceback__)[-1].filename and not isinstance(
             error, flags.Error
         ):
             raise  # a mistake in the config file's own code
         if "must have a value other than None" in str(error):
             given = {re.split("[=.]", arg.lstrip("-"))[0] for arg in argv}
-            missing = [name for name in ("config", "workdir", "name") if name in flags.FLAGS and name not in given]
-            sys.exit(f"error: --{' and --'.join(missing)} must be given; --help shows how the command is used")
+            missing = [name for name in ("config", "workdir", "name") if name in values and name not in given]
+            raise UserError(
+                f"--{' and --'.join(missing)} must be given; --help shows how the command is used"
+            ) from error
         problems = _wrong_overrides(argv) or [str(error).strip().splitlines()[-1]]
-        sys.exit("error: " + "\n".join(problems))
+        raise UserError("\n".join(problems)) from error
 
 
 def _with_config_path(arguments: Sequence[str]) -> list[str]:
@@ -121,12 +159,12 @@ def _overrides(argv: Sequence[str]) -> Iterator[tuple[list[str], str, str]]:
             yield flag, override[1], override[2]
 
 
-def _wrong_overrides(argv: list[str]) -> list[str]:
+def _wrong_overrides(argv: Sequence[str]) -> list[str]:
     """The problems with each override of the config, and with the config that the others make."""
     import settings
     import train
 
-    command = argv[:1]
+    command = [*argv[:1]]
     for arg, following in itertools.pairwise([*argv[1:], "--"]):
         if re.match(r"--?config(=|$)", arg):
             command += [arg] if "=" in arg else [arg, following]

@@ -149,7 +149,8 @@ def test_what_a_page_names_exists(page):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "module", ["main", "tools.report", "tools.posthoc", "tools.export", "tools.show_batch", "benchmarks.seeds"]
+    "module",
+    ["main", "tools.report", "tools.sweep", "tools.posthoc", "tools.export", "tools.show_batch", "benchmarks.seeds"],
 )
 def test_help_says_what_a_command_is_for_and_shows_one(module):
     result = subprocess.run(

@@ -16,7 +16,7 @@ from runtime import checkpointing, run_folder
 from runtime.checkpointing import Checkpoints, find_origin
 from runtime.errors import UserError
 from runtime.metric_writing import Written
-from runtime.stored import Best, DamagedError, Record, Stored, find_checkpoint, list_stored
+from runtime.stored import Best, DamagedError, Record, Stored, find_checkpoint, is_finished, list_stored
 from tools import finished
 
 # Every kind of file in a checkpoint. Of some there are several, with digests as their names.
@@ -344,3 +344,15 @@ def test_a_workdir_that_vanishes_ends_the_run_at_the_next_line(tmp_path, monkeyp
 def test_records_come_back_as_they_were():
     record = Record(3, Best(2, "raw", "loss", 0.5), Written(2, {"metrics.jsonl": 7}, {"eval_seconds": 0.25}))
     assert Record.from_json(json.loads(json.dumps(record.to_json()))) == record
+
+
+def test_a_run_is_finished_once_its_last_checkpoint_and_all_its_metrics_are_there(copy):
+    _, workdir = copy
+    assert is_finished(workdir, 20)
+    assert not is_finished(workdir, 40)
+    assert not is_finished(workdir / "nowhere", 20)
+    metrics = workdir / "metrics.jsonl"
+    metrics.write_bytes(metrics.read_bytes()[:-1])
+    assert not is_finished(workdir, 20)
+    metrics.unlink()
+    assert not is_finished(workdir, 20)

@@ -122,6 +122,25 @@ def test_a_long_silence_is_broken_and_a_short_one_is_not(capsys, monkeypatch):
     assert "3 steps/s  1:08 left" in lines[0]  # of training, and on the clock
 
 
+def test_one_of_many_runs_prints_nothing_and_tells_how_it_goes(capsys):
+    told = []
+    with progress.quietly(told.append):
+        progress.say("a table")
+        with progress.under_way("Compiling"):
+            pass
+        shown = progress.Progress(4)
+        shown.at(1)
+        shown.show(2, "raw 50%", rate=3.0, news=True)
+        shown.at(3)
+    assert capsys.readouterr().out == ""
+    assert [text.strip() for text in told] == ["Compiling ...", "25%", "50%  raw 50%", "75%  raw 50%"]
+    whole = progress.Progress(9, "run")
+    whole.at(1)
+    with progress.quietly():
+        whole.show(2, "lr=0.1/seed0  100%", news=True)
+    assert re.fullmatch(r"run 2/9 \(22%\)  \d+\.\d s left  lr=0.1/seed0  100%\n", capsys.readouterr().out)
+
+
 @pytest.mark.parametrize(
     ("seconds", "text"), [(4.06, "4.1 s"), (59.94, "59.9 s"), (59.96, "1:00"), (61.5, "1:02"), (3661, "1:01:01")]
 )
