@@ -207,37 +207,29 @@ class Sweep:
         if len(curves) < 2:
             return []
         (curve, average), (_, raw) = curves.items()
-        if not np.ptp(raw, axis=0).any():  # as of averages, which do not change training
-            return [
-                f"{curve} scores best with {self.labels[field]}={values[int(average.mean(1).argmax())]}; the raw weights are the same with every value."
-            ]
+        which = f"{curve} scores best with {self.labels[field]}={values[average.mean(1).argmax()]}"
+        if not np.ptp(raw, axis=0).any():  # of averages, which do not change training
+            return [f"{which}; the raw weights are the same with every value."]
         best, raw_best, is_ordered = int(average.mean(1).argmax()), int(raw.mean(1).argmax()), bool(numbers(values))
 
         def cost(scored: np.ndarray, best: int) -> np.ndarray:
             away = [row for row in range(len(values)) if (abs(row - best) == 1 if is_ordered else row != best)]
             return np.asarray(scored[best] - scored[away].mean(axis=0))
 
-        which = f"{curve} scores best with {self.labels[field]}={values[best]}, "
         if best == raw_best:
-            which += "and so do the raw weights."
+            which += ", and so do the raw weights."
         else:
             gaps = (average[best] - average[raw_best], raw[raw_best] - raw[best])
             sure = all(interval(gap, 2 * math.comb(len(values), 2))[1] > 0 for gap in gaps)
-            which += f"the raw weights with {values[raw_best]}" + (
-                ": averaging changes which value is best."
-                if sure
-                else ", which may be chance: the seeds do not bear it out."
-            )
+            which += f", the raw weights with {values[raw_best]}"
+            which += ": averaging changes which value is best." if sure else ", which the seeds do not bear out."
         costs = [cost(average, best), cost(raw, raw_best)]
         found = interval(costs[1] - costs[0], len(values) ** 2)
         lost = [self.size((float(values.mean()), math.nan, math.nan)) for values in costs]
         told = "is flatter" if found[1] > 0 else "is sharper" if found[2] < 0 else "cannot be called flatter or sharper"
-        return [
-            which,
-            f"{'One step away from its best value' if is_ordered else 'With another value than its best'}, {curve} loses "
-            f"{lost[0]} and the raw weights lose {lost[1]}, a difference of {self.size(found)}: the optimum of {curve} "
-            f"{told}.",
-        ]
+        away = "One step away from its best value" if is_ordered else "With another value than its best"
+        flat = f"{away}, {curve} loses {lost[0]} and the raw weights lose {lost[1]}, a difference of {self.size(found)}"
+        return [which, f"{flat}: the optimum of {curve} {told}."]
 
     def remarks(self) -> list[str]:
         """On what was left out, and where the best may lie beyond what was tried."""
