@@ -107,7 +107,7 @@ class Sweep:
         rows = []
         for number, (setting, apart) in enumerate(zip(self.settings, behind(of_split[0]), strict=True)):
             score, raw = (interval(self.sign * scored[number]) for scored in of_split)
-            outcome = "worse" if apart[1] > 0 else "cannot be told from the best"
+            outcome = "worse" if apart[1] > 0 else "cannot be told"
             outcome = "not finite" if math.isnan(score[0]) else outcome if number else "best"
             row = {**setting.values, "seeds": len(setting.runs), "weights": setting.curve, "metric": self.metric}
             row |= {"split": self.judge, "outcome": outcome, "score": score, "raw": raw}
@@ -130,11 +130,11 @@ class Sweep:
         """The header and the rows of the table, as text."""
         metric = self.metric.replace("_", " ")
         raw = [f"{metric}, raw weights"] if any(one.curve != "raw" for one in self.settings) else []
-        lines = [[*self.labels.values(), "seeds", "weights", metric, *raw, "behind the best", "outcome"]]
-        for row in self.rows:
+        lines = [["setting", "seeds", "weights", metric, *raw, "behind the best", "outcome"]]
+        for setting, row in zip(self.settings, self.rows, strict=True):
             shown = [self.size(row[name], " %") for name in ("score", "raw")[: 1 + len(raw)]]
-            values = [*(row[field] for field in self.labels), str(row["seeds"]), row["weights"]]
-            lines.append([*values, *shown, self.size(row["behind"]), row["outcome"]])
+            lines.append([self.name(setting), str(row["seeds"]), row["weights"], *shown])
+            lines[-1] += [self.size(row["behind"]), row["outcome"]]
         return lines
 
     def verdict(self) -> str:
@@ -153,7 +153,7 @@ class Sweep:
             f"{' best' if others else ''} on the {self.judge} {examples}: {metric}{less} "
             f"{self.size(first['score'], ' %')} {over}."
         ]
-        worse, untold = told["worse"], told["cannot be told from the best"]
+        worse, untold = told["worse"], told["cannot be told"]
         if untold and first["seeds"] == 1:
             says.append("With a single seed there are no intervals: whether it is better than the others is not known.")
         elif untold:

@@ -27,8 +27,9 @@ def draw(found: Sweep, field: str, width: float = pictures.WIDTHS["wide"]) -> Fi
     """
     values, curves = found.along(field)
     known = numbers(values) or [0.0]
-    places = np.log10(known) if min(known) > 0 and max(known) >= 10 * min(known) else np.arange(len(values))
-    is_upright = sum(len(value) + 2 for value in values) > 11 * width
+    is_log = min(known) > 0 and max(known) >= 10 * min(known)
+    places = np.log10(known) if is_log else np.arange(len(values))
+    is_upright = 0.09 * len(values) * max(map(len, values)) > width - 1
     below = 0.55 + is_upright * min(0.08 * max(map(len, values)), 2.0)
     figure = Figure(figsize=(width, 3.0 + below))
     axis = figure.add_axes((0.85 / width, below / (3.0 + below), (width - 1.0) / width, 2.4 / (3.0 + below)))
@@ -38,6 +39,8 @@ def draw(found: Sweep, field: str, width: float = pictures.WIDTHS["wide"]) -> Fi
         mean, low, high = factor * np.array([interval(row) for row in scored]).T
         axis.plot(places, mean, label=curve, **looks[curve])
         axis.fill_between(places, low, high, color=looks[curve]["color"], alpha=0.2, linewidth=0)
+    if not is_log:
+        axis.set_xlim(-0.5, len(values) - 0.5)
     axis.set_xticks(places, [value if len(value) < 26 else f"{value[:25]}…" for value in values])
     axis.tick_params(axis="x", rotation=90 * is_upright)
     axis.yaxis.set_major_formatter("{x:g}")

@@ -198,7 +198,7 @@ def test_runs_that_failed_or_are_not_finished_are_named_and_left_out(tmp_path):
         ("0.3", 1),
         ("0.03", 3),
     ]
-    assert [row["outcome"] for row in found.rows] == ["best", "cannot be told from the best", "worse"]
+    assert [row["outcome"] for row in found.rows] == ["best", "cannot be told", "worse"]
     remarks = "\n".join(found.remarks())
     for name, message in failed.items():
         assert f"{name} failed, and is left out: {message}" in remarks
