@@ -46,6 +46,7 @@ class Panel:
         has_zero: whether to draw a line at 0.
         lower_is_better: whether a high start may be squeezed by a logarithmic axis.
         x: what the lines are drawn over.
+        ticks: what the steps of the lines are called; empty: what they are.
     """
 
     title: str
@@ -54,6 +55,7 @@ class Panel:
     has_zero: bool = False
     lower_is_better: bool = False
     x: str = "step"
+    ticks: Sequence[str] = ()
 
 
 @dataclasses.dataclass(frozen=True)

@@ -9,13 +9,16 @@ import re
 import shlex
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from reporting import runs, scores, tables
 from reporting.against import Against
 from reporting.runs import Group, Run
 from runtime.errors import UserError, missing_package
 from runtime.files import replace_file
+
+if TYPE_CHECKING:
+    from reporting.curves import Panel
 
 FIRST_PAGE = 30.0  # seconds after the start of a run
 REFRESH = 15  # seconds until a browser loads the page of a run again that is still training
@@ -41,8 +44,6 @@ def page(groups: Sequence[Group], remarks: Sequence[str], against: Against | Non
         against: the comparison of these groups with the last one, if there is one.
         refresh: seconds after which a browser is to load the page again; 0: never.
     """
-    import jinja2
-
     from reporting import curves, diagnosis, pictures
     from reporting.classes import Classes
 
@@ -54,16 +55,7 @@ def page(groups: Sequence[Group], remarks: Sequence[str], against: Against | Non
     def both(draw: Callable[[float], Any], alt: str) -> dict[str, str]:
         return {kind: inline(pictures.to_svg(draw(width)), alt) for kind, width in pictures.WIDTHS.items()}
 
-    def drawn(panels: Sequence[curves.Panel]) -> list[dict[str, Any]]:
-        found = []
-        for panel in panels:
-            svg, numbers = pictures.panel(panel)
-            labels = ", ".join(dict.fromkeys(line.label for line in panel.lines))
-            alt = f"{panel.title} over the {panel.x}: {labels}. The tables have the last values in numbers."
-            found.append({"panel": panel, "svg": inline(svg, alt), "numbers": numbers})
-        return found
-
-    main, more = drawn(curves.panels(groups)), drawn(curves.more_panels(groups))
+    main, more = draw(curves.panels(groups), "curves"), draw(curves.more_panels(groups), "more")
     sections = [
         {
             "group": group,
@@ -81,10 +73,10 @@ def page(groups: Sequence[Group], remarks: Sequence[str], against: Against | Non
     kernels = []
     for text, having in averages.items():
         if described := json.loads(text):
-            draw = functools.partial(pictures.kernels, described, having[0].names)
+            drawn = functools.partial(pictures.kernels, described, having[0].names)
             alt = "The weight that each average gives to each iterate of training; the table below has it in numbers."
             named = {"names": [group.name for group in having], "cells": _describe(described)}
-            kernels.append(named | {"pictures": both(draw, alt)})
+            kernels.append(named | {"pictures": both(drawn, alt)})
     diagnoses = []
     for run in (run for group in groups for run in group.runs if run.diagnosis):
         parts = []
@@ -95,10 +87,8 @@ def page(groups: Sequence[Group], remarks: Sequence[str], against: Against | Non
     workdirs = [str(run.workdir) for group in groups for run in group.runs]
     if against:
         workdirs.insert(len(workdirs) - len(against.other.runs), "--against")
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(pathlib.Path(__file__).parent), autoescape=True, undefined=jinja2.StrictUndefined
-    )
-    return environment.get_template("report.html").render(
+    return render(
+        "report.html",
         refresh=refresh,
         title=groups[0].name if len(groups) == 1 else f"{len(groups)} configs",
         headline=tables.headline(groups),
@@ -108,7 +98,7 @@ def page(groups: Sequence[Group], remarks: Sequence[str], against: Against | Non
         more_panels=more,
         looks=pictures.legend([item["panel"] for item in [*main, *more]]),
         classes=classes,
-        reliability=drawn([classes.reliability]) if classes else [],
+        reliability=draw([classes.reliability]) if classes else [],
         matrices={
             name: inline(
                 pictures.to_svg(pictures.matrix(counts, classes.class_names)),
@@ -131,6 +121,29 @@ def page(groups: Sequence[Group], remarks: Sequence[str], against: Against | Non
         configs=[group.runs[0].config for group in groups],
         command=shlex.join(["python", "-m", "tools.report", *workdirs]),
     )
+
+
+def draw(panels: Sequence["Panel"], name: str = "panels") -> list[dict[str, Any]]:
+    """Panels with what a template needs to show them; `name` is unique in the page."""
+    from reporting import pictures
+
+    found = []
+    for number, panel in enumerate(panels):
+        svg, numbers = pictures.panel(panel)
+        labels = ", ".join(dict.fromkeys(line.label for line in panel.lines))
+        alt = f"{panel.title} over the {panel.x}: {labels}. The tables have the last values in numbers."
+        found.append({"panel": panel, "svg": pictures.inline(svg, alt, f"{name}-{number}"), "numbers": numbers})
+    return found
+
+
+def render(template: str, **values: Any) -> str:
+    """A page made of one of the templates beside this file."""
+    import jinja2
+
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(pathlib.Path(__file__).parent), autoescape=True, undefined=jinja2.StrictUndefined
+    )
+    return environment.get_template(template).render(values)
 
 
 def _describe(averages: Mapping[str, Mapping[str, Any]]) -> list[list[str]]:

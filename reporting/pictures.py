@@ -66,7 +66,7 @@ def curves(panels: Sequence["Panel"], width: float = WIDTHS["wide"]) -> Figure:
         # The title is above the panel, where it is horizontal and takes no width.
         note = f"({panel.note})" if panel.note else ""
         axis.set_title(f"{panel.title}{' ' if width > 6 else chr(10)}{note}", loc="left", fontsize=10)
-    axes[-1].set_xlabel("step")
+    axes[-1].set_xlabel(panels[-1].x)
     handles = [Line2D([], [], **look) for look in looks.values()]
     figure.legend(handles, map(_short, looks), loc="upper left", ncols=columns, frameon=False)
     return figure
@@ -87,8 +87,8 @@ def panel(shown: "Panel") -> tuple[str, dict[str, Any]]:
 
     Returns:
         The picture as SVG, in which everything of the line number `k` has the class `line-k`; and numbers for JSON:
-        what it is drawn `over`; `box`, where its axes lie in the picture's own units (left, top, width, height); the
-        limits `x`; and `lines` with their `label`, `steps`, `values` and `band`.
+        what it is drawn `over` and its `ticks`; `box`, where its axes lie in units of the picture (left, top, width,
+        height); the limits `x`; and `lines` with their `label`, `steps`, `values` and `band`.
     """
     figure, (axis,) = stack(PANEL_WIDTH, [2.3], above=0.0, lines=0)
     for number, artists in enumerate(draw(axis, shown)):
@@ -103,7 +103,7 @@ def panel(shown: "Panel") -> tuple[str, dict[str, Any]]:
         | ({"band": [*map(_short_floats, line.band)]} if line.band else {})
         for line in shown.lines
     ]
-    limits = {"over": shown.x, "box": _short_floats(box), "x": axis.get_xlim()}
+    limits = {"over": shown.x, "ticks": list(shown.ticks), "box": _short_floats(box), "x": axis.get_xlim()}
     return svg, limits | {"lines": lines}
 
 
@@ -130,6 +130,11 @@ def draw(axis: Axes, panel: "Panel") -> list[list[Any]]:
             best = line.steps[line.best], line.values[line.best]
             artists += axis.plot(*best, marker="*", markersize=11, color=line.look["color"], linestyle="none")
         drawn.append(artists)
+    if panel.ticks:
+        places, long = panel.lines[0].steps, max(map(len, panel.ticks)) * len(panel.ticks) > 36
+        short = [_short(tick)[:12] if long else tick for tick in panel.ticks]
+        axis.set_xticks(places, short, rotation=20 if long else 0, ha="right" if long else "center")
+        axis.minorticks_off()
     # How training began is no reason to make its end small.
     late = [line.values[len(line.steps) // 2 if line.label == "train" else 0 :] for line in panel.lines]
     values = np.concatenate(late)

@@ -24,7 +24,8 @@ for (const p of plots) {
       const where = line.steps[k] === step ? "" : `, ${p.over} ${format(line.steps[k])}`;
       return `${line.label}: ${format(line.values[k])}${ends ? ` (${ends})` : ""}${where}`;
     });
-    tip.replaceChildren(...[`${p.over} ${format(step)}`, ...values].map(text => Object.assign(document.createElement("div"), {textContent: text})));
+    const named = p.ticks.length ? p.ticks[p.lines[0].steps.indexOf(step)] : format(step);
+    tip.replaceChildren(...[`${p.over} ${named}`, ...values].map(text => Object.assign(document.createElement("div"), {textContent: text})));
     tip.style.left = isLeft ? `${100 * x / width + 2}%` : "auto";
     tip.style.right = isLeft ? "auto" : `${102 - 100 * x / width}%`;
     tip.hidden = false;

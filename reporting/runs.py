@@ -94,7 +94,7 @@ class Run:
         if not any("split" in line for line in lines):
             raise UserError(f"{workdir} has no evaluation yet; {command} makes the first after config.eval_every")
         names = ("config.json", "environment.json", "averages.json", "diagnosis/numbers.json")
-        files = [_read_object(workdir / name) for name in names]
+        files = [read_object(workdir / name) for name in names]
         return cls(workdir, lines, read_lines(workdir / "timing.jsonl"), flatten(files[0]), *files[1:])
 
     @functools.cached_property
@@ -106,7 +106,7 @@ class Run:
         return dict(curves)
 
 
-def _read_object(path: pathlib.Path) -> dict[str, Any]:
+def read_object(path: pathlib.Path) -> dict[str, Any]:
     """A JSON object, {} if there is no file, as in workdirs of other programs."""
     try:
         found = json.loads(path.read_text("utf-8")) if path.exists() else {}

@@ -78,16 +78,20 @@ def ratios_interval(
     return apart, float(low - mean + apart), float(high - mean + apart)
 
 
-def mean_interval(values: np.ndarray) -> tuple[Any, Any, Any]:
+def mean_interval(values: np.ndarray, comparisons: int = 1) -> tuple[Any, Any, Any]:
     """The mean with its 95 % interval by Student's t: mean, lower and upper bound; bounds of NaN for one value.
 
     Args:
         values: [n], which gives floats, or [n, ...], which gives arrays [...].
+        comparisons: how many such intervals shall all hold together, in 95 % of cases. By Bonferroni's inequality (Dunn
+            1961, "Multiple comparisons among means") each is one of 1 - 0.05 / comparisons. That needs neither equal
+            variances nor independence, only normally distributed values.
     """
     from scipy import special
 
     mean = np.mean(values, axis=0)
     if len(values) == 1:
         return mean, mean * math.nan, mean * math.nan
-    half_width = special.stdtrit(len(values) - 1, 0.975) * np.std(values, axis=0, ddof=1) / math.sqrt(len(values))
+    quantile = special.stdtrit(len(values) - 1, 1 - 0.025 / comparisons)
+    half_width = quantile * np.std(values, axis=0, ddof=1) / math.sqrt(len(values))
     return mean, mean - half_width, mean + half_width

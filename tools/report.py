@@ -13,6 +13,10 @@ reads the files of workdirs only, also of runs that are still running.
 With --against, the runs before it are compared with those after it: the difference of each metric, for each curve of
 both, between runs with the same seed, with its 95 % interval over the seeds. --format=csv then has these differences
 only, and an average that the runs after it lack is compared with their raw weights.
+
+    python -m tools.report runs/lr
+
+The folder of a sweep gives its verdict: which setting is best by the validation images.
 """
 
 import argparse
@@ -20,7 +24,7 @@ import pathlib
 import sys
 from collections.abc import Sequence
 
-from reporting import against, page, runs, tables
+from reporting import against, page, runs, sweep, tables
 from reporting.runs import Group, Run
 from runtime.errors import UserError
 from runtime.files import local_path
@@ -52,8 +56,27 @@ def main() -> None:
         type=local_path,
         help="folder of the page; default: the workdir, or of several, `report` beside the first",
     )
+    parser.add_argument("--metric", default="", help="of a sweep, what it is judged by; default: config.best_metric")
+    parser.add_argument(
+        "--judge", choices=("validation", "test"), default="validation", help="of a sweep, the images it is judged on"
+    )
     args = parser.parse_args()
     try:
+        if sweeps := [folder for folder in (*args.workdirs, *args.against) if (folder / "sweep.json").is_file()]:
+            if len(args.workdirs) + len(args.against) > 1:
+                raise UserError(f"{sweeps[0]} is the folder of a sweep; give it alone, or some of the runs in it")
+            found = sweep.read(sweeps[0], args.metric, args.judge)
+            if args.format in ("csv", "json"):
+                output(tables.to_csv(found.to_rows()) if args.format == "csv" else found.to_json())
+            else:
+                output(found.to_text(args.format == "markdown"))
+            if args.format == "html":
+                output(sweep.write_page(args.out or sweeps[0], found))
+            return
+        if args.metric or args.judge != "validation":
+            raise UserError(
+                f"--metric and --judge are for the folder of a sweep; {args.workdirs[0]} holds no sweep.json"
+            )
         workdirs, others = _without_repeats(args.workdirs), _without_repeats(args.against)
         if twice := [str(workdir) for path, workdir in workdirs.items() if path in others]:
             raise UserError(f"--against: {', '.join(twice)} cannot be compared with itself; give it on one side only")

@@ -6,9 +6,10 @@ import shutil
 import pytest
 from conftest import digits_config
 from made_runs import make_diagnosis, make_run, store_diagnosis
+from made_sweeps import make_sweep
 
 import train
-from reporting import against, page, runs
+from reporting import against, page, runs, sweep
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 
@@ -72,7 +73,7 @@ def browser():
 
 @pytest.fixture(scope="module")
 def pages(tmp_path_factory) -> dict:
-    """Of a real run with a diagnosis, of three seeds, and of three configs whose names are long, also against these."""
+    """Of a real run with a diagnosis, of three seeds, of three configs with long names, also against these, a sweep."""
     folder = tmp_path_factory.mktemp("runs")
     train.train_and_evaluate(digits_config(), folder / "real")
     numbers = make_diagnosis("a_long_name_" * 5 + "1", "another_long_name_" * 4 + "2")
@@ -86,10 +87,17 @@ def pages(tmp_path_factory) -> dict:
     groups, others = runs.group(made["configs"])[0], runs.group(made["seeds"])[0]
     compared = against.compare(groups, others)
     page.write_to(folder / "against", [*groups, *others], compared.remarks, compared)
-    return {name: folder / name / "report.html" for name in (*made, "against")}
+    fields = {"optimizer.learning_rate": ["0.01", "0.1", "1"], "model.name": ["mlp", "a_long_name_" * 5]}
+    scores = {"validation/raw": 0.5, "validation/ema": 0.9, "test/raw": 0.5, "test/ema": 0.9}
+
+    def score(rate, name, seed):
+        return {key: value - len(name) / 1e4 - seed * float(rate) / 100 for key, value in scores.items()}
+
+    sweep.write(make_sweep(folder / "sweep", fields, score, seeds=3))
+    return {name: folder / name / "report.html" for name in (*made, "against", "sweep")}
 
 
-@pytest.mark.parametrize("kind", ["one", "seeds", "configs", "against"])
+@pytest.mark.parametrize("kind", ["one", "seeds", "configs", "against", "sweep"])
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("width", [360, 1440])
 def test_the_page_can_be_read(browser, pages, kind, scheme, width):
@@ -108,7 +116,7 @@ def test_the_page_can_be_read(browser, pages, kind, scheme, width):
     shown = page.evaluate(PICTURES)
     # Three panels of curves, and the kernels; of the real run its confusions, its confidence, and of its diagnosis all
     # parts but the table of curvature.
-    assert len(shown) == {"one": 3 + 1 + 3 + 7, "seeds": 4, "configs": 4, "against": 4}[kind]
+    assert len(shown) == {"one": 3 + 1 + 3 + 7, "seeds": 4, "configs": 4, "against": 4, "sweep": 5}[kind]
     for picture in shown:
         assert picture["height"] > 100
         assert picture["curves"] > 5
