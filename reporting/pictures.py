@@ -139,6 +139,8 @@ def draw(axis: Axes, panel: "Panel") -> list[list[Any]]:
     late = [line.values[len(line.steps) // 2 if line.label == "train" else 0 :] for line in panel.lines]
     values = np.concatenate(late)
     finite = values[np.isfinite(values)]
+    if not finite.size:
+        return drawn
     if panel.has_zero:
         axis.axhline(0, color="#808080", linewidth=1)
         # The interval of two seeds can be so wide that the curves would look flat. It is cut off.

@@ -64,7 +64,15 @@ def test_every_file_that_is_not_appended_to_appears_in_one_move(tmp_path, monkey
         export.export(workdir, "ema", workdir / "exported", "latest")
         caching.enable(cache)
         caching.CachedArrays("set", [workdir]).write({"label": np.arange(3)}, {})
-    names = {"config.json", "environment.json", "averages.json", "report.html", "curves.png", "curves.svg"}
+    names = {
+        "config.json",
+        "environment.json",
+        "averages.json",
+        "report.html",
+        "curves.png",
+        "curves.svg",
+        "predictions.npz",
+    }
     exported = {f"exported/weights.{kind}" for kind in ("safetensors", "msgpack", "json")}
     assert check_moved(workdir, opened, moved) == names | exported | {"posthoc.jsonl"}
     assert len(check_moved(cache / "data", opened, moved)) == 1
