@@ -149,6 +149,7 @@ def _bins(found: Sequence[Predictions], names: Sequence[str]) -> list[Line]:
     for name, look in styles(names).items():
         confidence = np.concatenate([each.confidence[name] for each in found])
         right = np.concatenate([each.predicted[name] == each.label for each in found])
+        confidence, right = (values[np.isfinite(confidence)] for values in (confidence, right))  # of broken weights
         places = np.clip((confidence * NUM_BINS).astype(int), 0, NUM_BINS - 1)
         filled, counts = np.unique(places, return_counts=True)
         x, y = (100 * np.bincount(places, weights=w)[filled] / counts for w in (confidence, right))
