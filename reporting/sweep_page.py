@@ -48,6 +48,7 @@ def write(folder: pathlib.Path, found: Sweep) -> str:
         sweep=found,
         pairs=math.comb(len(found.settings), 2),
         fields=dict(zip(fields, page.draw([*fields.values()]), strict=True)),
+        field_looks=pictures.legend([*fields.values()]),
         panels=page.draw(shown, "curves"),
         looks=pictures.legend(shown),
     )
