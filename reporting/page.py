@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from reporting import runs, scores, tables
 from reporting.against import Against
-from reporting.runs import Group, Run
+from reporting.runs import Group
 from runtime.errors import UserError, missing_package
 from runtime.files import replace_file
 
@@ -175,21 +175,22 @@ def _environment(groups: Sequence[Group]) -> dict[str, dict[str, list[str]]]:
     return found
 
 
-def write(workdir: pathlib.Path, refresh: int = 0) -> str:
-    """Writes the page and the picture of one run into its workdir, if the packages that draw are installed.
+def write(folder: pathlib.Path, workdirs: Sequence[pathlib.Path] = (), refresh: int = 0) -> str:
+    """Writes the page and the picture of one run or several, if the packages that draw are installed.
 
     Args:
-        workdir: of the run.
+        folder: to write to.
+        workdirs: of the runs; empty: the folder is the workdir.
         refresh: see `page`.
 
     Returns:
         The table of the last evaluation, with remarks and the page's path below it.
     """
-    groups, remarks = runs.group([Run.read(workdir)])
+    groups, remarks = runs.read(workdirs or [folder])
     try:
-        written = write_to(workdir, groups, remarks, refresh=refresh)
+        written = write_to(folder, groups, remarks, refresh=refresh)
     except ModuleNotFoundError as error:  # the run itself is done
-        command = shlex.join(["python", "-m", "tools.report", str(workdir)])
+        command = shlex.join(["python", "-m", "tools.report", *map(str, workdirs or [folder])])
         written = f"Note: there is no report yet, {missing_package(error)}. Then: {command}"
     return "\n".join([tables.to_text(groups), *remarks, written])
 

@@ -54,7 +54,7 @@ def behind(scored: np.ndarray, best: int = 0) -> list[Interval]:
         scored: [settings, seeds].
         best: the row of the best setting.
     """
-    pairs = math.comb(len(scored), 2)
+    pairs = max(1, math.comb(len(scored), 2))
     with np.errstate(invalid="ignore"):  # of two that are not finite
         return [interval(apart, pairs) for apart in scored[best] - scored]
 

@@ -281,7 +281,7 @@ def group(runs: Iterable[Run]) -> tuple[list[Group], list[str]]:
                 f"{run.workdir} has the config and the seed of {seeds[seed].workdir}, which it repeats: it is left out."
             )
         seeds.setdefault(seed, run)
-    groups = _labelled([Group(tuple(seeds.values())) for seeds in by_config.values()])
+    groups = labelled([Group(tuple(seeds.values())) for seeds in by_config.values()])
     for number in sorted({len(pooled.runs) for pooled in groups}):
         remarks += few_seeds(", ".join(pooled.name for pooled in groups if len(pooled.runs) == number), number)
     for pooled in groups:
@@ -294,7 +294,25 @@ def group(runs: Iterable[Run]) -> tuple[list[Group], list[str]]:
     return groups, remarks
 
 
-def _labelled(groups: list[Group]) -> list[Group]:
+def read(workdirs: Sequence[pathlib.Path]) -> tuple[list[Group], list[str]]:
+    """The runs in these folders, pooled, and remarks, also on why other folders are left out.
+
+    Raises:
+        UserError: none holds a run.
+    """
+    found, problems = [], []
+    for workdir in workdirs:
+        try:
+            found.append(Run.read(workdir))
+        except UserError as error:
+            problems.append(str(error))
+    if not found:
+        raise UserError("\n".join(problems))
+    groups, remarks = group(found)
+    return groups, [*(f"Left out: {problem}" for problem in problems), *remarks]
+
+
+def labelled(groups: list[Group]) -> list[Group]:
     """The groups, each with what it differs in, if that are one or two fields; or else with the folder of its runs."""
     found = differences(groups) if len(groups) > 1 else {}
     if not 1 <= len(found) <= 2:

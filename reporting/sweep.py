@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from reporting import runs, scores, tables
+from reporting import page, runs, scores, tables
 from reporting.ranking import UNKNOWN, Interval, behind, interval, numbers, rank
 from reporting.remarks import about_run
 from reporting.runs import Group, Run
@@ -328,12 +328,20 @@ def read(folder: pathlib.Path, metric: str = "", judge: str = "validation") -> S
     return dataclasses.replace(sweep, settings=[settings[row] for row in rank(sweep.scored(settings, judge))])
 
 
+def seeds(folder: pathlib.Path) -> list[pathlib.Path]:
+    """The workdirs of a sweep of nothing but seeds; none of any other folder."""
+    plan = runs.read_object(folder / "sweep.json")
+    return [] if plan.get("fields", True) else [folder / run["workdir"] for run in plan["runs"]]
+
+
 def write(folder: pathlib.Path, metric: str = "", judge: str = "validation") -> str:
     """Writes the page of a sweep and its pictures into its folder; see `read`.
 
     Returns:
         The verdict as text, with the paths below it.
     """
+    if alone := seeds(folder):
+        return page.write(folder, alone)
     found = read(folder, metric, judge)
     return f"{found.to_text()}\n{write_page(folder, found)}"
 

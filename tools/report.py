@@ -25,7 +25,6 @@ import sys
 from collections.abc import Sequence
 
 from reporting import against, page, runs, sweep, tables
-from reporting.runs import Group, Run
 from runtime.errors import UserError
 from runtime.files import local_path
 from runtime.progress import output
@@ -62,6 +61,12 @@ def main() -> None:
     )
     args = parser.parse_args()
     try:
+        # Seeds alone leave nothing to choose between: they are reported like any others.
+        out = args.out or next((folder for folder in args.workdirs if sweep.seeds(folder)), None)
+        args.workdirs, args.against = (
+            [workdir for folder in given for workdir in sweep.seeds(folder) or [folder]]
+            for given in (args.workdirs, args.against)
+        )
         if sweeps := [folder for folder in (*args.workdirs, *args.against) if (folder / "sweep.json").is_file()]:
             if len(args.workdirs) + len(args.against) > 1:
                 raise UserError(f"{sweeps[0]} is the folder of a sweep; give it alone, or some of the runs in it")
@@ -80,10 +85,12 @@ def main() -> None:
         workdirs, others = _without_repeats(args.workdirs), _without_repeats(args.against)
         if twice := [str(workdir) for path, workdir in workdirs.items() if path in others]:
             raise UserError(f"--against: {', '.join(twice)} cannot be compared with itself; give it on one side only")
-        groups, remarks = _read(list(workdirs.values()))
+        groups, remarks = runs.read(list(workdirs.values()))
         compared = None
         if others:
-            others_groups, others_remarks = _read(list(others.values()))
+            others_groups, others_remarks = runs.read(list(others.values()))
+            everything = runs.labelled([*groups, *others_groups])
+            groups, others_groups = everything[: len(groups)], everything[len(groups) :]
             compared = against.compare(groups, others_groups)
             groups, remarks = [*groups, *others_groups], [*remarks, *others_remarks, *compared.remarks]
         if args.format == "csv":
@@ -97,9 +104,7 @@ def main() -> None:
         if args.format == "html":
             several = len(workdirs) + len(others) > 1
             first = groups[0].runs[0].workdir
-            output(
-                page.write_to(args.out or (first.parent / "report" if several else first), groups, remarks, compared)
-            )
+            output(page.write_to(out or (first.parent / "report" if several else first), groups, remarks, compared))
     except (UserError, OSError) as error:
         sys.exit(f"error: {error}")
     except (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError) as error:
@@ -111,24 +116,6 @@ def main() -> None:
 def _without_repeats(workdirs: Sequence[pathlib.Path]) -> dict[pathlib.Path, pathlib.Path]:
     """Workdirs as they were given, by the folders that they are."""
     return {workdir.resolve(): workdir for workdir in workdirs}
-
-
-def _read(workdirs: Sequence[pathlib.Path]) -> tuple[list[Group], list[str]]:
-    """The runs in these folders, pooled, and remarks, also on why other folders are left out.
-
-    Raises:
-        UserError: none holds a run.
-    """
-    found, problems = [], []
-    for workdir in workdirs:
-        try:
-            found.append(Run.read(workdir))
-        except UserError as error:
-            problems.append(str(error))
-    if not found:
-        raise UserError("\n".join(problems))
-    groups, remarks = runs.group(found)
-    return groups, [*(f"Left out: {problem}" for problem in problems), *remarks]
 
 
 if __name__ == "__main__":

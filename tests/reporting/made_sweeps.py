@@ -36,7 +36,7 @@ def make_sweep(
     for values in itertools.product(*fields.values()):
         for seed in range(seeds):
             named = ",".join(f"{end}={value}" for end, value in zip(ends, values, strict=True))
-            workdir = f"{named}/seed{seed}"
+            workdir = str(pathlib.PurePosixPath(named, f"seed{seed}"))
             planned.append({"workdir": workdir, "values": dict(zip(fields, values, strict=True)), "seed": seed})
             found = score(*values, seed)
             if found is None:

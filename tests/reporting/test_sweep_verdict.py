@@ -279,3 +279,12 @@ def test_what_is_no_sweep_is_refused_in_words(tmp_path, monkeypatch, capsys, arg
     with pytest.raises(SystemExit, match=r"the folder of a sweep|has no finished run"):
         command(monkeypatch, capsys, *(name if "-" in name else tmp_path / name for name in arguments))
     assert math.isnan(interval(np.array([]))[0])
+
+
+def test_seeds_alone_are_reported_as_runs_are(tmp_path, monkeypatch, capsys):
+    folder = make_sweep(tmp_path / "five", {}, lambda *values: {"test/raw": 0.5, "test/ema": 0.6 + values[-1] / 100})
+    text = sweep.write(folder)
+    assert text.startswith(f"{folder}/seed0 (5 seeds), step 20, test images, mean ± standard deviation of 5 seeds")
+    assert "62.00%" in text  # the mean of 60 .. 64
+    assert (folder / "report.html").is_file()
+    assert command(monkeypatch, capsys, folder) == f"{text}\n"
