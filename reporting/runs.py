@@ -319,7 +319,7 @@ def labelled(groups: list[Group]) -> list[Group]:
         folders = {str(run.workdir.parent): group for group in groups if len(group.runs) > 1 for run in group.runs}
         is_own = len(folders) == len(groups) > 1 and [*folders.values()] == groups
         return [Group(group.runs, folder) for folder, group in folders.items()] if is_own else groups
-    names = [field.rpartition(".")[2] for field in found]
+    names = [field.removesuffix(".name").rpartition(".")[2] for field in found]  # "optimizer" of "optimizer.name"
     names = names if len({*names}) == len(names) else [*found]
     texts = [
         ", ".join(f"{name}={'none' if x is None else x}" for name, x in zip(names, values, strict=True))

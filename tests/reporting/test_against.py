@@ -232,7 +232,8 @@ def command(monkeypatch, capsys, *arguments) -> str:
 def test_every_format_and_the_page_have_the_differences(tmp_path, monkeypatch, capsys):
     mine = make_runs(tmp_path, "a", {0: (0.70, 0.80), 1: (0.72, 0.81), 2: (0.75, 0.86)})
     others = make_runs(tmp_path, "b", {0: (0.60, 0.71), 1: (0.65, 0.79), 2: (0.71, 0.79)}, config=ADAMW)
-    found = against(mine, others)
+    first, second = runs.labelled([*runs.group(mine)[0], *runs.group(others)[0]])
+    found = compare([first], [second])
     workdirs = [*(run.workdir for run in mine), "--against", *(run.workdir for run in others)]
     shown = {
         kind: command(monkeypatch, capsys, *workdirs, f"--format={kind}", f"--out={tmp_path / 'out'}")
