@@ -125,9 +125,9 @@ def headline(groups: Sequence[Group]) -> list[str]:
     group, main, raw = groups[0], mains[0], by_group[0]["raw"]
     scoring, metric = group.scoring, main["of"]
 
-    def scored(row: Row) -> str:
-        value = _value(scoring_of(groups), row["of"], row)
-        return f"{value} {_in_words(row['of'])}" if value != "-" else f"no finite {_in_words(row['of'])}"
+    def scored(row: Row, named: bool = True) -> str:
+        value, name = _value(scoring_of(groups), row["of"], row), _in_words(row["of"])
+        return f"no finite {name}" if value == "-" else f"{value} {name}" if named else value
 
     where = f"on the {group.last_split} {scoring.examples}"
     if len(groups) > 1:
@@ -147,7 +147,7 @@ def headline(groups: Sequence[Group]) -> list[str]:
         return [f"After {group.last_step} steps, the weights have {scored(raw)} {where}{seeds}."]
     sentences = [
         f"After {group.last_step} steps, the average {main['curve']} has {scored(main)} {where} and the raw weights "
-        f"{scored(raw)}{seeds}."
+        f"{scored(raw, named=False)}{seeds}."
     ]
     if main.get("best") is not None and main["best_step"] != group.last_step:
         best = _value(scoring, metric, {metric: main["best"]})

@@ -70,3 +70,31 @@ def test_a_difference_that_is_not_finite_is_a_dash_and_no_claim(tmp_path):
     assert "not all scores are finite" in group.scoring.verdict(row)
     assert tables.cells(group.rows(), group.scoring)[2][1:3] == ["-", "-"]
     write(run.workdir)
+
+
+def test_the_headline_says_what_came_out_and_no_more(tmp_path):
+    accuracies = ((0.5, 0.6), (0.7, 0.8), (0.6, 0.7))
+    (alone,), _ = runs.group([make_run(tmp_path / "a", accuracies=accuracies, steps=(10, 20, 30))])
+    first, best = tables.headline([alone])
+    assert first == (
+        "After 30 steps, the average ema has 70.00% accuracy on the test images and the raw weights 60.00%."
+    )
+    assert best == (
+        "At its best evaluation, step 20, ema had 80.00%: what stopping there would have given, if the test images "
+        "that chose it did not flatter it."
+    )
+    seeds = [make_run(tmp_path / f"s{seed}", seed=seed) for seed in (0, 1)]
+    (pooled,), _ = runs.group(seeds)
+    (only,) = tables.headline([pooled])
+    assert only.endswith("the raw weights 70.00% ± 0.00%, the mean of 2 seeds.")
+    worse = make_run(tmp_path / "b", config={"batch_size": 3}, accuracies=((0.1, 0.2), (0.2, 0.3)))
+    groups, _ = runs.group([*seeds, worse])
+    (compared,) = tables.headline(groups)
+    assert compared.startswith("Of 2 configs, batch_size=none (2 seeds) ends best, with 80.00% ± 0.00% accuracy of ema")
+    assert "batch_size=3 worst, with 30.00% accuracy. Whether that is more than chance" in compared
+    broken = make_run(tmp_path / "c", accuracies=((0.5, 0.6), (0.7, 0.8)))
+    lines = [line | ({"accuracy": None} if line["step"] == 20 and "accuracy" in line else {}) for line in broken.lines]
+    (nothing,), _ = runs.group([Run(broken.workdir, lines, [], broken.config, {}, broken.averages)])
+    assert tables.headline([nothing])[0].startswith(
+        "After 20 steps, the average ema has no finite accuracy on the test"
+    )
