@@ -45,7 +45,7 @@ class Against:
         lines = [["run", "weights", "seeds", *(name.replace("_", " ") for name in metrics)]]
         for row in self.rows:
             curve, partner = row["curve"], row["against_curve"]
-            weights = curve if curve == partner else f"{curve} minus {partner}"
+            weights = curve if curve == partner else f"{curve} against {partner}"
             found = (tables.difference(scoring, name, row, unit) for name, unit in units.items())
             lines.append([row["run"], weights, str(row["seeds"]), *found])
         return lines if several else [line[1:] for line in lines]

@@ -18,6 +18,7 @@ from runtime.errors import UserError
 MAX_ROWS = 20  # of a table
 MAX_MATRIX = 12  # classes of which the matrix of confusions can be read
 NUM_BINS = 10  # of confidence
+MIN_IN_BIN = 5  # examples, of which a share is worth showing
 
 
 @dataclasses.dataclass(frozen=True)
@@ -106,25 +107,25 @@ class Classes:
             names,
             first.class_names,
             matrices if len(first.class_names) <= MAX_MATRIX else {},
-            _accuracies(matrices, first.class_names),
+            _accuracies(matrices, first.class_names, len(having)),
             _confusions(matrices, first.class_names),
             Panel("accuracy over confidence, %", "", _bins(having, names), x="mean confidence, %"),
-            _examples(first, names),
+            _examples(first, names, " of the first seed" if len(having) > 1 else ""),
         )
 
 
-def _accuracies(matrices: Mapping[str, np.ndarray], class_names: Sequence[str]) -> list[list[str]]:
-    """Of each class the share that was recognised; of many classes those that differ most."""
+def _accuracies(matrices: Mapping[str, np.ndarray], class_names: Sequence[str], num_runs: int) -> list[list[str]]:
+    """Of each class the share that was recognised, in points; of many classes those that differ most."""
     (raw, averaged), counts = ((m.diagonal() for m in matrices.values()), matrices["raw"].sum(axis=1))
     before, after = (100 * right / np.maximum(1, counts) for right in (raw, averaged))
     order = np.arange(len(counts))[counts > 0]
     if len(order) > MAX_ROWS:
         order = order[np.argsort(-np.abs(after - before)[order], kind="stable")][:MAX_ROWS]
     _, name = matrices
-    header = ["class", "examples", "raw", name, f"{name} minus raw, points"]
+    header = ["class", "examples" + (f" x {num_runs} seeds" if num_runs > 1 else ""), "raw", name, f"{name} - raw"]
     rows = [
-        [class_names[k], f"{counts[k]:,}", f"{before[k]:.2f}%", f"{after[k]:.2f}%", f"{after[k] - before[k]:+.2f}"]
-        for k in order
+        [class_names[k], f"{counts[k] // num_runs:,}", f"{x:.2f}%", f"{y:.2f}%", f"{y - x:+.2f}"]
+        for k, x, y in zip(order, before[order], after[order], strict=True)
     ]
     return [header, *rows]
 
@@ -145,19 +146,20 @@ def _confusions(matrices: Mapping[str, np.ndarray], class_names: Sequence[str]) 
 def _bins(found: Sequence[Predictions], names: Sequence[str]) -> list[Line]:
     """The accuracy of examples of similar confidence."""
     ends = np.array([0.0, 100.0])
-    lines = [Line("confidence is right", {"color": "#808080", "linestyle": "--", "marker": ""}, ends, ends)]
+    lines = [Line("ideal", {"color": "#808080", "linestyle": "--", "marker": ""}, ends, ends)]
     for name, look in styles(names).items():
         confidence = np.concatenate([each.confidence[name] for each in found])
         right = np.concatenate([each.predicted[name] == each.label for each in found])
         confidence, right = (values[np.isfinite(confidence)] for values in (confidence, right))  # of broken weights
         places = np.clip((confidence * NUM_BINS).astype(int), 0, NUM_BINS - 1)
         filled, counts = np.unique(places, return_counts=True)
+        filled, counts = filled[counts >= MIN_IN_BIN], counts[counts >= MIN_IN_BIN]
         x, y = (100 * np.bincount(places, weights=w)[filled] / counts for w in (confidence, right))
         lines.append(Line(name, look, x, y))
     return lines
 
 
-def _examples(found: Predictions, names: tuple[str, str]) -> list[tuple[str, list[tuple[str, str]]]]:
+def _examples(found: Predictions, names: tuple[str, str], of: str) -> list[tuple[str, list[tuple[str, str]]]]:
     """Images that one is right about and the other wrong."""
     taken = {name: found.predicted[name][found.index] for name in names}
     label, kinds = found.label[found.index], []
@@ -169,7 +171,7 @@ def _examples(found: Predictions, names: tuple[str, str]) -> list[tuple[str, lis
             for k in chosen[:MAX_ROWS]
         ]
         if shown:
-            kinds.append((f"{right} is right and {wrong} wrong about {number:,}, such as", shown))
+            kinds.append((f"{right} is right and {wrong} wrong about {number:,}{of}, such as", shown))
     return kinds
 
 

@@ -31,7 +31,7 @@ _TIMES = {
     "eval_seconds": "evaluation, s",
     "checkpoint_seconds": "checkpoints, s",
     "steps_per_second": "steps per second of training",
-    "images_per_second": "images per second of training",
+    "images_per_second": "examples per second of training",
 }
 
 
@@ -91,7 +91,7 @@ def page(groups: Sequence[Group], remarks: Sequence[str], against: Against | Non
         "report.html",
         refresh=refresh,
         title=groups[0].name if len(groups) == 1 else f"{len(groups)} configs",
-        headline=tables.headline(groups),
+        headline=against.verdicts() if against else tables.headline(groups),
         names=[group.name for group in groups],
         sections=sections,
         panels=main,

@@ -60,7 +60,13 @@ def curves(panels: Sequence["Panel"], width: float = WIDTHS["wide"]) -> Figure:
     looks = legend(panels)
     columns = max(1, min(len(looks), int(11 * width) // (8 + max(len(_short(label)) for label in looks))))
     heights = [1.0 if panel.title == "learning rate" else 2.4 for panel in panels]
-    figure, axes = stack(width, heights, above=0.25 * math.ceil(len(looks) / columns), lines=1 if width > 6 else 2)
+    figure, axes = stack(
+        width,
+        heights,
+        above=0.25 * math.ceil(len(looks) / columns),
+        lines=1 if width > 6 else 2,
+        below=0.4 * _is_crowded(panels[-1]),
+    )
     for panel, axis in zip(panels, axes, strict=True):
         draw(axis, panel)
         # The title is above the panel, where it is horizontal and takes no width.
@@ -90,7 +96,7 @@ def panel(shown: "Panel") -> tuple[str, dict[str, Any]]:
         what it is drawn `over` and its `ticks`; `box`, where its axes lie in units of the picture (left, top, width,
         height); the limits `x`; and `lines` with their `label`, `steps`, `values` and `band`.
     """
-    figure, (axis,) = stack(PANEL_WIDTH, [2.3], above=0.0, lines=0)
+    figure, (axis,) = stack(PANEL_WIDTH, [2.3], above=0.0, lines=0, below=0.4 * _is_crowded(shown))
     for number, artists in enumerate(draw(axis, shown)):
         for artist in artists:
             artist.set_gid(f"line-{number}")
@@ -112,6 +118,11 @@ def _short_floats(values: Any) -> list[float | None]:
     return [float(f"{value:.5g}") if math.isfinite(value) else None for value in values]
 
 
+def _is_crowded(panel: "Panel") -> bool:
+    """Whether the names of the ticks do not fit side by side."""
+    return max(map(len, panel.ticks), default=0) * len(panel.ticks) > 36
+
+
 def draw(axis: Axes, panel: "Panel") -> list[list[Any]]:
     """Draws a panel; returns what was drawn for each of its lines. A star is at the best value of a line."""
     drawn = []
@@ -131,9 +142,11 @@ def draw(axis: Axes, panel: "Panel") -> list[list[Any]]:
             artists += axis.plot(*best, marker="*", markersize=11, color=line.look["color"], linestyle="none")
         drawn.append(artists)
     if panel.ticks:
-        places, long = panel.lines[0].steps, max(map(len, panel.ticks)) * len(panel.ticks) > 36
-        short = [_short(tick)[:12] if long else tick for tick in panel.ticks]
-        axis.set_xticks(places, short, rotation=20 if long else 0, ha="right" if long else "center")
+        short = [tick[:12] for tick in panel.ticks] if _is_crowded(panel) else panel.ticks
+        axis.set_xticks(panel.lines[0].steps, short)
+        if _is_crowded(panel):
+            for label in axis.get_xticklabels():
+                label.set(rotation=20, horizontalalignment="right")
         axis.minorticks_off()
     # How training began is no reason to make its end small.
     late = [line.values[len(line.steps) // 2 if line.label == "train" else 0 :] for line in panel.lines]
@@ -158,7 +171,9 @@ def draw(axis: Axes, panel: "Panel") -> list[list[Any]]:
     return drawn
 
 
-def stack(width: float, heights: Sequence[float], above: float, lines: int) -> tuple[Figure, list[Axes]]:
+def stack(
+    width: float, heights: Sequence[float], above: float, lines: int, below: float = 0.0
+) -> tuple[Figure, list[Axes]]:
     """Panels of these heights below each other in a new figure; all in inches.
 
     Margins are fixed, because matplotlib's own layout takes as long as the drawing.
@@ -168,8 +183,9 @@ def stack(width: float, heights: Sequence[float], above: float, lines: int) -> t
         heights: of the panels.
         above: room above the first panel's title.
         lines: of the panels' titles.
+        below: more room below the last panel than its ticks and its label need.
     """
-    title, bottom, left, right = 0.1 + 0.19 * lines, 0.55, 0.85, 0.15
+    title, bottom, left, right = 0.1 + 0.19 * lines, 0.55 + below, 0.85, 0.15
     height = above + sum(heights) + len(heights) * (title + 0.1) + bottom
     figure = Figure(figsize=(width, height))
     panels: list[Axes] = []
@@ -224,10 +240,11 @@ def matrix(counts: np.ndarray, names: Sequence[str]) -> Figure:
     """
     figure, (axis,) = stack(PANEL_WIDTH, [0.32 * len(names) + 0.1], above=0.0, lines=0)
     shares = counts / np.maximum(1, counts.sum(axis=1, keepdims=True))
-    axis.imshow(shares * (1 - np.eye(len(names))), cmap="Oranges", vmin=0, vmax=0.2, aspect="auto", alpha=0.8)
+    wrong = np.ma.masked_equal(shares * (1 - np.eye(len(names))), 0)
+    axis.imshow(wrong, cmap="Oranges", vmin=-0.05, vmax=0.3, aspect="auto")
     for (true, taken), count in np.ndenumerate(counts):
         if count:
-            ink = INK if shares[true, taken] < 0.05 or true == taken else "#010101"  # on orange black on any page
+            ink = INK if true == taken else "#010101"  # on orange black on any page
             axis.text(taken, true, f"{count}", ha="center", va="center", fontsize=9.5, color=ink)
     short = [_short(name)[:9] for name in names]
     axis.set_xticks(range(len(names)), short, rotation=90 if max(map(len, short)) > 3 else 0)

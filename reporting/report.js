@@ -30,7 +30,7 @@ for (const p of plots) {
     tip.style.right = isLeft ? "auto" : `${102 - 100 * x / width}%`;
     tip.hidden = false;
   };
-  p.plot.addEventListener("pointermove", event => {
+  for (const moving of ["pointermove", "pointerdown"]) p.plot.addEventListener(moving, event => {
     const box = p.svg.getBoundingClientRect(), x = (event.clientX - box.left) / box.width * width;
     const wanted = low + (x - left) / across * (high - low), known = steps();
     if (known.length) show(known[nearest(known, wanted)]);
@@ -39,11 +39,13 @@ for (const p of plots) {
     const way = {ArrowLeft: -1, ArrowRight: 1}[event.key], known = steps();
     if (!way || !known.length) return;
     event.preventDefault();
-    const next = tip.hidden ? known.length - 1 : known.indexOf(step) + way;
+    const start = way > 0 ? -1 : known.length, next = (tip.hidden ? start : known.indexOf(step)) + way;
     show(known[Math.max(0, Math.min(known.length - 1, next))]);
   });
-  for (const leaving of ["pointerleave", "blur"]) p.plot.addEventListener(leaving, hide);
+  p.plot.addEventListener("pointerleave", event => event.pointerType === "touch" || hide());  // a tap stays
+  p.plot.addEventListener("blur", hide);
 }
+addEventListener("beforeprint", () => document.querySelectorAll("details").forEach(folded => { folded.open = true; }));
 for (const button of document.querySelectorAll(".legend button")) button.addEventListener("click", () => {
   const label = button.textContent.trim(), isOff = !off.has(label);
   button.setAttribute("aria-pressed", String(!isOff));

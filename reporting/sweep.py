@@ -209,7 +209,7 @@ class Sweep:
         (curve, average), (_, raw) = curves.items()
         which = f"{curve} scores best with {self.labels[field]}={values[average.mean(1).argmax()]}"
         if not np.ptp(raw, axis=0).any():  # of averages, which do not change training
-            return [f"{which}; the raw weights are the same with every value."]
+            return [f"{which}; the raw weights do not depend on it."]
         best, raw_best, is_ordered = int(average.mean(1).argmax()), int(raw.mean(1).argmax()), bool(numbers(values))
 
         def cost(scored: np.ndarray, best: int) -> np.ndarray:

@@ -37,7 +37,8 @@ def write(folder: pathlib.Path, found: Sweep) -> str:
     """Writes `report.html` and a picture of each field, and returns a line with the paths."""
     folder.mkdir(parents=True, exist_ok=True)
     fields = {field: panel(found, field) for field in found.drawn}
-    shown = curves.panels([Group(tuple(one.runs.values()), found.name(one)) for one in found.settings])
+    groups = [Group(tuple(one.runs.values()), found.name(one)) for one in found.settings]
+    shown = curves.panels(groups)
     paths = [folder / "report.html"]
     for field, drawn in fields.items():
         paths.append(folder / f"{found.labels[field]}.png")
@@ -46,6 +47,7 @@ def write(folder: pathlib.Path, found: Sweep) -> str:
         "sweep.html",
         refresh=0,
         sweep=found,
+        setup=groups[0].setup or groups[0].name,
         pairs=math.comb(len(found.settings), 2),
         fields=dict(zip(fields, page.draw([*fields.values()]), strict=True)),
         field_looks=pictures.legend([*fields.values()]),

@@ -142,7 +142,7 @@ def headline(groups: Sequence[Group]) -> list[str]:
             f"{worst.name} worst, with {scored(last)}. Whether that is more than chance, --against tells from several "
             "seeds."
         ]
-    seeds = f", the mean of {len(group.runs)} seeds" if len(group.runs) > 1 else ""
+    seeds = f" (mean ± sd of {len(group.runs)} seeds)" if len(group.runs) > 1 else ""
     if main is raw:
         return [f"After {group.last_step} steps, the weights have {scored(raw)} {where}{seeds}."]
     sentences = [

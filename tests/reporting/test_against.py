@@ -140,7 +140,7 @@ def test_an_average_that_the_other_side_lacks_is_compared_with_raw_weights_and_m
     assert found.cells() == [
         ["weights", "seeds", "accuracy", "loss"],
         ["raw", "1", "+25.00 points", ""],
-        ["ema minus raw", "1", "+50.00 points", "-2"],
+        ["ema against raw", "1", "+50.00 points", "-2"],
     ]
     assert f"ema of {mine.workdir} minus raw of {other.workdir}: +50.00" in found.verdicts()[1]
     assert found.remarks == [

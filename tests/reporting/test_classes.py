@@ -66,7 +66,7 @@ def test_over_seeds_the_section_adds_up_the_runs(workdir, tmp_path):
     other = make_run(tmp_path / "other", seed=1)
     (tmp_path / "other" / "predictions.npz").write_bytes((workdir / "predictions.npz").read_bytes())
     (group,), _ = runs.group([runs.Run.read(workdir), other])
-    assert [row[1] for row in Classes.of(group).accuracies[1:]] == ["4", "4", "4"]
+    assert [row[1] for row in Classes.of(group).accuracies[1:]] == ["2", "2", "2"]
 
 
 def test_a_task_that_predicts_no_classes_has_no_section(tmp_path):

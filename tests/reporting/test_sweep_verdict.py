@@ -266,7 +266,7 @@ def test_what_averaging_does_to_the_best_value_is_said_as_far_as_the_seeds_bear_
 def test_a_field_that_raw_weights_do_not_depend_on_says_so(tmp_path):
     folder = make_sweep(tmp_path / "lr", RATES, made({"0.03": 0.8, "0.1": 0.9, "0.3": 0.85}))
     assert sweep.read(folder).about("optimizer.learning_rate") == [
-        "ema scores best with learning_rate=0.1; the raw weights are the same with every value."
+        "ema scores best with learning_rate=0.1; the raw weights do not depend on it."
     ]
 
 

@@ -86,7 +86,7 @@ def test_the_headline_says_what_came_out_and_no_more(tmp_path):
     seeds = [make_run(tmp_path / f"s{seed}", seed=seed) for seed in (0, 1)]
     (pooled,), _ = runs.group(seeds)
     (only,) = tables.headline([pooled])
-    assert only.endswith("the raw weights 70.00% ± 0.00%, the mean of 2 seeds.")
+    assert only.endswith("the raw weights 70.00% ± 0.00% (mean ± sd of 2 seeds).")
     worse = make_run(tmp_path / "b", config={"batch_size": 3}, accuracies=((0.1, 0.2), (0.2, 0.3)))
     groups, _ = runs.group([*seeds, worse])
     (compared,) = tables.headline(groups)
