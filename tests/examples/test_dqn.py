@@ -232,3 +232,13 @@ def test_a_fork_without_a_task_is_refused(monkeypatch, task, found):
     monkeypatch.setattr("examples.dqn.train.TASK", task)
     with pytest.raises(UserError, match=rf"examples/dqn/train.py {found}; expected TASK = train.Task\(...\)"):
         train.find_task("examples.dqn.train")
+
+
+@pytest.mark.slow
+def test_a_sweep_without_validation_examples_is_refused_unless_the_test_set_is_asked_to_judge(tmp_path):
+    config = "--config=examples/dqn/configs/default.py"
+    grid = ("--grid", "loss.gamma=0.9,0.99", "--config.duration=20 steps")
+    arguments = [sys.executable, "-m", "tools.sweep", config, f"--workdir={tmp_path / 'sweep'}", *grid]
+    result = subprocess.run(arguments, cwd=ROOT, capture_output=True, text=True, timeout=300)
+    assert "no examples are set aside for validation" in result.stderr
+    assert not (tmp_path / "sweep").exists()

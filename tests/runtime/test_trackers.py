@@ -8,11 +8,9 @@ import threading
 import jax
 import numpy as np
 import pytest
-from conftest import ROOT, digits_config, read_metrics, run_main
-from document import blocks
+from conftest import digits_config, read_metrics, run_main
 
 import train
-from reporting import runs
 from runtime import trackers
 from runtime.errors import UserError
 from runtime.metric_writing import MetricWriter, Written
@@ -228,14 +226,3 @@ def test_mlflow_gets_every_curve_and_the_picture_and_a_run_that_continues_is_one
     assert sorted(rows) == points(read_metrics(tmp_path / "run"))
     assert run.data.params["optimizer.name"] == "sgd"
     assert [file.path for file in client.list_artifacts(run.info.run_id)] == ["curves.png"]
-
-
-@pytest.mark.slow
-def test_the_code_of_the_page_about_tracking_does_what_the_page_says(tmp_path, capsys):
-    own, called = blocks(ROOT / "docs" / "tracking.md", "python")
-    names = {"config": digits_config(), "workdir": tmp_path, "train": train}
-    exec(own + called.replace(", trackers.to_wandb", ""), names)
-    scores = [f"{tmp_path.name} {line['step']} {line['accuracy']}" for line in read_metrics(tmp_path, "ema")]
-    assert [line for line in capsys.readouterr().out.splitlines() if line.startswith(tmp_path.name)] == scores
-    names["to_console"](tmp_path, iter(runs.read_metrics(tmp_path)))
-    assert capsys.readouterr().out.splitlines() == scores

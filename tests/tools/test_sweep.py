@@ -103,13 +103,6 @@ def test_what_cannot_be_is_refused_before_anything_is_written(tmp_path, argument
 
 
 @pytest.mark.slow
-def test_of_other_tasks_the_data_say_whether_there_is_anything_to_choose_by(tmp_path):
-    grid = ("--grid", "loss.gamma=0.9,0.99", "--config.duration=20 steps")
-    result = run_sweep(f"--workdir={tmp_path / 'lr'}", "--config=examples/dqn/configs/default.py", *grid)
-    assert "no examples are set aside for validation" in result.stderr
-
-
-@pytest.mark.slow
 def test_what_fails_is_reported_with_its_field_and_passed_over_and_more_can_be_added_later(tmp_path):
     common = (
         f"--workdir={tmp_path}",
