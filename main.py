@@ -65,6 +65,8 @@ def main(argv: list[str]) -> None:
 def _run() -> None:
     workdir = local_path(_WORKDIR.value, "--workdir")
     chosen = [trackers.find(name) for name in _TRACKER.value]
+    if chosen and _MODE.value == "eval":
+        raise UserError("--tracker follows a training; leave it out with --mode=eval")
     # Here, so that a wrong flag is reported without waiting for JAX, and signals are heard while it is imported.
     import jax
 

@@ -204,7 +204,7 @@ class Sweep:
         second, on what one step away from the best value costs, all choices of the two best values.
         """
         values, curves = self.along(field)
-        if len(curves) < 2:
+        if len(curves) < 2 or len({len(one.runs) for one in self.settings}) > 1:  # then it would contradict the ranking
             return []
         (curve, average), (_, raw) = curves.items()
         which = f"{curve} scores best with {self.labels[field]}={values[average.mean(1).argmax()]}"
@@ -248,6 +248,8 @@ class Sweep:
         if fewer := [f"{self.name(one)} ({len(one.runs)})" for one in self.settings if len(one.runs) < most]:
             says.append(f"With fewer than {most} seeds, and therefore ranked after the others: {'; '.join(fewer)}.")
         says += scores.few_seeds(str(self.folder), most)
+        if {"num_validation", "dataset", "splits"} & self.tried.keys():
+            says.append("The settings were scored on different examples.")
         return [
             *says,
             *(
@@ -306,7 +308,9 @@ def read(folder: pathlib.Path, metric: str = "", judge: str = "validation") -> S
                 f"{workdir} has no scores on validation images; a sweep with --config.num_validation=N has them. "
                 f"--judge=test chooses on the images that are to judge"
             )
-        if run.config["duration"] in run.curves.get(("raw", judge), {}):
+        if "duration" not in run.config:
+            left.append(f"Left out: {workdir} has no config.json")
+        elif run.config["duration"] in run.curves.get(("raw", judge), {}):
             found.setdefault(tuple(planned["values"].values()), {})[planned["seed"]] = run
         else:
             unfinished.append(name)

@@ -93,18 +93,19 @@ def predict(exported: str | pathlib.Path, images: np.ndarray) -> tuple[np.ndarra
     folder = local_path(exported)
     try:
         about = json.loads((folder / "weights.json").read_text("utf-8"))
-        packed = (folder / "weights.msgpack").read_bytes()
-    except (OSError, ValueError) as error:
+        variables = serialization.msgpack_restore((folder / "weights.msgpack").read_bytes())
+        task = about["config"]["task"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{folder} holds no export ({error}); python -m tools.export RUN --out={folder} ...") from error
     if "image_shape" not in about or "accuracy" not in about["scores"]["raw"]:
-        raise UserError(f"{folder} holds no classifier of images: it was trained on task {about['config']['task']!r}")
+        raise UserError(f"{folder} holds no classifier of images: it was trained on task {task!r}")
     shape, num_classes = tuple(about["image_shape"]), about["num_classes"]
+    images = np.asarray(images)
     if images.dtype != np.uint8 or images.shape[1:] != shape or not len(images):
         takes = f"uint8 [n, {', '.join(map(str, shape))}], n > 0"
         raise UserError(f"images are {images.dtype} {[*images.shape]}; the export in {folder} takes {takes}")
     config, example = with_tuples(about["config"]), (jnp.zeros((1, *shape)), jnp.zeros((1, num_classes)))
     apply = FastApply(settings.create_model(train.find_task(config["task"]), config, example))
-    variables = serialization.msgpack_restore(packed)
     normalize = Normalization(jnp.array(about["mean"]), jnp.array(about["std"]))
     parts = np.array_split(images, -(-len(images) // 500))  # for many would not fit into memory at once
     logits = [apply(variables, normalize(jnp.asarray(part)), train=False) for part in parts]

@@ -69,13 +69,16 @@ def _as_file_name(value: str) -> str:
     return urllib.parse.quote_plus(re.sub("%(?=[0-9A-Fa-f]{2})", "%25", value), safe="%(),=")
 
 
-def check(folder: pathlib.Path, configs: Configs, judge: str = "test") -> tuple[Configs, dict[str, str]]:
+def check(
+    folder: pathlib.Path, configs: Configs, judge: str = "test", metric: str = ""
+) -> tuple[Configs, dict[str, str]]:
     """The configs of runs that are not finished; and of those that cannot be trained, why. Compiles nothing.
 
     Args:
         folder: of the sweep.
         configs: of all runs.
         judge: the images that are to choose between them: "validation", without which a UserError is raised, or "test".
+        metric: that is to choose; empty: that of their configs, of which there must be one.
     """
     import input_pipeline
     import settings
@@ -84,6 +87,7 @@ def check(folder: pathlib.Path, configs: Configs, judge: str = "test") -> tuple[
 
     waiting, failed = {}, {}
     has_validation: dict[str, bool] = {}  # by task
+    choosing: dict[str, None] = {}
     for workdir, config in configs.items():
         try:
             with progress.quietly():
@@ -92,6 +96,10 @@ def check(folder: pathlib.Path, configs: Configs, judge: str = "test") -> tuple[
         except UserError as error:
             failed[workdir] = str(error)
             continue
+        choosing |= {metric or resolved.best_metric: None}
+        if len(choosing) > 1 or not choosing.keys() <= task.metrics.keys():
+            known = ", ".join(task.metrics)
+            raise UserError(f"--metric={' or '.join(choosing)}: must be one, of {known}, by which to choose")
         if task.create_data is input_pipeline.create_data:
             has_validation[config.task] = resolved.num_validation > 0
         elif config.task not in has_validation and judge == "validation":
@@ -105,6 +113,14 @@ def check(folder: pathlib.Path, configs: Configs, judge: str = "test") -> tuple[
         if not stored.is_finished(folder / workdir, resolved.duration):
             waiting[workdir] = config
     return waiting, failed
+
+
+def _check_apart(configs: Configs) -> None:
+    """Checks that no two runs are the same, as with 0.1 and 1e-1."""
+    known: dict[str, str] = {}
+    for workdir, config in configs.items():
+        if (other := known.setdefault(config.to_json_best_effort(sort_keys=True), workdir)) != workdir:
+            raise UserError(f"--grid: {other} and {workdir} are the same run; give each value once")
 
 
 def train_all(folder: pathlib.Path, configs: Configs, *, jobs: int = 1, done: int = 0) -> dict[str, str]:
@@ -175,6 +191,8 @@ def _train(
 def _describe(folder: pathlib.Path, found: Mapping[str, Any]) -> None:
     """Writes `sweep.json`; raises a UserError if it would lack runs that the folder's own has."""
     path = folder / "sweep.json"
+    if (folder / "config.json").exists() or (folder / "metrics.jsonl").exists():
+        raise UserError(f"{folder} holds a run. Use another --workdir for a sweep.")
     try:
         old = json.loads(path.read_text()) if path.exists() else found
         differing = {name: f"{name}: {old[name]} before, {found[name]} now" for name in old if old[name] != found[name]}
@@ -212,11 +230,12 @@ def run(arguments: argparse.Namespace, others: Sequence[str]) -> dict[str, str]:
         except UserError as error:
             failed[workdir] = str(error)
     judge = arguments.judge if len(runs) > arguments.seeds else "test"  # one combination leaves nothing to choose
-    waiting, wrong = check(folder, configs, judge)
+    _check_apart(configs)
+    waiting, wrong = check(folder, configs, judge, arguments.metric)
     failed = {workdir: reason.removeprefix(f"{settings.WRONG}\n") for workdir, reason in (failed | wrong).items()}
     if len(failed) == len(runs):
         raise UserError("\n".join(dict.fromkeys(failed.values())))
-    about = {"config": arguments.config, "overrides": common, "fields": fields, "seeds": arguments.seeds}
+    about = {"config": arguments.config, "overrides": sorted(common), "fields": fields, "seeds": arguments.seeds}
     _describe(folder, about | {"runs": runs})
     if arguments.list:
         progress.output("\n".join(shlex.join(commands[workdir]) for workdir in commands if workdir not in failed))

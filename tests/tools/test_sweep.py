@@ -83,11 +83,24 @@ def test_a_config_is_read_as_main_reads_it():
 
 
 @pytest.mark.slow
+def test_a_run_is_no_folder_for_a_sweep(tmp_path):
+    (tmp_path / "metrics.jsonl").touch()
+    result = run_sweep(f"--workdir={tmp_path}", "--seeds=2")
+    assert (result.returncode, result.stderr.splitlines()[-1]) == (
+        1, f"error: {tmp_path} holds a run. Use another --workdir for a sweep."
+    )  # fmt: skip
+    assert [path.name for path in tmp_path.iterdir()] == ["metrics.jsonl"]
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (["--grid", "batch_size=16,32"], "Set --config.num_validation=N, or pass --judge=test, which chooses on the"),
         (["--grid", "optimizer.rate=1,2", VALIDATION], "optimizer.rate is unknown"),
+        (["--grid", "optimizer.learning_rate=0.1,1e-1", VALIDATION], "are the same run; give each value once"),
+        (["--grid", "batch_size=16,32", VALIDATION, "--metric=top"], "--metric=top: must be one, of accuracy, loss"),
+        (["--grid", "best_metric=loss,accuracy", VALIDATION], "--metric=loss or accuracy: must be one, of accuracy"),
         (["--grid", "batch_size=16,32", "--config.batch_size=8"], "--config.batch_size: --grid sets it; leave it out"),
         (["--config.seed=1"], "--config.seed: --seeds sets it; leave it out"),
         (["--seed=1"], "unknown argument '--seed=1'"),
