@@ -13,7 +13,7 @@ NUM_IMAGES = 12  # of each kind, of which one set of weights is right and the ot
 
 
 def write(workdir: pathlib.Path, scores: Mapping[str, Mapping[str, Any]], data: Any) -> None:
-    """Writes `predictions.npz`; nothing for a task that predicts no classes.
+    """Writes `predictions.npz`; nothing for a task that predicts no classes of images.
 
     It has `label` [n]; `NAME/predicted` and `NAME/confidence` [n] for each set of weights; `class_names`; and the first
     images that an average gets right and the raw weights wrong, or the other way round: `index` [m], their places, and
@@ -24,12 +24,15 @@ def write(workdir: pathlib.Path, scores: Mapping[str, Mapping[str, Any]], data: 
         scores: by name of the weights; see `evaluation.score`.
         data: what was scored; see `input_pipeline.EvalData`.
     """
-    label, raw = np.asarray(getattr(data, "label", ())), scores["raw"]
-    if label.ndim != 1 or not {"predicted", "confidence"} <= raw.keys():
+    # A task of one's own may evaluate anything.
+    label, all_images = (np.asarray(getattr(data, name, ())) for name in ("label", "image"))
+    are_classes = label.ndim == 1 and np.issubdtype(label.dtype, np.integer) and label.min(initial=0) >= 0
+    are_images = all_images.ndim == 4 and all_images.dtype == np.uint8
+    if not (are_classes and are_images and {"predicted", "confidence"} <= scores["raw"].keys()):
         return
     mask = np.asarray(data.mask)
     label = label[mask]
-    arrays: dict[str, Any] = {"label": label, "class_names": np.array(data.class_names, dtype=np.str_)}
+    arrays: dict[str, Any] = {"label": label, "class_names": np.array(getattr(data, "class_names", ()), dtype=np.str_)}
     places: list[int] = []
     right = {name: values["predicted"] == label for name, values in scores.items()}
     for name, values in scores.items():
@@ -38,7 +41,7 @@ def write(workdir: pathlib.Path, scores: Mapping[str, Mapping[str, Any]], data: 
         for one, other in ((name, "raw"), ("raw", name)):
             places += [int(index) for index in np.flatnonzero(right[one] & ~right[other])[:NUM_IMAGES]]
     index = np.unique(np.array(places, int))
-    image = np.asarray(data.image)[np.flatnonzero(mask)[index]]  # on the host, where nothing has to be compiled
+    image = all_images[np.flatnonzero(mask)[index]]
     file = io.BytesIO()
     np.savez_compressed(file, index=index, image=image, **arrays)
     replace_file(workdir / "predictions.npz", file.getvalue())

@@ -69,9 +69,24 @@ def test_over_seeds_the_section_adds_up_the_runs(workdir, tmp_path):
     assert [row[1] for row in Classes.of(group).accuracies[1:]] == ["2", "2", "2"]
 
 
-def test_a_task_that_predicts_no_classes_has_no_section(tmp_path):
+IMAGE = np.zeros((8, 2, 2, 1), np.uint8)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        {"label": LABEL, "mask": MASK},
+        {"label": LABEL, "mask": MASK, "image": IMAGE.astype(float)},
+        {"label": LABEL - 1, "mask": MASK, "image": IMAGE},
+        {"label": LABEL / 2, "mask": MASK, "image": IMAGE},
+        {},
+    ],
+)
+def test_a_task_that_evaluates_something_else_has_no_section(tmp_path, data):
     make_run(tmp_path / "run")
-    predictions.write(tmp_path / "run", {"raw": {"loss": np.zeros(3)}}, SimpleNamespace(label=LABEL, mask=MASK))
+    scores = {"raw": {"predicted": RAW, "confidence": np.ones(6)}}
+    predictions.write(tmp_path / "run", scores, SimpleNamespace(**data))
+    predictions.write(tmp_path / "run", {"raw": {"loss": np.zeros(3)}}, SimpleNamespace(label=LABEL, image=IMAGE))
     assert not (tmp_path / "run" / "predictions.npz").exists()
     (group,), _ = runs.group([runs.Run.read(tmp_path / "run")])
     assert Classes.of(group) is None
