@@ -21,7 +21,7 @@ from runtime.fields import taken_by
 from runtime.permutation import example_indices
 from runtime.progress import say, under_way
 from runtime.sharding import replicated
-from runtime.sources import SPLITS, Images, Source, describe
+from runtime.sources import SPLITS, Images, Source, describe, read_arrays
 from runtime.tfds_sets import find_tfds_source
 from streams import stream_key
 from train_state import CustomTrainState
@@ -52,19 +52,21 @@ SOURCES: Mapping[str, Callable[[], Source]] = {
 
 
 def find_source(dataset: str, splits: tuple[str, str] = SPLITS) -> Source:
-    """The data set of this name: one of `SOURCES`, or else a TFDS image-classification set.
+    """The data set of this name: one of `SOURCES`, a file such as "data/cifar10.npz", or a TFDS classification set.
 
-    A TFDS set that is not prepared yet is downloaded and prepared. Which of its images train and test, `splits` says.
+    What the file has in it, `sources.read_arrays` says. A TFDS set that is not prepared yet is downloaded and prepared;
+    which of its images train and test, `splits` says.
 
     Raises:
         UserError: there is no such set, it can be neither found nor downloaded, it is no classification set of images
             of one size, or it has no such splits.
     """
-    if dataset not in SOURCES:
+    is_file = dataset.endswith(".npz")
+    if dataset not in SOURCES and not is_file:
         return find_tfds_source(dataset, SOURCES, splits)
     if splits != SPLITS:
         raise UserError(f"splits = {splits}: {dataset!r} is no TFDS set; leave it at its default, {SPLITS}")
-    return SOURCES[dataset]()
+    return read_arrays(dataset) if is_file else SOURCES[dataset]()
 
 
 @dataclasses.dataclass(frozen=True)

@@ -3,12 +3,14 @@
 import collections
 import dataclasses
 import pathlib
+import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from runtime.errors import UserError
+from runtime.files import local_path
 from runtime.progress import say
 
 SPLITS = ("train", "test")
@@ -233,6 +235,33 @@ def _wrong_labels(label: np.ndarray) -> str:
     if label.min() < 0:
         return f"labels from {label.min()} to {label.max()}; expected classes from 0 on: negative ones hide the class"
     return ""
+
+
+def read_arrays(path: str) -> Source:
+    """The data set in a file of NumPy arrays, as `np.savez` writes it.
+
+    Args:
+        path: of the file, which has `train_image`, `train_label`, `test_image` and `test_label` as `Images` says, and
+            may have `class_names`.
+
+    Raises:
+        UserError: it cannot be read, or is not that.
+    """
+    names = [f"{split}_{field}" for split in SPLITS for field in ("image", "label")]
+    try:
+        with local_path(path, "dataset").open("rb") as opened, np.load(opened) as file:
+            if missing := [name for name in names if name not in file]:
+                raise UserError(
+                    f"dataset = {path!r} has no {', '.join(missing)}; it has {', '.join(file) or 'nothing'}"
+                )
+            arrays = {name: file[name] for name in names}
+            class_names = [str(name) for name in file["class_names"]] if "class_names" in file else []
+    except (OSError, ValueError, TypeError, EOFError, zipfile.BadZipFile) as error:  # or arrays of another format
+        raise UserError(
+            f"dataset = {path!r} cannot be read ({error}). np.savez({path!r}, {'=..., '.join(names)}=...) writes it"
+        ) from error
+    train, test = (Images(arrays[f"{split}_image"], arrays[f"{split}_label"]) for split in SPLITS)
+    return Source.from_arrays(path, train, test, class_names)
 
 
 def read_image_folder(

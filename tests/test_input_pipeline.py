@@ -30,6 +30,15 @@ def source(num_train=100, num_test=20, num_classes=5):
     return input_pipeline.Source("pixels", (2, 2, 1), num_classes, num_train, load)
 
 
+def test_a_file_of_arrays_is_found_by_its_name(tmp_path):
+    arrays = {"image": np.zeros((4, 8, 8, 1), np.uint8), "label": np.arange(4) % 2}
+    file = str(tmp_path / "mine.npz")
+    np.savez(file, **{f"{split}_{name}": array for split in ("train", "test") for name, array in arrays.items()})
+    assert input_pipeline.find_source(file).num_train == 4
+    with pytest.raises(UserError, match="is no TFDS set"):
+        input_pipeline.find_source(file, ("train[:50%]", "test"))
+
+
 def test_labels_may_be_numbers_to_predict():
     image = np.zeros((6, 2, 2, 1), np.uint8)
     label = np.arange(12, dtype=np.float32).reshape(6, 2)

@@ -5,12 +5,13 @@ import pytest
 from PIL import Image
 
 from runtime.errors import UserError
-from runtime.sources import Images, Source, describe, read_image_folder
+from runtime.sources import Images, Source, describe, read_arrays, read_image_folder
 
 N = 6
 IMAGE, LABEL = np.full((N, 8, 8, 1), 7, np.uint8), np.arange(N, dtype=np.int32) % 3
 
 
+ARRAYS = ("train_image", "train_label", "test_image", "test_label")  # of a file
 # What is wrong with images or labels: what was found, what would be right, and how to get there.
 UNSUITABLE = {
     "images without channels": (IMAGE[..., 0], LABEL, "images uint8[6, 8, 8]", "images[..., numpy.newaxis]"),
@@ -74,6 +75,48 @@ def test_classes_may_be_integers_of_any_kind(dtype):
     images = Images(IMAGE, LABEL.astype(dtype))
     assert Source.from_arrays("made", images, images).num_classes == 3
     assert describe("made", {"test": images}, 3) == ["made: 6 test images 8x8x1, mean 0.03 of white; per class 2 2 2"]
+
+
+def test_a_file_of_arrays_is_a_data_set(tmp_path):
+    file = str(tmp_path / "mine.npz")
+    arrays = {"train_image": IMAGE, "train_label": LABEL, "test_image": IMAGE[:3], "test_label": LABEL[:3]}
+    np.savez_compressed(file, **arrays)
+    source = read_arrays(file)
+    assert (source.name, source.num_classes, source.num_train, source.class_names) == (file, 3, N, ())
+    for split, number in (("train", N), ("test", 3)):
+        images = source.load_checked(split)
+        np.testing.assert_array_equal(images.image, IMAGE[:number])
+        np.testing.assert_array_equal(images.label, LABEL[:number])
+
+    np.savez(file, **arrays, class_names=["a", "b", "c"])
+    assert read_arrays(file).class_names == ("a", "b", "c")
+    np.savez(file, **arrays | {"test_image": IMAGE[:3] / 255})
+    with pytest.raises(UserError, match=r"split 'test' has images float64"):
+        read_arrays(file)
+
+
+@pytest.mark.parametrize(
+    ("content", "found"),
+    [
+        (None, r"cannot be read \(.*No such file"),
+        (b"torn", "cannot be read"),
+        (IMAGE, "cannot be read"),
+        (b"PK\x03\x04torn", "cannot be read"),
+        ({"train_image": IMAGE, "x": LABEL}, "has no train_label, test_image, test_label; it has train_image, x"),
+        (dict.fromkeys(ARRAYS, np.array([{}])), "cannot be read .*pickle"),
+    ],
+)
+def test_a_file_that_is_no_data_set_is_refused_with_how_to_write_one(tmp_path, content, found):
+    file = tmp_path / "mine.npz"
+    if isinstance(content, dict):
+        np.savez(file, **content)
+    elif isinstance(content, np.ndarray):
+        with file.open("wb") as opened:
+            np.save(opened, content)
+    elif content:
+        file.write_bytes(content)
+    with pytest.raises(UserError, match=found):
+        read_arrays(str(file))
 
 
 @pytest.fixture
