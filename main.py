@@ -78,7 +78,7 @@ def _run() -> None:
     clocks.count_imports()
     if _DEBUG_NANS.value:
         jax.config.update("jax_debug_nans", True)
-    devices = sharding.find_devices()
+    devices = sharding.find_devices(deterministic=_CONFIG.value.get("deterministic", False))
     say(f"{len(devices)} x {devices[0].device_kind}")
     caching.check_chosen()
     if _CACHE_DIR.value:

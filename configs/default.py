@@ -20,7 +20,8 @@ def get_config() -> ml_collections.ConfigDict:
     # of validation images.
     config.seed = 0
 
-    # "digits" (8x8, part of scikit-learn, no download) or the name of a TFDS image-classification set such as "mnist".
+    # "digits" (8x8, part of scikit-learn, no download), the name of a TFDS image-classification set such as "mnist", or
+    # a file of NumPy arrays: np.savez("my.npz", train_image=..., train_label=..., test_image=..., test_label=...).
     config.dataset = "digits"
     # The images to train and to test on, of a TFDS set. One that has no test images: ("train[:80%]", "train[80%:]").
     config.splits = ("train", "test")
@@ -74,6 +75,11 @@ def get_config() -> ml_collections.ConfigDict:
     # in the last bits; the size of the chunks makes no difference.
     config.steps_per_dispatch = 0
 
+    # Whether GPUs are to leave out what is not reproducible to the bit: then the same command gives the same numbers
+    # again, also after an interruption, and steps take a little longer (docs/accelerators.md). Without GPUs everything
+    # is reproducible as it is.
+    config.deterministic = False
+
     # Steps to trace with JAX's profiler, (first, end), counted from 0, the end excluded; (0, 0): no trace. The trace
     # goes to WORKDIR/profile. JAX's profiler rarely crashes a process, on several GPUs in particular; the run then goes
     # on from its last checkpoint, but without a trace of steps before it.
@@ -90,18 +96,19 @@ def get_config() -> ml_collections.ConfigDict:
     config.augment.cutout = 0  # side of a blanked square, in pixels; 16 for CIFAR-10, 8 for CIFAR-100 in the paper
     config.augment.mixup = 0.0  # parameter of the beta distribution; 1 on CIFAR in the paper
 
-    # "mlp", "cnn", "small_cnn", "resnet", "wide_resnet" or "vit"; see models.py. Fields that the model does not have
-    # must keep their defaults.
+    # "mlp", "cnn", "small_cnn", "fast_cnn", "resnet", "wide_resnet" or "vit"; see models.py. Fields that the
+    # model does not have must keep their defaults.
     config.model = ml_collections.ConfigDict()
     config.model.name = "mlp"
     config.model.dtype = "float32"  # or "bfloat16": of the computation; parameters and averages stay float32
     config.model.hidden_sizes = (256, 256)  # mlp
     config.model.batch_norm = False  # cnn
     config.model.depth = 20  # resnet: 18, 20, 34 or 56; wide_resnet: 28 and others; vit: usually 12
-    config.model.width = 1  # resnet: 1; wide_resnet: 10; vit: 1, 2 and 4 are the sizes Ti, S and B
+    config.model.width = 1  # fast_cnn, resnet: 1; wide_resnet: 10; vit: 1, 2 and 4 are the sizes Ti, S and B
+    config.model.mirror = False  # fast_cnn: whether evaluation averages over an image and its mirror image
     config.model.zero_init_residual = False  # resnet: each block starts as an identity
     config.model.patch = 4  # vit: side of a patch in pixels
-    config.model.dropout = 0.0  # all but mlp and small_cnn
+    config.model.dropout = 0.0  # all but mlp, small_cnn and fast_cnn
 
     # Training minimises cross-entropy against smoothed labels, plus half the L2 penalty times the sum of the squared
     # weights (biases and normalisation excepted). The metric "loss" remains the plain negative log-likelihood; the

@@ -166,7 +166,8 @@ def _environment(groups: Sequence[Group]) -> dict[str, dict[str, list[str]]]:
             known = dict(run.environment)
             versions = known.pop("packages", {}) | {"Python": known.pop("python", "unknown")}
             known["versions"] = ", ".join(f"{name} {version}" for name, version in versions.items())
-            for name in ("devices", "began_on", "command"):
+            known["began"] = ", ".join(f"{name} {value}" for name, value in known.get("began", {}).items())
+            for name in ("devices", "command"):
                 known[name] = " ".join(known.get(name, []))
             for name, value in known.items():
                 having = found.setdefault(name.replace("_", " "), {}).setdefault(str(value), [])

@@ -39,23 +39,36 @@ def describe() -> dict[str, Any]:
         "processor": _processor(),
         "cpu_count": os.cpu_count(),
         "backend": jax.default_backend(),
+        "xla_flags": os.environ.get("XLA_FLAGS", ""),
         "devices": [device.device_kind for device in devices],
         "command": sys.orig_argv[1:],  # without the path of Python
         "commit": _commit(),
     }
 
 
-def write(workdir: pathlib.Path, **more: Any) -> None:
-    """Writes `environment.json`, with `more`, and says where results are not those of another run to the bit."""
+def write(workdir: pathlib.Path, *, deterministic: bool, **more: Any) -> None:
+    """Writes `environment.json`, with `more`, and says where results are not those of another run to the bit.
+
+    Args:
+        workdir: of the run.
+        deterministic: whether GPUs were told to leave out what is not reproducible.
+        **more: what else to keep.
+    """
     path, found = workdir / "environment.json", describe() | more
-    before = _read(path)
-    found["began_on"] = before.get("began_on") or before.get("devices") or found["devices"]
+    found["reproducible"] = deterministic or found["backend"] != "gpu"
+    devices, version = found["devices"], found["packages"]["jaxlib"]
+    # What sums are rounded by.
+    now = {"devices": f"{len(devices)} x {devices[0]}", "jaxlib": version, "XLA_FLAGS": found["xla_flags"] or "none"}
+    found["began"] = {**now, **_read(path).get("began", {})}
     replace_file(path, json.dumps(found, indent=2) + "\n")
-    if found["began_on"] != found["devices"]:
-        began, now = (f"{len(kinds)} x {kinds[0]}" for kinds in (found["began_on"], found["devices"]))
-        say(f"Note: the run began on {began} and continues on {now}, where sums are rounded otherwise")
-    if found["backend"] == "gpu":
-        say("Note: on GPUs, convolutions are not reproducible to the bit, nor is a run that was interrupted")
+    for name, value in now.items():
+        if (began := found["began"][name]) != value:
+            say(f"Note: the run began with {name} {began} and continues with {value}, where sums are rounded otherwise")
+    if not found["reproducible"]:
+        say(
+            "Note: this run is not reproducible to the bit, for on GPUs the order of some sums is left to chance; "
+            "--config.deterministic=True fixes it"
+        )
 
 
 def _read(path: pathlib.Path) -> dict[str, Any]:

@@ -94,7 +94,8 @@ def describe(workdir: pathlib.Path, config: ml_collections.FrozenConfigDict, sta
         state: before the next step.
     """
     run_config.write(config, workdir)
-    environment.write(workdir, parameters=sum(x.size for x in jax.tree.leaves(state.params)))
+    parameters = sum(x.size for x in jax.tree.leaves(state.params))
+    environment.write(workdir, deterministic=config.get("deterministic", False), parameters=parameters)
     table = average_table.write(workdir, state, config.duration, random_start=not config.init_from)
     devices = jax.device_count()
     part = config.batch_size // (devices * config.accumulate)

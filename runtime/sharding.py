@@ -1,9 +1,11 @@
 """Where arrays lie: a mesh of all devices, and how state, data and batches are laid out on it."""
 
+import os
 from collections.abc import Callable
 from typing import Any, TypeVar
 
 import jax
+from jax._src import xla_bridge
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from runtime.errors import UserError
@@ -11,13 +13,28 @@ from runtime.progress import first_time
 
 T = TypeVar("T")
 
+# Of convolutions and scatters only what adds up in a fixed order, and an error where there is no such form.
+DETERMINISTIC = "--xla_gpu_exclude_nondeterministic_ops=true"
 
-def find_devices() -> list[jax.Device]:
-    """All devices, which are of one kind.
+
+def find_devices(*, deterministic: bool = False) -> list[jax.Device]:
+    """All devices, which are of one kind; starts them when it is first called.
+
+    Args:
+        deterministic: whether GPUs are to leave out operations whose results differ from time to time.
 
     Raises:
-        UserError: there are none of the kind that was asked for, or several processes share them.
+        UserError: there are none of the kind that was asked for, several processes share them, or GPUs have been
+            started without what `deterministic` needs.
     """
+    if deterministic and DETERMINISTIC not in os.environ.get("XLA_FLAGS", "").split():
+        # XLA reads its flags once, when JAX starts; JAX has no public function that tells whether it has.
+        if xla_bridge.backends_are_initialized() and jax.default_backend() == "gpu":
+            raise UserError(
+                "deterministic = True: JAX has started its GPUs without. Set the environment variable "
+                f"XLA_FLAGS={DETERMINISTIC} before, or train with main.py, which does"
+            )
+        os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {DETERMINISTIC}".strip()
     try:
         devices = jax.devices()
     except (RuntimeError, AssertionError) as error:  # the latter for CUDA, without a word

@@ -3,6 +3,7 @@ import json
 import shutil
 
 import jax
+import pytest
 from conftest import ROOT, git
 
 from runtime import environment
@@ -32,22 +33,28 @@ def test_a_commit_is_recorded_only_of_a_repository_that_holds_the_code(tmp_path)
     assert recorded() == f"{commit}+changes"
 
 
-def test_a_run_that_continues_on_other_devices_than_it_began_on_says_so_at_every_start(tmp_path, capsys):
-    environment.write(tmp_path)
-    environment.write(tmp_path)
-    assert "continues on" not in capsys.readouterr().out
+def test_a_run_that_continues_with_other_devices_versions_or_flags_says_so_at_every_start(tmp_path, capsys):
+    environment.write(tmp_path, deterministic=False)
+    environment.write(tmp_path, deterministic=False)
+    assert "continues with" not in capsys.readouterr().out
     path = tmp_path / "environment.json"
-    elsewhere = json.loads(path.read_text()) | {"devices": ["NVIDIA"] * 8, "began_on": ["NVIDIA"] * 8}
-    path.write_text(json.dumps(elsewhere))
+    began = {"devices": "8 x NVIDIA", "jaxlib": "0.1", "XLA_FLAGS": "--other"}
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"began": began}))
     for _ in range(2):
-        environment.write(tmp_path)
-        assert "Note: the run began on 8 x NVIDIA and continues on 1 x cpu" in capsys.readouterr().out
+        environment.write(tmp_path, deterministic=False)
+        told = capsys.readouterr().out
+        assert "Note: the run began with devices 8 x NVIDIA and continues with 1 x cpu" in told
+        assert "jaxlib 0.1 and" in told
+        assert "XLA_FLAGS --other and continues with none" in told
     path.write_text("torn")
-    environment.write(tmp_path)
-    assert json.loads(path.read_text())["began_on"] == ["cpu"]
+    environment.write(tmp_path, deterministic=False)
+    assert json.loads(path.read_text())["began"]["devices"] == "1 x cpu"
 
 
-def test_a_run_on_a_gpu_says_that_it_is_not_reproducible_to_the_bit(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
-    environment.write(tmp_path)
-    assert "on GPUs, convolutions are not reproducible to the bit" in capsys.readouterr().out
+@pytest.mark.parametrize(("backend", "deterministic"), [("cpu", False), ("gpu", False), ("gpu", True)])
+def test_a_run_says_whether_its_results_are_reproducible(tmp_path, capsys, monkeypatch, backend, deterministic):
+    monkeypatch.setattr(jax, "default_backend", lambda: backend)
+    environment.write(tmp_path, deterministic=deterministic)
+    left_to_chance = backend == "gpu" and not deterministic
+    assert ("not reproducible to the bit" in capsys.readouterr().out) == left_to_chance
+    assert json.loads((tmp_path / "environment.json").read_text())["reproducible"] != left_to_chance
