@@ -11,6 +11,7 @@ average:
     plain JAX         a jitted step a batch, with Flax's `TrainState` and layers and `optax.incremental_update`
     PyTorch eager     channels last, with the `foreach` forms of `SGD` and `AveragedModel`
     PyTorch compiled  the same with the loss under `torch.compile`
+    PyTorch CUDA graph  the eager step, launched as a whole; on GPUs
 
 The others get the same batches in the same order, normalised beforehand, and keep only the loss. First all take a few
 steps from the same weights and have to agree; then they take turns, some steps at a time. `time ratio` is the time of a
@@ -39,9 +40,10 @@ from runtime import run_config
 from runtime.errors import UserError
 from tools import command_line, finished
 
-_CONFIG = config_flags.DEFINE_config_file("config", "configs/mnist.py", "With the CNN, or with ResNet-20.")
+_CONFIG = config_flags.DEFINE_config_file("config", "configs/mnist.py", "With the CNN, or with ResNet-18 or -20.")
 _NAME = flags.DEFINE_string("name", None, "Of the result.", required=True)
 _ROUNDS = flags.DEFINE_integer("rounds", 10, "How often the variants take turns.", lower_bound=measure.MIN_ROUNDS)
+_TORCH = flags.DEFINE_list("torch", ["eager", "compiled", "CUDA graph"], "How PyTorch trains.")
 _STEPS = flags.DEFINE_integer("steps", 20, "Steps at a time.", lower_bound=1)
 
 # Small, which changes no speed: at 0.1 each step of ResNet-20 makes differences in rounding some 20 times as large.
@@ -50,6 +52,7 @@ CHECKED_STEPS = 3
 # Largest error of parameters, batch statistics and average, in the norm, as a share of how far they have moved in these
 # steps; and of the mean loss. In one step of ResNet-20 the rounding of float32 makes 5e-4 (JAX) and 2e-3 (PyTorch),
 # measured against float64. A momentum of 0.8 instead of 0.9 makes 7e-2, a decay of 0.98 instead of 0.99 makes 1.
+# TF32 and bfloat16 round more than that: there the errors are written, and not judged.
 TOLERANCE = 2e-2
 
 
@@ -72,7 +75,8 @@ def create_variants(experiment: train.Experiment) -> tuple[dict[str, Variant], d
     # As many as a turn has steps; then they repeat.
     made = [make_batch(jnp.int32(step)) for step in range(max(_STEPS.value, CHECKED_STEPS))]
     task = Task(
-        model=config.model.name,
+        depth=config.model.depth if config.model.name == "resnet" else 0,
+        dtype=config.model.dtype,
         params=jax.device_get(state.params),
         batch_stats=jax.device_get(state.batch_stats),
         batches=[(batch["image"], batch["label"]) for batch in made],
@@ -93,10 +97,9 @@ def create_variants(experiment: train.Experiment) -> tuple[dict[str, Variant], d
 
     variants = {"ours": Variant(advance, weights), "plain JAX": peers_jax.create(task)}
     if importlib.util.find_spec("torch"):
-        variants |= {
-            "PyTorch eager": peers_torch.create(task, compiled=False),
-            "PyTorch compiled": peers_torch.create(task, compiled=True),
-        }
+        has_gpu = importlib.import_module("torch").cuda.is_available()
+        ways = [how for how in _TORCH.value if how != "CUDA graph" or has_gpu]
+        variants |= {f"PyTorch {how}": peers_torch.create(task, how) for how in ways}
     else:
         print("PyTorch is not installed and left out: pip install -r requirements-benchmarks.txt")
     params = flatten(task.params)
@@ -120,12 +123,13 @@ def check(variants: dict[str, Variant], initial: dict[str, Weights]) -> list[dic
         losses[name] = variant.advance(CHECKED_STEPS)
         compile_seconds[name] = measure.compile_seconds() - before
     reference = variants["ours"].weights()
+    exact = jax.default_backend() == "cpu" and _CONFIG.value.model.dtype == "float32"
     rows = []
     for name, variant in variants.items():
         weights = variant.weights()
         errors = {part: error(weights[part], reference[part], initial[part]) for part in initial}
         errors["loss"] = float(abs(losses[name] / losses["ours"] - 1))
-        if not max(errors.values()) <= TOLERANCE:
+        if exact and not max(errors.values()) <= TOLERANCE:
             sys.exit(f"error: after {CHECKED_STEPS} steps {name} differs from ours by {errors}, allowed is {TOLERANCE}")
         rows.append({"variant": name, "compile seconds": compile_seconds[name], **errors})
     return rows

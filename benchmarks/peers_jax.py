@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import itertools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -22,7 +22,8 @@ class Task:
     """What to train, from where and how.
 
     Attributes:
-        model: "cnn" or "resnet", which is of depth 20.
+        depth: of a ResNet; 0 for the CNN.
+        dtype: "float32" or "bfloat16", of the computation.
         params: the initial parameters, in linen's layouts.
         batch_stats: the initial batch statistics.
         batches: float32 images [batch, height, width, channels] and int32 labels [batch]; after the last one the first
@@ -32,7 +33,8 @@ class Task:
         decay: of the average, per step; it begins at the initial parameters.
     """
 
-    model: str
+    depth: int
+    dtype: str
     params: Any
     batch_stats: Any
     batches: Sequence[tuple[jax.Array, jax.Array]]
@@ -62,35 +64,48 @@ def flatten(tree: Any) -> Weights:
 class PlainCNN(nn.Module):
     """`models.CNN` as the Flax example writes it."""
 
+    dtype: Any
+
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """Maps float images [batch, 28, 28, 1] to logits [batch, 10]."""
         for features in (32, 64):
-            x = nn.avg_pool(nn.relu(nn.Conv(features, (3, 3))(x)), (2, 2), (2, 2))
-        x = nn.relu(nn.Dense(256)(x.reshape(len(x), -1)))
-        return nn.Dense(10)(x)
+            x = nn.avg_pool(nn.relu(nn.Conv(features, (3, 3), dtype=self.dtype)(x)), (2, 2), (2, 2))
+        x = nn.relu(nn.Dense(256, dtype=self.dtype)(x.reshape(len(x), -1)))
+        return nn.Dense(10, dtype=self.dtype)(x).astype(jnp.float32)
+
+
+def blocks(depth: int) -> list[tuple[int, int]]:
+    """The features and the strides of each block of a ResNet of this depth."""
+    stages, first = {18: ((2, 2, 2, 2), 64), 20: ((3, 3, 3), 16)}[depth]
+    return [
+        (first * 2**stage, 2 if stage and not block else 1)
+        for stage, number in enumerate(stages)
+        for block in range(number)
+    ]
 
 
 class PlainResNet(nn.Module):
-    """`models.ResNet` of depth 20, in training."""
+    """`models.ResNet` of depth 18 or 20, in training."""
+
+    depth: int
+    dtype: Any
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """Maps float images [batch, 32, 32, 3] to logits [batch, 10]."""
-        conv = functools.partial(nn.Conv, kernel_size=(3, 3), padding=1, use_bias=False)
-        norm = functools.partial(nn.BatchNorm, use_running_average=False, momentum=0.9)
-        x = nn.relu(norm()(conv(16)(x)))
-        for features, block in itertools.product((16, 32, 64), range(3)):
-            strides = 2 if features > 16 and block == 0 else 1
-            y = nn.relu(norm()(conv(features, strides=strides)(x)))
-            y = norm()(conv(features)(y))
-            if strides > 1:
+        conv = functools.partial(nn.Conv, use_bias=False, dtype=self.dtype)
+        norm = functools.partial(nn.BatchNorm, use_running_average=False, momentum=0.9, dtype=self.dtype)
+        x = nn.relu(norm()(conv(blocks(self.depth)[0][0], (3, 3), padding=1)(x)))
+        for features, strides in blocks(self.depth):
+            y = nn.relu(norm()(conv(features, (3, 3), strides, padding=1)(x)))
+            y = norm()(conv(features, (3, 3), padding=1)(y))
+            if strides > 1 and self.depth == 18:
+                x = norm()(conv(features, (1, 1), strides)(x))
+            elif strides > 1:
                 x = jnp.pad(x[:, ::2, ::2], [(0, 0), (0, 0), (0, 0), (0, features // 2)])
             x = nn.relu(x + y)
-        return nn.Dense(10)(x.mean(axis=(1, 2)))
-
-
-MODELS: Mapping[str, type[nn.Module]] = {"cnn": PlainCNN, "resnet": PlainResNet}
+        return nn.Dense(10, dtype=self.dtype)(x.mean(axis=(1, 2))).astype(jnp.float32)
 
 
 class State(train_state.TrainState):
@@ -105,7 +120,7 @@ def create(task: Task) -> Variant:
     # The second copy is the average's own, since a step may overwrite the state.
     params, average, batch_stats = jax.tree.map(jnp.array, (task.params, task.params, task.batch_stats))
     state = State.create(
-        apply_fn=MODELS[task.model]().apply,
+        apply_fn=(PlainResNet(task.depth, task.dtype) if task.depth else PlainCNN(task.dtype)).apply,
         params=params,
         tx=optax.sgd(task.learning_rate, task.momentum),
         batch_stats=batch_stats,
