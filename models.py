@@ -105,7 +105,7 @@ class FastCNN(nn.Module):
     Its first layer is fixed: the Haar wavelets of 2x2 pixels in opponent colours, whose statistics batch norm makes
     equal, which whitens images nearly; each with both signs. Then three stages of two 3x3 convolutions, each with batch
     norm without scale and GELU, the first of a stage with max pooling. Kernels start as identities where they can.
-    1.97 million parameters at width 1. Colour images of at least 17x17 pixels.
+    1.97 million parameters at width 1. Colour images of at least 9x9 pixels.
 
     Attributes:
         num_classes: number of logits.
@@ -121,8 +121,8 @@ class FastCNN(nn.Module):
 
     @nn.compact
     def __call__(self, images: jax.Array, train: bool) -> jax.Array:
-        if min(images.shape[1:3]) < 17 or images.shape[3] != 3:
-            raise UserError(f"fast_cnn needs images of 17 x 17 pixels or more in 3 colours, not {images.shape[1:]}")
+        if min(images.shape[1:3]) < 9 or images.shape[3] != 3:
+            raise UserError(f"fast_cnn needs images of 9 x 9 pixels or more in 3 colours, not {images.shape[1:]}")
         views = 2 if self.mirror and not train else 1
         x = jnp.concatenate([images, images[:, :, ::-1]]) if views == 2 else images
         # Momentum: there are few steps.

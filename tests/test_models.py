@@ -14,6 +14,7 @@ FIELDS = {  # of the models that come with the project
     "mlp": {"hidden_sizes": (8,)},
     "cnn": {"batch_norm": True, "dropout": 0.5},
     "small_cnn": {},
+    "fast_cnn": {"width": 1, "mirror": True},
     "resnet": {"depth": 20, "width": 1, "zero_init_residual": False, "dropout": 0.5},
     "wide_resnet": {"depth": 10, "width": 1, "dropout": 0.5},
     "vit": {"depth": 1, "width": 1, "patch": 4, "dropout": 0.5},
@@ -158,19 +159,48 @@ def test_images_that_patches_do_not_fill_are_refused():
         create("vit").init(jax.random.key(0), jnp.zeros((1, 8, 10, 3)), train=False)
 
 
+@pytest.mark.slow
+def test_the_fast_cnn_treats_an_image_and_its_mirror_image_alike_in_evaluation_if_it_is_to():
+    image = jax.random.normal(jax.random.key(0), (2, 32, 32, 3))
+    for mirror in (True, False):
+        model = create("fast_cnn", mirror=mirror)
+        variables = variables_of(model, (32, 32, 3))
+        logits, mirrored = (model.apply(variables, x, train=False) for x in (image, image[:, :, ::-1]))
+        assert np.allclose(logits, mirrored, rtol=0, atol=1e-5) == mirror  # float32's rounding of logits near 1
+    assert num_parameters(model, (32, 32, 3)) == 1_971_352
+
+
+@pytest.mark.slow
+def test_the_first_layer_of_the_fast_cnn_is_orthogonal_and_its_kernels_start_as_identities():
+    pixels = jnp.eye(12).reshape(12, 2, 2, 3)  # all the images of 2x2 pixels with a single one
+    wavelets = models._wavelets(pixels).reshape(12, 12)
+    np.testing.assert_allclose(wavelets @ wavelets.T, np.eye(12), rtol=0, atol=1e-6)  # float32's rounding
+    kernel = variables_of(create("fast_cnn"), (32, 32, 3))["params"]["Conv_0"]["kernel"]
+    image = jax.random.normal(jax.random.key(0), (1, 5, 5, 24))
+    features = nn.Conv(64, (3, 3), use_bias=False).apply({"params": {"kernel": kernel}}, image)
+    np.testing.assert_allclose(features[..., :24], image, rtol=0, atol=1e-6)
+
+
 @pytest.mark.parametrize("shape", [(2, 8, 8, 3), (2, 7, 9, 3)])
-def test_average_pooling_equals_flaxs(shape):
+def test_pooling_equals_flaxs(shape):
     x = jnp.asarray(np.random.default_rng(0).normal(size=shape), jnp.float32)
     np.testing.assert_allclose(models.average_pool(x), nn.avg_pool(x, (2, 2), (2, 2)), atol=1e-6)
+    np.testing.assert_array_equal(models.max_pool(x), nn.max_pool(x, (2, 2), (2, 2)))
+    ours = jax.grad(lambda x: jnp.sum(models.max_pool(x) ** 2))(x)
+    flaxs = jax.grad(lambda x: jnp.sum(nn.max_pool(x, (2, 2), (2, 2)) ** 2))(x)
+    np.testing.assert_array_equal(ours, flaxs)
 
 
-@pytest.mark.parametrize("name", [pytest.param(name, marks=[pytest.mark.slow] * ("resnet" in name)) for name in FIELDS])
+LARGE = ("fast_cnn", "resnet", "wide_resnet")
+
+
+@pytest.mark.parametrize("name", [pytest.param(name, marks=[pytest.mark.slow] * (name in LARGE)) for name in FIELDS])
 def test_bfloat16_is_for_the_computation_while_variables_and_logits_stay_float32(name):
-    images = jax.random.normal(jax.random.key(1), (4, 12, 12, 1))
+    images = jax.random.normal(jax.random.key(1), (4, 12, 12, 3))
     logits = {}
     for dtype in ("float32", "bfloat16"):
         model = create(name, dtype=dtype)
-        variables = variables_of(model, (12, 12, 1))
+        variables = variables_of(model, (12, 12, 3))
         assert {leaf.dtype for leaf in jax.tree.leaves(variables)} == {jnp.dtype("float32")}
         logits[dtype] = jax.jit(functools.partial(model.apply, train=False))(variables, images)
         assert logits[dtype].dtype == jnp.float32
