@@ -64,9 +64,8 @@ class Against:
 
     def to_text(self, markdown: bool = False) -> str:
         """The heading, the table, and verdicts."""
-        body = f"\n{tables.in_markdown(self.cells())}\n" if markdown else tables.aligned(self.cells())
-        says = [f"* {sentence}" for sentence in self.verdicts()] if markdown else self.verdicts()
-        return "\n".join([f"{self.title}: differences with 95 % intervals, paired by seed", body, *says])
+        above = f"{self.title}: differences with 95 % intervals, paired by seed"
+        return tables.laid_out([above], self.cells(), self.verdicts(), markdown)
 
 
 def compare(groups: Sequence[Group], others: Sequence[Group]) -> Against:

@@ -119,7 +119,7 @@ def page(groups: Sequence[Group], remarks: Sequence[str], against: Against | Non
         clocks=_TIMES,
         environment=_environment(groups),
         configs=[group.runs[0].config for group in groups],
-        command=shlex.join(["python", "-m", "tools.report", *workdirs]),
+        command=command(workdirs),
     )
 
 
@@ -187,12 +187,21 @@ def write(folder: pathlib.Path, workdirs: Sequence[pathlib.Path] = (), refresh: 
         The table of the last evaluation, with remarks and the page's path below it.
     """
     groups, remarks = runs.read(workdirs or [folder])
-    try:
-        written = write_to(folder, groups, remarks, refresh=refresh)
-    except ModuleNotFoundError as error:  # the run itself is done
-        command = shlex.join(["python", "-m", "tools.report", *map(str, workdirs or [folder])])
-        written = f"Note: there is no report yet, {missing_package(error)}. Then: {command}"
+    written = if_possible(lambda: write_to(folder, groups, remarks, refresh=refresh), workdirs or [folder])
     return "\n".join([tables.to_text(groups), *remarks, written])
+
+
+def if_possible(write: Callable[[], str], workdirs: Sequence[pathlib.Path]) -> str:
+    """What `write` returns; or a note if a package that draws is not installed, for the runs themselves are done."""
+    try:
+        return write()
+    except ModuleNotFoundError as error:
+        return f"Note: there is no report yet, {missing_package(error)}. Then: {command(workdirs)}"
+
+
+def command(workdirs: Sequence[Any]) -> str:
+    """What makes the page of these workdirs."""
+    return shlex.join(["python", "-m", "tools.report", *map(str, workdirs)])
 
 
 def keep_up(workdir: pathlib.Path, lines: Iterable[Any]) -> None:

@@ -13,12 +13,15 @@ from typing import Any
 
 import numpy as np
 
-from reporting.remarks import about_run
 from reporting.scores import Scoring, few_seeds
 from runtime.errors import UserError
 from runtime.fields import flatten
 
 Line = dict[str, Any]
+
+
+class NotBegunError(UserError):
+    """A run that has no evaluation yet."""
 
 
 def read_lines(path: pathlib.Path, *fields: str) -> list[Line]:
@@ -89,10 +92,10 @@ class Run:
         """
         command = f"python main.py --config=... --workdir={workdir}"
         if not (workdir / "metrics.jsonl").is_file():
-            raise UserError(f"{workdir} holds no metrics.jsonl; {command} makes one")
+            raise NotBegunError(f"{workdir} holds no metrics.jsonl; {command} makes one")
         lines = read_metrics(workdir)
         if not any("split" in line for line in lines):
-            raise UserError(f"{workdir} has no evaluation yet; {command} makes the first after config.eval_every")
+            raise NotBegunError(f"{workdir} has no evaluation yet; {command} makes the first after config.eval_every")
         names = ("config.json", "environment.json", "averages.json", "diagnosis/numbers.json")
         files = [read_object(workdir / name) for name in names]
         return cls(workdir, lines, read_lines(workdir / "timing.jsonl"), flatten(files[0]), *files[1:])
@@ -104,6 +107,20 @@ class Run:
         for line in self.lines:
             curves[line["curve"], line.get("split", "")][line["step"]] = line
         return dict(curves)
+
+    def remarks(self) -> list[str]:
+        """What to know before its numbers are read: whether it is finished, and how many steps were rejected."""
+        remarks, trained = [], [line for line in self.lines if line["curve"] == "train"]
+        step, duration = self.lines[-1]["step"], self.config.get("duration")
+        if duration and step < duration:
+            remarks.append(f"{self.workdir} is not finished: it is at step {step} of {duration}.")
+        if trained and (rejected := trained[-1].get("rejected_steps")):
+            step = trained[-1]["step"]
+            reason = "rejected, because the loss or the gradient was not finite"
+            remarks.append(f"{self.workdir}: {rejected} of {step} steps {'was' if rejected == 1 else 'were'} {reason}.")
+            if self.config.get("optimizer.schedule") != "constant" or self.config.get("optimizer.warmup"):
+                remarks[-1] += f" The learning-rate schedule therefore stands at step {step - rejected}."
+        return remarks
 
 
 def read_object(path: pathlib.Path) -> dict[str, Any]:
@@ -126,8 +143,10 @@ class Group:
 
     @property
     def label(self) -> str:
-        """What it differs in from other groups, or else the first run's workdir."""
-        return self.differing or str(self.runs[0].workdir)
+        """What it differs in from other groups, or else the first run's workdir, of several seeds their folder."""
+        workdir = self.runs[0].workdir
+        is_seed = len(self.runs) > 1 and workdir.name.startswith("seed") and workdir.parent.name
+        return self.differing or str(workdir.parent if is_seed else workdir)
 
     @property
     def name(self) -> str:
@@ -223,7 +242,8 @@ class Group:
         """Seconds of each clock of `timing.jsonl`, and steps and images per second of training: means over the runs."""
         last = [run.timing[-1] for run in self.runs if run.timing]
         shared = set.intersection(*(set(line) for line in last)) if last else set()
-        found = {clock: sum(line[clock] for line in last) / len(last) for clock in shared if clock.endswith("_seconds")}
+        clocks = sorted(clock for clock in shared if clock.endswith("_seconds"))
+        found = {clock: sum(line[clock] for line in last) / len(last) for clock in clocks}
         if found.get("train_seconds"):
             found["steps_per_second"] = sum(line["step"] for line in last) / sum(line["train_seconds"] for line in last)
             found["images_per_second"] = found["steps_per_second"] * self.runs[0].config.get("batch_size", 0)
@@ -290,7 +310,7 @@ def group(runs: Iterable[Run]) -> tuple[list[Group], list[str]]:
             if len({json.dumps(value, sort_keys=True) for value in found}) > 1:
                 remarks.append(f"The runs of {pooled.name} differ in more than the seed: in their {field}.")
         for run in pooled.runs:
-            remarks += about_run(run.workdir, run.lines, run.config)
+            remarks += run.remarks()
     return groups, remarks
 
 
@@ -313,12 +333,10 @@ def read(workdirs: Sequence[pathlib.Path]) -> tuple[list[Group], list[str]]:
 
 
 def labelled(groups: list[Group]) -> list[Group]:
-    """The groups, each with what it differs in, if that are one or two fields; or else with the folder of its runs."""
+    """The groups, each with what it differs in, if that are one or two fields."""
     found = differences(groups) if len(groups) > 1 else {}
     if not 1 <= len(found) <= 2:
-        folders = {str(run.workdir.parent): group for group in groups if len(group.runs) > 1 for run in group.runs}
-        is_own = len(folders) == len(groups) > 1 and [*folders.values()] == groups
-        return [Group(group.runs, folder) for folder, group in folders.items()] if is_own else groups
+        return groups
     names = [field.removesuffix(".name").rpartition(".")[2] for field in found]  # "optimizer" of "optimizer.name"
     names = names if len({*names}) == len(names) else [*found]
     texts = [

@@ -94,6 +94,15 @@ def aligned(lines: Sequence[Sequence[str]]) -> str:
     return "\n".join("  ".join(map(str.ljust, line, widths)).rstrip() for line in lines)
 
 
+def laid_out(above: Sequence[str], lines: Sequence[Sequence[str]], below: Sequence[str], markdown: bool) -> str:
+    """A table with sentences above and below it."""
+    if not markdown:
+        return "\n".join([*above, aligned(lines), *below])
+    header, *others = lines
+    table = [f"| {' | '.join(line)} |" for line in (header, ["---"] * len(header), *others)]
+    return "\n".join([*above, "", *table, "", *(f"* {sentence}" for sentence in below)])
+
+
 def of_evaluation(metrics: Mapping[str, Mapping[str, Any]], config: Mapping[str, Any]) -> str:
     """The table of one evaluation.
 
@@ -109,13 +118,10 @@ def to_text(groups: Sequence[Group], markdown: bool = False) -> str:
     """A title for each group, the table, and verdicts."""
     rows = to_rows(groups)
     scoring = scoring_of(groups)
-    body = in_markdown(cells(rows, scoring, wide=True)) if markdown else table(rows, scoring)
     says = [verdict for group in groups for verdict in verdicts(group, len(groups) > 1) if len(group.runs) > 1]
     if any(len(group.runs) == 1 and len(group.names) > 1 for group in groups):
         says.append(scores.ONE_RUN)
-    if markdown:
-        body, says = f"\n{body}\n", [f"* {sentence}" for sentence in says]
-    return "\n".join([*map(title, groups), body, *says])
+    return laid_out([*map(title, groups)], cells(rows, scoring, wide=markdown), says, markdown)
 
 
 def headline(groups: Sequence[Group]) -> list[str]:
@@ -180,12 +186,6 @@ def title(group: Group) -> str:
     """A title for the rows of a group: `runs/digits, step 282, test images`."""
     pooled = f", mean ± standard deviation of {len(group.runs)} seeds" if len(group.runs) > 1 else ""
     return f"{group.name}, step {group.last_step}, {group.last_split} {group.scoring.examples}{pooled}"
-
-
-def in_markdown(lines: Sequence[Sequence[str]]) -> str:
-    """A header and rows as a table in Markdown."""
-    header, *others = lines
-    return "\n".join(f"| {' | '.join(line)} |" for line in (header, ["---"] * len(header), *others))
 
 
 def to_rows(groups: Sequence[Group]) -> list[dict[str, Any]]:
