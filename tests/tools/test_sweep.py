@@ -167,7 +167,7 @@ def test_the_commands_of_a_list_make_the_runs_that_the_sweep_then_reports(tmp_pa
     reported = run_sweep(*grid)
     assert reported.returncode == 0, reported.stderr
     described = json.loads((folder / "sweep.json").read_text())
-    assert {run["workdir"] for run in described["runs"]} == {path.name + "/seed0" for path in folder.glob("hid*")}
+    assert {run["workdir"] for run in described["runs"]} == {path.name + "/seed0" for path in folder.glob("hid*=*")}
     assert not re.search("^run ", reported.stdout, re.MULTILINE)
     alone = tmp_path / "alone"
     together = run_sweep(f"--workdir={alone}", *grid[1:])
