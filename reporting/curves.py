@@ -1,7 +1,7 @@
 """What the panels of a picture of runs show, as numbers: each metric over training, and what there is besides."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -47,6 +47,7 @@ class Panel:
         lower_is_better: whether a high start may be squeezed by a logarithmic axis.
         x: what the lines are drawn over.
         ticks: what the steps of the lines are called; empty: what they are.
+        log: the axes that are logarithmic, "x" or "xy".
     """
 
     title: str
@@ -56,6 +57,7 @@ class Panel:
     lower_is_better: bool = False
     x: str = "step"
     ticks: Sequence[str] = ()
+    log: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -133,6 +135,23 @@ def more_panels(groups: Sequence[Group]) -> list[Panel]:
         Panel("distance to raw", "Euclidean, of all parameters", apart),
     ]
     return [panel for panel in map(_without_empty, found) if panel.lines]
+
+
+def kernels(averages: Mapping[str, Mapping[str, Any]], names: Sequence[str]) -> Panel:
+    """The weight in % that each average gives to each iterate at the end of training.
+
+    Args:
+        averages: from `averages.json`.
+        names: of the curves whose colours they share.
+    """
+    lines, looks = [], styles([*names, *(averages.keys() - set(names))])
+    for name, average in averages.items():
+        sums = np.array(average["kernel"])
+        edges = np.minimum(np.arange(len(sums) + 1) * average["iterates_per_bin"], average["num_updates"])
+        heights = 100 * sums / np.maximum(1, np.diff(edges))
+        look = looks[name] | {"marker": "", "drawstyle": "steps-post"}
+        lines.append(Line(name, look, edges, np.append(heights, heights[-1:])))
+    return Panel("weight of each iterate, %", "", lines, has_zero=True, x="iterate, counted in updates of the average")
 
 
 def _without_empty(panel: Panel) -> Panel:

@@ -9,6 +9,7 @@ import functools
 import json
 import pathlib
 from collections.abc import Iterable, Mapping, Sequence
+from fractions import Fraction
 from typing import Any
 
 import numpy as np
@@ -37,7 +38,7 @@ def read_lines(path: pathlib.Path, *fields: str) -> list[Line]:
     lines = []
     for number, text in enumerate(path.read_text("utf-8").split("\n")[:-1] if path.exists() else (), 1):
         try:
-            line: Line = json.loads(text)
+            line: Line = json.loads(text, parse_constant=lambda _: None)  # of infinities, which are not JSON
             int(line["step"]), *(line[field] for field in fields)
         except (ValueError, TypeError, KeyError) as error:
             raise UserError(f"{path}, line {number}, is damaged ({error}). Restore the file, or remove it.") from error
@@ -98,7 +99,10 @@ class Run:
             raise NotBegunError(f"{workdir} has no evaluation yet; {command} makes the first after config.eval_every")
         names = ("config.json", "environment.json", "averages.json", "diagnosis/numbers.json")
         files = [read_object(workdir / name) for name in names]
-        return cls(workdir, lines, read_lines(workdir / "timing.jsonl"), flatten(files[0]), *files[1:])
+        config = flatten(files[0])
+        periods = [name for name, value in config.items() if name.endswith("every") and "/" in str(value)]
+        config |= {name: float(Fraction(config[name])) for name in periods}  # as people read them
+        return cls(workdir, lines, read_lines(workdir / "timing.jsonl"), config, *files[1:])
 
     @functools.cached_property
     def curves(self) -> dict[tuple[str, str], dict[int, Line]]:

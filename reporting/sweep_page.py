@@ -20,7 +20,7 @@ def panel(found: Sweep, field: str) -> Panel:
     values, scores = found.along(field)
     known = numbers(values) or [0.0]
     is_log = min(known) > 0 and max(known) >= 10 * min(known)
-    places = np.log10(known) if is_log else np.arange(float(len(values)))
+    places = np.array(known) if is_log else np.arange(float(len(values)))
     looks = pictures.styles(sorted(scores, key="raw".__ne__))
     factor, unit = (100, ", %") if found.scoring.is_percent(found.metric) else (1, "")
     lines = []
@@ -29,14 +29,13 @@ def panel(found: Sweep, field: str) -> Panel:
         lines.append(Line(curve, looks[curve], places, mean, (low, high)))
     title = found.metric.replace("_", " ") + unit
     note = f"{found.judge} {found.scoring.examples}, band: 95 % over the seeds"
-    return Panel(title, note, lines, x=found.labels[field], ticks=tuple(values))
+    return Panel(title, note, lines, x=found.labels[field], ticks=tuple(values), log="x" * is_log)
 
 
 def write(folder: pathlib.Path, found: Sweep) -> str:
     """Writes `report.html` and a picture of each field, and returns a line with the paths."""
     folder.mkdir(parents=True, exist_ok=True)
     fields = {field: panel(found, field) for field in found.drawn}
-    shown = curves.panels(found.settings)
     paths = [folder / "report.html"]
     for field, drawn in fields.items():
         paths.append(folder / f"{found.labels[field]}.png")
@@ -48,10 +47,8 @@ def write(folder: pathlib.Path, found: Sweep) -> str:
         setup=found.settings[0].setup or found.settings[0].name,
         command=page.command([found.folder]),
         pairs=math.comb(len(found.settings), 2),
-        fields=dict(zip(fields, page.draw([*fields.values()]), strict=True)),
-        field_looks=pictures.legend([*fields.values()]),
-        panels=page.draw(shown, "curves"),
-        looks=pictures.legend(shown),
+        fields=fields,
+        panels=curves.panels(found.settings),
     )
     replace_file(paths[0], text)
     return f"Report: {', '.join(map(str, paths))}"

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from made_runs import make_run
 
-from reporting import curves, runs
+from reporting import curves, page, runs
 from reporting.runs import Run
 from reporting.scores import Scoring
 from runtime.errors import UserError
@@ -189,3 +189,10 @@ def test_times_are_those_at_the_end_and_rates_those_of_training(tmp_path):
     assert group.times() == {
         "train_seconds": 2.5, "eval_seconds": 2.0, "steps_per_second": 8.0, "images_per_second": 64.0
     }  # fmt: skip
+
+
+def test_infinities_are_not_finite_and_make_a_page(tmp_path):
+    for seed in range(2):
+        path = make_run(tmp_path / f"seed{seed}", seed=seed).workdir / "metrics.jsonl"
+        path.write_text(re.sub(r'(": )-?\d+\.\d+', r"\1Infinity", path.read_text()))
+    assert "not all scores are finite" in page.write(tmp_path / "out", [tmp_path / "seed0", tmp_path / "seed1"])
