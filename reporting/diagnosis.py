@@ -43,32 +43,21 @@ def sections(found: Found) -> list[Section]:
         return []
     average = found["average"]
     titles = {
-        "line": f"The loss on the line through raw and {average}",
-        "checkpoints": "The loss between two checkpoints",
-        "runs": "The loss between two runs",
-        "plane": f"The loss in the plane through raw, {average} and an earlier checkpoint",
-        "sharpness": f"How sharply the loss curves at raw and {average}",
-        "ensembles": "Averaged weights and averaged predictions",
-        "oscillations": f"What {average} removes, by frequency",
-        "distance": f"The distance of raw and {average}",
-    }
-    made = {
-        "line": _line,
-        "checkpoints": _line,
-        "runs": _runs,
-        "plane": _plane,
-        "sharpness": _sharpness,
-        "ensembles": _ensembles,
-        "oscillations": _oscillations,
-        "distance": _distance,
+        "line": (f"The loss on the line through raw and {average}", _line),
+        "checkpoints": ("The loss between two checkpoints", _line),
+        "runs": ("The loss between two runs", _runs),
+        "plane": (f"The loss in the plane through raw, {average} and an earlier checkpoint", _plane),
+        "sharpness": (f"How sharply the loss curves at raw and {average}", _sharpness),
+        "ensembles": ("Averaged weights and averaged predictions", _ensembles),
+        "oscillations": (f"What {average} removes, by frequency", _oscillations),
     }
     done = []
-    for name, make in made.items():
-        part = found.get(name)
-        if part and "skipped" in part:
-            done.append(Section(name, titles[name], [f"Left out: {part['skipped']}."]))
+    for name, (title, make) in titles.items():
+        part = found.get(name, {})
+        if "skipped" in part:
+            done.append(Section(name, title, [f"Left out: {part['skipped']}."]))
         elif part:
-            done.append(dataclasses.replace(make(part, average), name=name, title=titles[name]))
+            done.append(Section(name, title, **make(part, average)))
     return done
 
 
@@ -100,7 +89,7 @@ def _difference(found: Found, metric: str) -> str:
     return _interval([value if value is None else factor * value for value in values], form)
 
 
-def _line(part: Found, average: str) -> Section:
+def _line(part: Found, average: str) -> dict[str, Any]:
     start, end = part["ends"]
     norm = f", which have a norm of {part['norm']:.3g}," if "norm" in part else ""
     text = [
@@ -135,14 +124,14 @@ def _line(part: Found, average: str) -> Section:
         curves.append((f"{curve['split']} images{name}", looks[curve["name"]] | look, curve))
     ends = [end if len(end) <= 15 else f"…{end[-14:]}" for end in part["ends"]]
     x = f"from {ends[0]} (0) to {ends[1]} (1)"
-    return Section("", "", text, _panels(scored, x, part["shares"], curves), cells)
+    return {"text": text, "panels": _panels(scored, x, part["shares"], curves), "cells": cells}
 
 
 def _label(curve: Found) -> str:
     return f"{curve['split']}, {curve['name']}" if curve["name"] else curve["split"]
 
 
-def _runs(part: Found, average: str) -> Section:
+def _runs(part: Found, average: str) -> dict[str, Any]:
     section = _line(part, average)
     if part["num_units"]:
         matched = (
@@ -153,7 +142,7 @@ def _runs(part: Found, average: str) -> Section:
     else:
         matched = "No hidden units can be put into another order without changing what the network computes."
     images = "All images, and the labels of the training images, are those of the first run."
-    return dataclasses.replace(section, text=[*section.text, matched, images])
+    return section | {"text": [*section["text"], matched, images]}
 
 
 def _panels(metrics: Sequence[str], x: str, steps: Sequence[float], curves: Sequence[tuple[str, Found, Found]]) -> Any:
@@ -169,7 +158,7 @@ def _panels(metrics: Sequence[str], x: str, steps: Sequence[float], curves: Sequ
     return panels
 
 
-def _plane(part: Found, average: str) -> Section:
+def _plane(part: Found, average: str) -> dict[str, Any]:
     corners = list(part["corners"])
     text = [
         f"Lines of equal loss, on half of the images, in the plane through {', '.join(corners)} (stars), in units of "
@@ -182,7 +171,7 @@ def _plane(part: Found, average: str) -> Section:
         )
         + ". A point of the path that lies on a line need not have its loss.",
     ]
-    return Section("", "", text, draw=lambda width: _draw_plane(part, average, width))
+    return {"text": text, "draw": lambda width: _draw_plane(part, average, width)}
 
 
 @matplotlib.rc_context(pictures.STYLE)
@@ -216,7 +205,7 @@ def _draw_plane(part: Found, average: str, width: float) -> Figure:
     return figure
 
 
-def _sharpness(part: Found, average: str) -> Section:
+def _sharpness(part: Found, average: str) -> dict[str, Any]:
     cells = [["", "raw", average, f"{average} minus raw"]]
     for index in range(len(part["raw"]["eigenvalues"])):
         cells.append(
@@ -245,10 +234,10 @@ def _sharpness(part: Found, average: str) -> Section:
         "because the direction was chosen to suit the first ones. The trace is Hutchinson's estimate on all of them.",
         "Brackets are 95 % intervals over images. The differences are paired: the same images and random vectors.",
     ]
-    return Section("", "", text, cells=cells)
+    return {"text": text, "cells": cells}
 
 
-def _ensembles(part: Found, average: str) -> Section:
+def _ensembles(part: Found, average: str) -> dict[str, Any]:
     number, metric = len(part["weights"]), "accuracy" if "accuracy" in part["weights"][0] else "loss"
     of = f"stored at steps {part['steps'][0]} to {part['steps'][-1]}" if part["steps"] else "of the repeated steps"
     text = [
@@ -273,10 +262,10 @@ def _ensembles(part: Found, average: str) -> Section:
         curves.append((label, look | ({"linestyle": ""} if kind == "single" else {}), values))
     metrics = [*dict.fromkeys([metric, "loss"])]
     panels = _panels(metrics, "number of the newest networks", range(1, number + 1), curves)
-    return Section("", "", text, panels)
+    return {"text": text, "panels": panels}
 
 
-def _oscillations(part: Found, average: str) -> Section:
+def _oscillations(part: Found, average: str) -> dict[str, Any]:
     left = _interval([100 * value for value in part["left"]], "{:.3g}") + " %"
     longest = 1 / part["frequencies"][0]
     text = [
@@ -301,14 +290,4 @@ def _oscillations(part: Found, average: str) -> Section:
         shares.append(Line(f"{average}, from its kernel", look, 1 / periods, kept))
     titles = {"power of a weight's oscillations, mean": powers, "share of the power that is kept": shares}
     x = "period of the oscillation, in steps"
-    return Section("", "", text, [Panel(title, "", lines, x=x, log="xy") for title, lines in titles.items()])
-
-
-def _distance(part: Found, average: str) -> Section:
-    text = [
-        "The Euclidean distance of their parameters at each evaluation: the noise that the average has removed, and "
-        "how far it lags behind."
-    ]
-    look = pictures.styles(["raw", average])[average]
-    line = Line(average, look, np.array(part["steps"]), np.array(part["distances"], float))
-    return Section("", "", text, [Panel("distance of the parameters", "", [line], has_zero=True)])
+    return {"text": text, "panels": [Panel(title, "", lines, x=x, log="xy") for title, lines in titles.items()]}

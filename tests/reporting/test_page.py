@@ -23,7 +23,7 @@ def test_the_page_shows_every_part_of_a_diagnosis_with_its_numbers(tmp_path):
     text = words(run)
     parts = diagnosis.sections(run.diagnosis)
     assert [part.name for part in parts] == [
-        "line", "checkpoints", "runs", "plane", "sharpness", "ensembles", "oscillations", "distance"
+        "line", "checkpoints", "runs", "plane", "sharpness", "ensembles", "oscillations"
     ]  # fmt: skip
     for part in parts:
         assert part.title in text

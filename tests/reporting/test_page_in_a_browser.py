@@ -115,10 +115,9 @@ def test_the_page_can_be_read(browser, pages, kind, scheme, width):
 
     shown = page.evaluate(PICTURES)
     # Three panels of curves, and the kernels; of the real run confusions, confidence, and of its diagnosis three
-    # lines, a plane, ensembles, oscillations and the distance.
+    # lines, a plane, ensembles and oscillations.
     assert (
-        len(shown)
-        == {"one": 3 + 1 + 3 + 3 * 2 + 1 + 2 + 2 + 1, "seeds": 4, "configs": 4, "against": 4, "sweep": 3}[kind]
+        len(shown) == {"one": 3 + 1 + 3 + 3 * 2 + 1 + 2 + 2, "seeds": 4, "configs": 4, "against": 4, "sweep": 3}[kind]
     )
     for picture in shown:
         assert picture["height"] > 100

@@ -1,7 +1,7 @@
-"""Lines, planes and distances in the space of weights, and the loss along them."""
+"""Lines and planes in the space of weights, and the loss along them."""
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Self
 
 import jax
@@ -209,12 +209,3 @@ def plane(subject: Subject, trace: Trace) -> dict[str, Any]:
         for split, rows in losses.items():
             rows.append([score_metrics.summarize(few.scores(point, split))["loss"] for point in row])
     return {"x": x, "y": y, "losses": losses, "corners": corners, "paths": paths, "repeated": repeated}
-
-
-def distances(subject: Subject, metrics: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """The distance of raw and averaged weights over training, from the lines of `metrics.jsonl`."""
-    logged = [entry for entry in metrics if entry["curve"] == f"{subject.average}-raw"]
-    found = {entry["step"]: entry["distance"] for entry in logged if "distance" in entry}
-    if not found:
-        raise NotPossibleError("the run was made before distances were logged")
-    return {"steps": list(found), "distances": list(found.values())}
