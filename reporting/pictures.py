@@ -96,7 +96,7 @@ def panel(shown: "Panel") -> tuple[str, dict[str, Any]]:
     box = [place.x0 * width, (1 - place.y1) * height, place.width * width, place.height * height]
     lines = [
         {"label": line.label, "steps": line.steps.tolist(), "values": _short_floats(line.values)}
-        | ({"band": [*map(_short_floats, line.band)]} if line.band else {})
+        | ({} if line.band is None else {"band": [*map(_short_floats, line.band)]})
         for line in shown.lines
     ]
     limits = {"box": _short_floats(box), "x": axis.get_xlim(), "log": "x" in shown.log}
@@ -122,7 +122,7 @@ def draw(axis: Axes, panel: "Panel") -> list[list[Any]]:
         shift = int(number / len(panel.lines) * every)
         look = line.look | ({"marker": "o"} if len(line.steps) == 1 else {})  # a line of one point would not show
         artists: list[Any] = axis.plot(line.steps, line.values, markevery=(shift, every), **look)
-        if line.band:
+        if line.band is not None:
             colour = line.look["color"]
             artists.append(axis.fill_between(line.steps, *line.band, color=colour, alpha=0.2, linewidth=0))
             if len(line.steps) == 1:  # nor would a band of one step

@@ -150,7 +150,8 @@ def headline(groups: Sequence[Group]) -> list[str]:
         ]
     seeds = f" (mean ± sd of {len(group.runs)} seeds)" if len(group.runs) > 1 else ""
     if main is raw:
-        return [f"After {group.last_step} steps, the weights have {scored(raw)} {where}{seeds}."]
+        which = "raw weights" if len(group.names) > 1 else "weights"
+        return [f"After {group.last_step} steps, the {which} have {scored(raw)} {where}{seeds}."]
     sentences = [
         f"After {group.last_step} steps, the average {main['curve']} has {scored(main)} {where} and the raw weights "
         f"{scored(raw, named=False)}{seeds}."

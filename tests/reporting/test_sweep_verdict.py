@@ -10,7 +10,7 @@ import pytest
 from made_sweeps import make_sweep
 from scipy import stats
 
-from reporting import sweep
+from reporting import curves, sweep
 from reporting.ranking import behind, interval, numbers, rank
 from runtime.errors import UserError
 from tools import report
@@ -178,6 +178,17 @@ def test_of_a_metric_of_which_less_is_better_the_least_wins(tmp_path):
     assert "error of ema (less is better) 0.202 (" in found.verdict()
     with pytest.raises(UserError, match="--metric=loss: must be one of error"):
         sweep.read(make_sweep(tmp_path / "loss", RATES, made(scores), metrics=metrics, metric="loss"))
+
+
+def test_an_interval_of_a_proportion_ends_where_proportions_do(tmp_path):
+    score = {"validation/raw": 0.0, "validation/ema": 0.9, "test/raw": 0.0, "test/ema": 0.9}
+    more = {name: value + 0.1 for name, value in score.items()}
+    folder = make_sweep(tmp_path / "lr", RATES, lambda _, seed: more if seed else score, seeds=2)
+    best = sweep.read(folder).rows[0]
+    assert best["score"] == pytest.approx((0.95, 0.95 - 0.05 * stats.t.ppf(0.975, 1), 1.0))
+    assert best["raw"][1] == 0
+    accuracy, *_ = curves.panels(sweep.read(folder).settings)
+    assert max(line.band[1].max() for line in accuracy.lines) == 100
 
 
 def test_runs_that_failed_or_are_not_finished_are_named_and_left_out(tmp_path):
