@@ -92,10 +92,8 @@ def _difference(found: Found, metric: str) -> str:
 def _line(part: Found, average: str) -> dict[str, Any]:
     start, end = part["ends"]
     norm = f", which have a norm of {part['norm']:.3g}," if "norm" in part else ""
-    text = [
-        f"{start} is at 0 and {end} at 1; their parameters{norm} are {part['distance']:.3g} apart. Differences are "
-        f"{end} minus {start}."
-    ]
+    apart = f"{start} is at 0 and {end} at 1; their parameters{norm} are {part['distance']:.3g} apart."
+    text = [f"{apart} Differences are {end} minus {start}."]
     if "norm" in part:
         text.append(
             "The barrier is how far the loss between the two rises above the straight line between their losses, at "
@@ -151,8 +149,7 @@ def _panels(metrics: Sequence[str], x: str, steps: Sequence[float], curves: Sequ
     for metric in metrics:
         factor, unit = (100, ", %") if metric == "accuracy" else (1, "")
         lines = [
-            Line(label, {**look}, np.array(steps), factor * np.array(values[metric], float))
-            for label, look, values in curves
+            Line(label, {**look}, np.array(steps), factor * np.array(y[metric], float)) for label, look, y in curves
         ]
         panels.append(Panel(metric + unit, "", lines, lower_is_better=metric == "loss", x=x))
     return panels
@@ -251,15 +248,12 @@ def _ensembles(part: Found, average: str) -> dict[str, Any]:
         )
         + " (95 % interval over images, paired).",
     ]
-    labels = {
-        "single": "the oldest of them alone",
-        "weights": "averaged weights",
-        "predictions": "averaged predictions",
-    }
-    curves = []
-    for (kind, label), look in zip(labels.items(), pictures.styles(["raw", *"ab"]).values(), strict=True):
-        values = {name: [row[name] for row in part[kind]] for name in part[kind][0]}
-        curves.append((label, look | ({"linestyle": ""} if kind == "single" else {}), values))
+    raw, *looks = pictures.styles(["raw", "weights", "predictions"]).values()
+    kinds = {"single": "the oldest of them alone", "weights": "averaged weights", "predictions": "averaged predictions"}
+    curves = [
+        (label, look, {name: [row[name] for row in part[kind]] for name in part[kind][0]})
+        for (kind, label), look in zip(kinds.items(), [raw | {"linestyle": ""}, *looks], strict=True)
+    ]
     metrics = [*dict.fromkeys([metric, "loss"])]
     panels = _panels(metrics, "number of the newest networks", range(1, number + 1), curves)
     return {"text": text, "panels": panels}

@@ -130,11 +130,10 @@ class Run:
 def read_object(path: pathlib.Path) -> dict[str, Any]:
     """A JSON object, {} if there is no file, as in workdirs of other programs."""
     try:
-        found = json.loads(path.read_text("utf-8")) if path.exists() else {}
-    except ValueError as error:
+        found: dict[str, Any] = json.loads(path.read_text("utf-8")) if path.exists() else {}
+        found.keys()
+    except (ValueError, AttributeError) as error:
         raise UserError(f"{path} is damaged ({error}). Restore the file, or remove it.") from error
-    if not isinstance(found, dict):
-        raise UserError(f"{path} is damaged: it holds no JSON object. Restore the file, or remove it.")
     return found
 
 
@@ -168,24 +167,15 @@ class Group:
     def setup(self) -> str:
         """A line about model, data and optimizer; empty if the config lacks one of the fields."""
         config = self.runs[0].config
-        fields = (
-            "dataset",
-            "model.name",
-            "optimizer.name",
-            "optimizer.schedule",
-            "optimizer.learning_rate",
-            "duration",
-        )
-        if not all(field in config for field in (*fields, "batch_size")):
+        fields = ["dataset", "model.name", *(f"optimizer.{name}" for name in ("name", "schedule", "learning_rate"))]
+        if not config.keys() >= {*fields, "duration", "batch_size"}:
             return ""
-        dataset, model, optimizer, schedule, rate, duration = (config[field] for field in fields)
+        dataset, model, optimizer, schedule, rate = (config[field] for field in fields)
         noise = f" with {config['label_noise']:.0%} wrong labels" if config.get("label_noise") else ""
         size = self.runs[0].environment.get("parameters")
         model += f" ({size:,} parameters)" if isinstance(size, int) else ""
-        return (
-            f"{model} on {dataset}{noise}, {optimizer}, learning rate {rate:g}, {schedule}, {duration} steps of "
-            f"{config['batch_size']} {self.scoring.examples}"
-        )
+        length = f"{config['duration']} steps of {config['batch_size']} {self.scoring.examples}"
+        return f"{model} on {dataset}{noise}, {optimizer}, learning rate {rate:g}, {schedule}, {length}"
 
     @functools.cached_property
     def scoring(self) -> Scoring:
@@ -256,9 +246,7 @@ class Group:
     def last_lines(self) -> list[dict[str, Line]]:
         """The lines of the last evaluation of each run, by curve, of the curves that all runs have."""
         split, step = self.last_split, self.last_step
-        found = [
-            {curve for (curve, of), lines in run.curves.items() if of == split and step in lines} for run in self.runs
-        ]
+        found = [{name for name, of in run.curves if of == split and step in run.curves[name, of]} for run in self.runs]
         curves = sorted(set.intersection(*found), key=_order)
         return [{curve: run.curves[curve, split][step] for curve in curves} for run in self.runs]
 
@@ -301,9 +289,7 @@ def group(runs: Iterable[Run]) -> tuple[list[Group], list[str]]:
         key = json.dumps(config, sort_keys=True) if config else str(run.workdir)
         seeds, seed = by_config.setdefault(key, {}), run.config.get("seed")
         if seed in seeds:
-            remarks.append(
-                f"{run.workdir} has the config and the seed of {seeds[seed].workdir}, which it repeats: it is left out."
-            )
+            remarks.append(f"{run.workdir} is left out: it has the config and the seed of {seeds[seed].workdir}.")
         seeds.setdefault(seed, run)
     groups = labelled([Group(tuple(seeds.values())) for seeds in by_config.values()])
     for number in sorted({len(pooled.runs) for pooled in groups}):

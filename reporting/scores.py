@@ -92,9 +92,8 @@ class Scoring:
         if None in (row[f"{metric}_difference"], row.get("loss", 0.0)):
             return f"{curve} minus {other}: not all scores are finite, so they say nothing."
         less = " (less is better)" if better == "lower" else ""
-        size = self.format_difference(row, metric) + (
-            f" points of {metric}" if self.is_percent(metric) else f" in {metric}{less}"
-        )
+        unit = f"points of {metric}" if self.is_percent(metric) else f"in {metric}{less}"
+        size = f"{self.format_difference(row, metric)} {unit}"
         if row["over"] == self.examples:
             interval = f"95 % interval over {self.examples} like these"
             interval = interval if low is not None else f"of a single {self.examples.removesuffix('s')}"

@@ -112,10 +112,8 @@ class Sweep:
         """The rows with each interval as NAME, NAME_low and NAME_high; what is not known is None."""
 
         def flat(name: str, value: Any) -> dict[str, Any]:
-            found = zip(
-                (name, f"{name}_low", f"{name}_high"), value if isinstance(value, tuple) else (value,), strict=False
-            )
-            return {name: None if x != x else x for name, x in found}
+            names, values = (name, f"{name}_low", f"{name}_high"), value if isinstance(value, tuple) else (value,)
+            return {name: None if x != x else x for name, x in zip(names, values, strict=False)}
 
         return [{key: x for name, value in row.items() for key, x in flat(name, value).items()} for row in self.rows]
 

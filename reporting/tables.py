@@ -207,9 +207,7 @@ def to_csv(rows: Sequence[Row]) -> str:
 
 def to_json(groups: Sequence[Group], remarks: Sequence[str], against: Sequence[Row]) -> str:
     """`to_rows`, the rows of `against.Against`, the runs, the differences between the configs, and remarks."""
-    about = [
-        {"run": group.name, "workdirs": [str(run.workdir) for run in group.runs], "times": group.times()}
-        for group in groups
-    ]
+    of = {group.name: [str(run.workdir) for run in group.runs] for group in groups}
+    about = [{"run": group.name, "workdirs": of[group.name], "times": group.times()} for group in groups]
     found = {"rows": to_rows(groups), "against": against, "runs": about, "differences": runs.differences(groups)}
     return json.dumps(found | {"remarks": remarks}, indent=1)

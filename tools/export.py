@@ -57,9 +57,8 @@ def export(workdir: pathlib.Path, name: str, out: pathlib.Path, which: str) -> e
     chosen = tuple(average for average in checkpoint.record.averages if average.name == name)
     experiment = run.experiment
     state = checkpoint.restore_state(experiment.state.with_averages(chosen))
-    scored = evaluation.weights_to_score(
-        state, experiment.train_data, run.config.recompute_batches, sharding.split_batch(experiment.mesh)
-    )
+    batches = run.config.recompute_batches, sharding.split_batch(experiment.mesh)
+    scored = evaluation.weights_to_score(state, experiment.train_data, *batches)
     metrics = train.evaluate_weights(experiment, scored, "test")
 
     weights: dict[str, Any] = {key: values for key, values in jax.device_get(scored[name]).items() if values}

@@ -244,9 +244,7 @@ def write(workdir: pathlib.Path, lines: Sequence[Mapping[str, Any]]) -> None:
     made = {line["curve"] for line in lines} - {"raw"}
     scored = {(line["step"], line["curve"], line["split"]) for line in lines}
     old = runs.read_lines(path, "curve")
-    kept = [
-        line for line in old if line["curve"] not in made and (line["step"], line["curve"], line["split"]) not in scored
-    ]
+    kept = [x for x in old if x["curve"] not in made and (x["step"], x["curve"], x["split"]) not in scored]
     replace_file(path, "".join(json.dumps(line) + "\n" for line in [*kept, *lines]))
 
 

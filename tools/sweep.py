@@ -45,9 +45,8 @@ def read_grid(grid: Sequence[str]) -> dict[str, list[str]]:
         name, _, text = argument.partition("=")
         values = [value.strip() for value in re.split(r",(?![^([{]*[)\]}])", text)]  # at commas outside of brackets
         if "=" not in argument or len(set(values)) < len(values) or name in (*fields, "seed"):
-            raise UserError(
-                f"--grid {argument}: must be FIELD=VALUE,VALUE,..., each field and value once; seeds are --seeds=N"
-            )
+            must = "must be FIELD=VALUE,VALUE,..., each field and value once; seeds are --seeds=N"
+            raise UserError(f"--grid {argument}: {must}")
         fields[name] = values
     return fields
 
@@ -138,9 +137,7 @@ def train_all(folder: pathlib.Path, configs: Configs, *, jobs: int = 1, done: in
             results = workers.call(_train, [(folder, *item) for item in configs.items()], jobs, _set_up)
         else:
             _set_up()
-            results = (
-                _train(folder, *item, lambda text: line.show(done, text, news=False)) for item in configs.items()
-            )
+            results = (_train(folder, *item, lambda x: line.show(done, x, news=False)) for item in configs.items())
         for workdir, problem, told in results:
             done += 1
             if problem:

@@ -98,7 +98,7 @@ def test_what_should_not_be_pooled_without_a_thought_is_said(tmp_path):
     groups, remarks = runs.group([first, repeated, Run.read(unfinished.workdir)])
     assert [[run.workdir.name for run in group.runs] for group in groups] == [["a", "d"]]
     assert len(remarks) == 5
-    assert f"{repeated.workdir} has the config and the seed of {first.workdir}" in remarks[0]
+    assert remarks[0] == f"{repeated.workdir} is left out: it has the config and the seed of {first.workdir}."
     assert "differ in more than the seed: in their commit" in remarks[2]
     assert f"{unfinished.workdir} is not finished: it is at step 10 of 20" in remarks[4]
     assert groups[0].last_step == 10  # the last one that both have
