@@ -47,10 +47,10 @@ for (const p of plots) {
   p.plot.addEventListener("blur", hide);
 }
 addEventListener("beforeprint", () => document.querySelectorAll("details").forEach(folded => { folded.open = true; }));
-const named = Map.groupBy(document.querySelectorAll(".legend button"), button => button.textContent.trim());
-for (const [label, buttons] of named) for (const button of buttons) button.addEventListener("click", () => {
-  const isOff = !off.has(label);
-  buttons.forEach(each => each.setAttribute("aria-pressed", String(!isOff)));
+const buttons = [...document.querySelectorAll(".legend button")];
+for (const button of buttons) button.addEventListener("click", () => {
+  const label = button.textContent.trim(), isOff = !off.has(label);
+  for (const same of buttons) if (same.textContent.trim() === label) same.setAttribute("aria-pressed", String(!isOff));
   if (isOff) off.add(label); else off.delete(label);
   for (const p of plots) p.lines.forEach((line, k) => {
     if (line.label === label) p.svg.querySelectorAll(`.line-${k}`).forEach(e => e.classList.toggle("off", isOff));

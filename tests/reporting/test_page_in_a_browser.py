@@ -161,6 +161,23 @@ def test_values_are_shown_at_the_pointer_and_the_keys_and_curves_can_be_switched
     page.close()
 
 
+def test_on_a_logarithmic_axis_the_nearest_value_is_shown_and_legends_agree(browser, pages):
+    page = browser.new_page(viewport={"width": 1440, "height": 900})
+    page.goto(f"file://{pages['one']}")
+    plot = page.get_by_role("group", name="share of the power that is kept")
+    plot.scroll_into_view_if_needed()
+    box, axes = plot.bounding_box(), plot.evaluate("e => JSON.parse(e.querySelector('script').textContent).box")
+    width = plot.evaluate("e => e.querySelector('svg').viewBox.baseVal.width")
+    place = (axes[0] + 0.22 * axes[2]) / width  # from 2 to 8: of 2.6, which is nearer to 2, and on a linear axis of 3.3
+    page.mouse.move(box["x"] + place * box["width"], box["y"] + 0.5 * box["height"])
+    assert plot.locator(".tip div").first.text_content() == "period of the oscillation, in steps 2"
+    raw = page.get_by_role("button", name="raw", exact=True)
+    assert raw.count() == 2  # of the curves, and of the oscillations
+    raw.last.click()
+    assert [button.get_attribute("aria-pressed") for button in raw.all()] == ["false", "false"]
+    page.close()
+
+
 def test_what_is_printed_is_black_on_white_though_the_screen_is_dark(browser, pages, tmp_path):
     page = browser.new_page(viewport={"width": 1440, "height": 900}, color_scheme="dark")
     page.goto(f"file://{pages['one']}")
