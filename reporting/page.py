@@ -46,15 +46,9 @@ def page(groups: Sequence[Group], remarks: Sequence[str], against: Against | Non
     from reporting import curves, diagnosis
     from reporting.classes import Classes
 
-    sections = [
-        {
-            "group": group,
-            "title": tables.title(group),
-            "cells": tables.cells(group.rows(), group.scoring, wide=True),
-            "verdicts": tables.verdicts(group, len(groups) > 1),
-        }
-        for group in groups
-    ]
+    names = [group.name for group in groups]
+    times = [group.times() for group in groups]
+    apart = runs.differences(groups).items()
     # Groups often have the same averages, which are then shown once.
     averages: dict[str, list[Group]] = {}
     for group in groups:
@@ -66,8 +60,8 @@ def page(groups: Sequence[Group], remarks: Sequence[str], against: Against | Non
         refresh=refresh,
         title=groups[0].name if len(groups) == 1 else f"{len(groups)} configs",
         headline=against.verdicts() if against else tables.headline(groups),
-        names=[group.name for group in groups],
-        sections=sections,
+        names=names,
+        groups=groups,
         panels=curves.panels(groups),
         more_panels=curves.more_panels(groups),
         classes=Classes.of(groups[0]) if len(groups) == 1 else None,
@@ -75,19 +69,18 @@ def page(groups: Sequence[Group], remarks: Sequence[str], against: Against | Non
         one_run=any(len(group.runs) == 1 and len(group.names) > 1 for group in groups) and scores.ONE_RUN,
         remarks=remarks,
         against=against,
-        differences=runs.differences(groups),
-        kernels=[
-            {
-                "names": [group.name for group in having],
-                "panel": curves.kernels(having[0].runs[0].averages, having[0].names),
-                "cells": _describe(having[0].runs[0].averages),
-            }
-            for having in averages.values()
-            if having[0].runs[0].averages
+        differences=[
+            ["field", *names],
+            *([field, *("(none)" if x is None else x for x in found)] for field, found in apart),
         ],
+        averages=[(having, having[0].runs[0].averages) for text, having in averages.items() if json.loads(text)],
+        describe=_describe,
+        kernels=curves.kernels,
         diagnoses=[(run, diagnosis.sections(run.diagnosis)) for run in found],
-        times=[group.times() for group in groups],
-        clocks=_TIMES,
+        times=[
+            ["mean of the runs", *names],
+            *([what, *(_time(x.get(c)) for x in times)] for c, what in _TIMES.items()),
+        ],
         environment=_environment(groups),
         configs=[group.runs[0].config for group in groups],
         command=command([run.workdir for run in shown], [run.workdir for run in against.other.runs] if against else []),
@@ -114,7 +107,7 @@ def render(template: str, **values: Any) -> str:
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(pathlib.Path(__file__).parent), autoescape=True, undefined=jinja2.StrictUndefined
     )
-    environment.globals |= {"pictures": pictures, "inline": inline, "plot": plot}
+    environment.globals |= {"pictures": pictures, "tables": tables, "inline": inline, "plot": plot}
     return environment.get_template(template).render(values)
 
 
@@ -126,6 +119,10 @@ def command(workdirs: Sequence[pathlib.Path], others: Sequence[pathlib.Path] = (
         return few if len(paths) <= 6 else f"{few.replace(' ', ' ... ')} ({len(paths)} runs)"
 
     return f"python -m tools.report {named(workdirs)}" + (f" --against {named(others)}" if others else "")
+
+
+def _time(value: float | None) -> str:
+    return "not known" if value is None else f"{value:,.1f}" if value >= 10 else f"{value:.2g}"
 
 
 def _describe(averages: Mapping[str, Mapping[str, Any]]) -> list[list[str]]:
