@@ -118,12 +118,7 @@ def _by_seed(group: Group) -> dict[Any, Run]:
 
 
 def _rows(first: Group, second: Group) -> list[dict[str, Any]]:
-    """A row for each curve of the first group, against that of the same name, or raw weights if there is none.
-
-    Args:
-        first: a group.
-        second: another with the same seeds in the same order.
-    """
+    """A row for each curve of the first group, against the second one's of the same name, or its raw weights."""
     rows = []
     left, right = first.last_lines(), second.last_lines()
     for curve in left[0]:

@@ -138,12 +138,7 @@ def more_panels(groups: Sequence[Group]) -> list[Panel]:
 
 
 def kernels(averages: Mapping[str, Mapping[str, Any]], names: Sequence[str]) -> Panel:
-    """The weight in % that each average gives to each iterate at the end of training.
-
-    Args:
-        averages: from `averages.json`.
-        names: of the curves whose colours they share.
-    """
+    """The weight in % that each average of `averages.json` gives to each iterate, in the colours of curves `names`."""
     lines, looks = [], styles([*names, *(averages.keys() - set(names))])
     for name, average in averages.items():
         sums = np.array(average["kernel"])

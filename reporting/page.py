@@ -35,14 +35,7 @@ _TIMES = {
 
 
 def page(groups: Sequence[Group], remarks: Sequence[str], against: Against | None = None, refresh: int = 0) -> str:
-    """The page, a whole HTML file.
-
-    Args:
-        groups: of runs.
-        remarks: other sentences about them.
-        against: the comparison of these groups with the last one, if there is one.
-        refresh: seconds after which a browser is to load the page again; 0: never.
-    """
+    """The page, a whole HTML file, which a browser loads again after `refresh` seconds, if that is not 0."""
     from reporting import curves, diagnosis
     from reporting.classes import Classes
 
@@ -115,8 +108,8 @@ def command(workdirs: Sequence[pathlib.Path], others: Sequence[pathlib.Path] = (
     """What makes the page of these workdirs, compared with others; of many the first and the last are named."""
 
     def named(paths: Sequence[pathlib.Path]) -> str:
-        few = shlex.join(map(str, paths if len(paths) <= 6 else [paths[0], paths[-1]]))
-        return few if len(paths) <= 6 else f"{few.replace(' ', ' ... ')} ({len(paths)} runs)"
+        quoted = [shlex.quote(str(path)) for path in paths]
+        return " ".join(quoted) if len(paths) <= 6 else f"{quoted[0]} ... {quoted[-1]} ({len(paths)} runs)"
 
     return f"python -m tools.report {named(workdirs)}" + (f" --against {named(others)}" if others else "")
 
@@ -166,16 +159,16 @@ def write(folder: pathlib.Path, workdirs: Sequence[pathlib.Path] = (), refresh: 
         The table of the last evaluation, with remarks and the page's path below it.
     """
     groups, remarks = runs.read(workdirs or [folder])
-    written = if_possible(lambda: write_to(folder, groups, remarks, refresh=refresh), workdirs or [folder])
+    written = if_possible(lambda: write_to(folder, groups, remarks, refresh=refresh), folder)
     return "\n".join([tables.to_text(groups), *remarks, written])
 
 
-def if_possible(write: Callable[[], str], workdirs: Sequence[pathlib.Path]) -> str:
+def if_possible(write: Callable[[], str], folder: pathlib.Path) -> str:
     """What `write` returns; or a note if a package that draws is not installed, for the runs themselves are done."""
     try:
         return write()
     except ModuleNotFoundError as error:
-        return f"Note: there is no report yet, {missing_package(error)}. Then: {command(workdirs)}"
+        return f"Note: there is no report yet, {missing_package(error)}. Then: {command([folder])}"
 
 
 def keep_up(workdir: pathlib.Path, lines: Iterable[Any]) -> None:

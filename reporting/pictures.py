@@ -170,14 +170,8 @@ def stack(
 ) -> tuple[Figure, list[Axes]]:
     """Panels of these heights below each other in a new figure; all in inches.
 
-    Margins are fixed, because matplotlib's own layout takes as long as the drawing.
-
-    Args:
-        width: of the figure.
-        heights: of the panels.
-        above: room above the first panel's title.
-        title: room for the title of each panel.
-        below: more room below the last panel than its ticks and its label need.
+    There is room for a `title` above each panel, and more above the first and below the last one. Margins are fixed,
+    because matplotlib's own layout takes as long as the drawing.
     """
     bottom, left, right = 0.55 + below, 0.85, 0.15
     height = above + sum(heights) + len(heights) * (title + 0.1) + bottom
@@ -203,12 +197,7 @@ def _short(name: str) -> str:
 
 @matplotlib.rc_context(STYLE)
 def matrix(counts: np.ndarray, names: Sequence[str]) -> Figure:
-    """How often a class was taken for another, as numbers; the more, the darker. What is right stands on the diagonal.
-
-    Args:
-        counts: [classes, classes], of the class and of what it was taken for.
-        names: of the classes.
-    """
+    """How often a class [rows] was taken for another [columns], as numbers; the more of what is wrong, the darker."""
     figure, (axis,) = stack(PANEL_WIDTH, [0.32 * len(names) + 0.1])
     shares = counts / np.maximum(1, counts.sum(axis=1, keepdims=True))
     wrong = np.ma.masked_equal(shares * (1 - np.eye(len(names))), 0)
@@ -243,12 +232,9 @@ def to_svg(figure: Figure) -> str:
 
 
 def inline(svg: str, alt: str, name: str) -> str:
-    """A picture as an element of a page: transparent, in the colour of the page's text, as wide as there is room.
+    """A picture of `to_svg` as an element of a page: transparent, in the colour of its text, as wide as there is room.
 
-    Args:
-        svg: from `to_svg`.
-        alt: the text alternative.
-        name: prefix of its ids, unique in the page.
+    Its ids begin with `name`, which has to be unique in the page.
     """
     svg = svg[svg.index("<svg") :].replace("fill: #ffffff", "fill: none")
     # matplotlib names all colours but black, which is the colour of an element without a fill.

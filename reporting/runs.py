@@ -28,12 +28,8 @@ class NotBegunError(UserError):
 def read_lines(path: pathlib.Path, *fields: str) -> list[Line]:
     """The lines of a file of JSON objects, [] if there is no file. A line that is still being written is left out.
 
-    Args:
-        path: of the file.
-        *fields: names that every line has.
-
     Raises:
-        UserError: a line is damaged.
+        UserError: a line is damaged, or lacks one of the fields.
     """
     lines = []
     for number, text in enumerate(path.read_text("utf-8").split("\n")[:-1] if path.exists() else (), 1):

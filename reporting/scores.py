@@ -81,12 +81,7 @@ class Scoring:
         return name in (*self.proportions, "agreement", "calibration_error")
 
     def verdict(self, row: Mapping[str, Any], other: str = "raw") -> str:
-        """A sentence on the interval of a row's difference. Only over seeds does it claim that something helps.
-
-        Args:
-            row: of `summarize`, or with the same names.
-            other: what the row's curve is compared with.
-        """
+        """A sentence on a row's difference to `other`. Only over seeds does it claim that something helps."""
         curve, metric, better = row["curve"], row["of"], row["better"]
         low, high = (row[f"{metric}_{end}"] for end in ("low", "high"))
         if None in (row[f"{metric}_difference"], row.get("loss", 0.0)):

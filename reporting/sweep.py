@@ -322,4 +322,4 @@ def write(folder: pathlib.Path) -> str:
 
         return sweep_page.write(folder, found)
 
-    return f"{found.to_text()}\n{page.if_possible(draw, [folder])}"
+    return f"{found.to_text()}\n{page.if_possible(draw, folder)}"

@@ -104,12 +104,7 @@ def laid_out(above: Sequence[str], lines: Sequence[Sequence[str]], below: Sequen
 
 
 def of_evaluation(metrics: Mapping[str, Mapping[str, Any]], config: Mapping[str, Any]) -> str:
-    """The table of one evaluation.
-
-    Args:
-        metrics: as `evaluation.evaluate` returns them.
-        config: of the run, resolved.
-    """
+    """The table of one evaluation, of what `evaluation.evaluate` returns and the resolved config."""
     scoring = Scoring.of(flatten(config), next(iter(metrics.values())))
     return table(scoring.summarize([metrics]), scoring)
 
