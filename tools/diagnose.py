@@ -24,6 +24,7 @@ import numpy as np
 
 import tools
 from reporting import diagnosis, page
+from reporting.runs import Run
 from runtime import environment
 from runtime.errors import UserError
 from runtime.files import local_path, replace_file
@@ -52,6 +53,7 @@ def diagnose(
     Raises:
         UserError: a run that cannot be used.
     """
+    Run.read(workdir)  # which the page at the end is made of
     subject = Subject.read(workdir, average, num_images)
     theirs = matching.find_other(subject, other) if other else None
     found: dict[str, Any] = {
