@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from reporting import runs, scores, tables
-from reporting.runs import Group, Run
+from reporting.runs import Group
 from runtime.errors import UserError
 
 # Fields of a config that may explain a difference by themselves.
@@ -91,7 +91,7 @@ def compare(groups: Sequence[Group], others: Sequence[Group]) -> Against:
     seeds: list[Any] = []
     for group in groups:
         title = f"{group.name} against {other.name}"
-        first, second = _by_seed(group), _by_seed(other)
+        first, second = group.by_seed, other.by_seed
         paired = [seed for seed in first if seed in second]
         seeds += paired
         if lone := [run for run in (*group.runs, *other.runs) if run.config.get("seed") not in paired]:
@@ -103,7 +103,7 @@ def compare(groups: Sequence[Group], others: Sequence[Group]) -> Against:
             remarks += [f"{title}: {sentence}" for sentence in _about(left, right)]
             remarks += scores.few_seeds(title, len(paired))
     if not seeds:
-        found = (f"{group.name} has {', '.join(map(str, _by_seed(group))) or 'none'}" for group in (*groups, other))
+        found = (f"{group.name} has {', '.join(map(str, group.by_seed)) or 'none'}" for group in (*groups, other))
         raise UserError(
             f"--against: no two runs have the same seed to be paired by: {'; '.join(found)}. "
             "python main.py --config=... --workdir=... --config.seed=... trains one with a seed of the other side."
@@ -111,10 +111,6 @@ def compare(groups: Sequence[Group], others: Sequence[Group]) -> Against:
     if not rows:
         raise UserError(f"--against={other.runs[0].workdir}: has no metric of {groups[0].name}. Give runs of one task.")
     return Against(groups, other, rows, remarks)
-
-
-def _by_seed(group: Group) -> dict[Any, Run]:
-    return {run.config["seed"]: run for run in group.runs if "seed" in run.config}
 
 
 def _rows(first: Group, second: Group) -> list[dict[str, Any]]:

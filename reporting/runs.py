@@ -154,6 +154,11 @@ class Group:
         return f"{self.label}{seeds}"
 
     @property
+    def by_seed(self) -> dict[Any, Run]:
+        """The runs of which the seed is known."""
+        return {run.config["seed"]: run for run in self.runs if "seed" in run.config}
+
+    @property
     def main_curve(self) -> str:
         """The curve by which it is judged: `config.best_curve`, or else the first average there is."""
         best = self.runs[0].config.get("best_curve")

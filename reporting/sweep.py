@@ -24,11 +24,6 @@ class Setting(Group):
 
     values: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
-    @property
-    def seeds(self) -> list[int]:
-        """Of its runs."""
-        return [run.config["seed"] for run in self.runs]
-
 
 @dataclasses.dataclass(frozen=True)
 class Sweep:
@@ -60,7 +55,7 @@ class Sweep:
     @property
     def seeds(self) -> list[int]:
         """Of all finished runs."""
-        return sorted({seed for one in self.settings for seed in one.seeds})
+        return sorted({seed for one in self.settings for seed in one.by_seed})
 
     @property
     def sign(self) -> int:
@@ -71,7 +66,7 @@ class Sweep:
         """The scores at the end of a curve, or of the one that each setting is judged by, as `ranking` keeps them."""
         found = np.full((len(settings), len(self.seeds)), np.nan)
         for row, one in zip(found, settings, strict=True):
-            for run, seed in zip(one.runs, one.seeds, strict=True):
+            for seed, run in one.by_seed.items():
                 at_end = run.curves.get((curve or one.main_curve, split), {}).get(run.config["duration"], {})
                 value = at_end.get(self.metric)
                 row[self.seeds.index(seed)] = -math.inf if value is None else self.sign * value
