@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from reporting import runs, scores, tables
-from reporting.runs import Group, Run
+from reporting.runs import Group
 from runtime.errors import UserError
 
 # Fields of a config that may explain a difference by themselves.
@@ -64,9 +64,8 @@ class Against:
 
     def to_text(self, markdown: bool = False) -> str:
         """The heading, the table, and verdicts."""
-        body = f"\n{tables.in_markdown(self.cells())}\n" if markdown else tables.aligned(self.cells())
-        says = [f"* {sentence}" for sentence in self.verdicts()] if markdown else self.verdicts()
-        return "\n".join([f"{self.title}: differences with 95 % intervals, paired by seed", body, *says])
+        above = f"{self.title}: differences with 95 % intervals, paired by seed"
+        return tables.laid_out([above], self.cells(), self.verdicts(), markdown)
 
 
 def compare(groups: Sequence[Group], others: Sequence[Group]) -> Against:
@@ -92,7 +91,7 @@ def compare(groups: Sequence[Group], others: Sequence[Group]) -> Against:
     seeds: list[Any] = []
     for group in groups:
         title = f"{group.name} against {other.name}"
-        first, second = _by_seed(group), _by_seed(other)
+        first, second = group.by_seed, other.by_seed
         paired = [seed for seed in first if seed in second]
         seeds += paired
         if lone := [run for run in (*group.runs, *other.runs) if run.config.get("seed") not in paired]:
@@ -104,7 +103,7 @@ def compare(groups: Sequence[Group], others: Sequence[Group]) -> Against:
             remarks += [f"{title}: {sentence}" for sentence in _about(left, right)]
             remarks += scores.few_seeds(title, len(paired))
     if not seeds:
-        found = (f"{group.name} has {', '.join(map(str, _by_seed(group))) or 'none'}" for group in (*groups, other))
+        found = (f"{group.name} has {', '.join(map(str, group.by_seed)) or 'none'}" for group in (*groups, other))
         raise UserError(
             f"--against: no two runs have the same seed to be paired by: {'; '.join(found)}. "
             "python main.py --config=... --workdir=... --config.seed=... trains one with a seed of the other side."
@@ -114,17 +113,8 @@ def compare(groups: Sequence[Group], others: Sequence[Group]) -> Against:
     return Against(groups, other, rows, remarks)
 
 
-def _by_seed(group: Group) -> dict[Any, Run]:
-    return {run.config["seed"]: run for run in group.runs if "seed" in run.config}
-
-
 def _rows(first: Group, second: Group) -> list[dict[str, Any]]:
-    """A row for each curve of the first group, against that of the same name, or raw weights if there is none.
-
-    Args:
-        first: a group.
-        second: another with the same seeds in the same order.
-    """
+    """A row for each curve of the first group, against the second one's of the same name, or its raw weights."""
     rows = []
     left, right = first.last_lines(), second.last_lines()
     for curve in left[0]:

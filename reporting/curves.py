@@ -1,12 +1,12 @@
 """What the panels of a picture of runs show, as numbers: each metric over training, and what there is besides."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from reporting.pictures import INK, styles
+from reporting.pictures import styles
 from reporting.runs import Group
 from runtime import intervals
 
@@ -31,7 +31,7 @@ class Line:
     look: dict[str, Any]
     steps: np.ndarray
     values: np.ndarray
-    band: tuple[np.ndarray, np.ndarray] | None = None
+    band: Sequence[np.ndarray] | np.ndarray | None = None
     best: int | None = None
 
 
@@ -47,6 +47,7 @@ class Panel:
         lower_is_better: whether a high start may be squeezed by a logarithmic axis.
         x: what the lines are drawn over.
         ticks: what the steps of the lines are called; empty: what they are.
+        log: the axes that are logarithmic, "x" or "xy".
     """
 
     title: str
@@ -56,6 +57,7 @@ class Panel:
     lower_is_better: bool = False
     x: str = "step"
     ticks: Sequence[str] = ()
+    log: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -117,63 +119,73 @@ def panels(groups: Sequence[Group]) -> list[Panel]:
     title = f"{scoring.metric.replace('_', ' ')} minus raw{points}"
     note = f"band: 95 % over {'the seeds' if pooled else scoring.examples}, paired"
     found.append(Panel(title, note, [_difference_line(curve) for curve in averages], has_zero=True))
-    rates = [_train_line(curve, "learning_rate") for curve in _one_of_each_group(curves, groups)]
+    rates = [_train_line(curve, "learning_rate") for curve in _last_of_each_group(curves)]
     if any(np.ptp(line.values) > 1e-4 * np.max(line.values) for line in rates if line.values.size):  # of float32 means
         found.append(Panel("learning rate", "", rates))
-    return [panel for panel in map(_without_empty, found) if panel.lines]
+    return _without_empty(found)
 
 
 def more_panels(groups: Sequence[Group]) -> list[Panel]:
     """The norm of the gradient and how far each average is from the raw weights."""
     curves = chosen(groups)
-    norms = [_train_line(curve, "grad_norm") for curve in _one_of_each_group(curves, groups)]
+    norms = [_train_line(curve, "grad_norm") for curve in _last_of_each_group(curves)]
     apart = [_metric_line(c, "distance", f"{c.name}-raw") for c in curves if c.name not in ("raw", "train")]
     found = [
         Panel("norm of the gradient", "mean since the one before", norms, lower_is_better=True),
         Panel("distance to raw", "Euclidean, of all parameters", apart),
     ]
-    return [panel for panel in map(_without_empty, found) if panel.lines]
+    return _without_empty(found)
 
 
-def _without_empty(panel: Panel) -> Panel:
-    return dataclasses.replace(panel, lines=[line for line in panel.lines if np.isfinite(line.values).any()])
+def kernels(averages: Mapping[str, Mapping[str, Any]], names: Sequence[str]) -> Panel:
+    """The weight in % that each average of `averages.json` gives to each iterate, in the colours of curves `names`."""
+    lines, looks = [], styles([*names, *(averages.keys() - set(names))])
+    for name, average in averages.items():
+        sums = np.array(average["kernel"])
+        edges = np.minimum(np.arange(len(sums) + 1) * average["iterates_per_bin"], average["num_updates"])
+        heights = 100 * sums / np.maximum(1, np.diff(edges))
+        look = looks[name] | {"marker": "", "drawstyle": "steps-post"}
+        lines.append(Line(name, look, edges, np.append(heights, heights[-1:])))
+    return Panel("weight of each iterate, %", "", lines, has_zero=True, x="iterate, counted in updates of the average")
 
 
-def _one_of_each_group(curves: Sequence[_Curve], groups: Sequence[Group]) -> list[_Curve]:
-    """For each group a curve with its look."""
-    if len(groups) == 1:
-        return [_Curve("train", {**_GREY, "color": INK}, groups[0], "train")]
-    return [next(curve for curve in curves if curve.group is group) for group in groups]
+def _without_empty(panels: Sequence[Panel]) -> list[Panel]:
+    finite = [[line for line in panel.lines if np.isfinite(line.values).any()] for panel in panels]
+    return [dataclasses.replace(panel, lines=lines) for panel, lines in zip(panels, finite, strict=True) if lines]
+
+
+def _last_of_each_group(curves: Sequence[_Curve]) -> list[_Curve]:
+    """For what belongs to training: of one config that of training, of several the raw weights."""
+    return [*{id(curve.group): curve for curve in curves}.values()]
 
 
 def _metric_line(curve: _Curve, metric: str, name: str = "") -> Line:
     """A metric over training: the mean of the runs, with a band of one standard deviation."""
-    group, scoring = curve.group, curve.group.scoring
+    group, is_percent = curve.group, curve.group.scoring.is_percent(metric)
     split = "" if curve.name == "train" else group.curve_split
     steps, values = group.series(name or curve.name, metric, split)
-    values = values * (100 if scoring.is_percent(metric) else 1)
-    mean, band, best = values.mean(axis=0), None, None
+    mean, band = values.mean(axis=0), None
     if len(group.runs) > 1:
         spread = np.std(values, axis=0, ddof=1)
-        band = mean - spread, mean + spread
-    if split and metric in scoring.directions and np.isfinite(mean).any():
-        best = int(np.nanargmax(mean) if scoring.directions[metric] == "higher" else np.nanargmin(mean))
-    return Line(curve.label, curve.look, steps, mean, band, best)
+        band = np.array([mean - spread, mean + spread])
+        band = np.clip(band, 0, 1) if is_percent else band
+    best = group.best(curve.name, metric) if split else {}
+    index = int(np.flatnonzero(steps == best["best_step"])[0]) if best else None
+    factor = 100 if is_percent else 1
+    return Line(curve.label, curve.look, steps, factor * mean, None if band is None else factor * band, index)
 
 
 def _difference_line(curve: _Curve) -> Line:
     """The difference of an average to raw, with its 95 % interval: over seeds if there are several, else examples."""
-    group, metric = curve.group, curve.group.scoring.metric
-    factor = 100 if group.scoring.is_percent(metric) else 1
-    name, split = f"{curve.name}-raw", group.curve_split
-    steps, values = group.series(name, metric, split)
+    group, metric, split = curve.group, curve.group.scoring.metric, curve.group.curve_split
+    steps, values = group.series(f"{curve.name}-raw", metric, split)
     if len(group.runs) > 1:
-        middle, low, high = intervals.mean_interval(values)
+        found = np.array(intervals.mean_interval(values))
     else:
-        ends = (group.series(name, f"{metric}_{end}", split)[1] for end in ("low", "high"))
-        low, high = (end[0] if end.size else np.full(len(steps), np.nan) for end in ends)
-        middle = values[0]
-    return Line(curve.label, curve.look, steps, factor * middle, (factor * low, factor * high))
+        ends = (group.series(f"{curve.name}-raw", f"{metric}_{end}", split)[1] for end in ("low", "high"))
+        found = np.array([values[0], *(end[0] if end.size else np.full(len(steps), np.nan) for end in ends)])
+    middle, *band = found * (100 if group.scoring.is_percent(metric) else 1)
+    return Line(curve.label, curve.look, steps, middle, band)
 
 
 def _train_line(curve: _Curve, metric: str) -> Line:

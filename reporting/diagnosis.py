@@ -10,11 +10,10 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from reporting import pictures
+from reporting.curves import Line, Panel
 from runtime.files import replace_file
 
 Found = Mapping[str, Any]
-
-_SPLITS = {"train": "-", "test": "--", "validation": "--"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,15 +24,17 @@ class Section:
         name: of its picture.
         title: heading.
         text: paragraphs that explain the result.
-        draw: takes a width in inches and draws the picture; None if there is no picture.
+        panels: what is drawn; empty if that is none or no curve.
         cells: the header and the rows of a table; empty if there is no table.
+        draw: takes a width in inches and draws what is no curve; None if there is nothing like it.
     """
 
     name: str
     title: str
     text: Sequence[str]
-    draw: Callable[[float], Figure] | None = None
+    panels: Sequence[Panel] = ()
     cells: Sequence[Sequence[str]] = ()
+    draw: Callable[[float], Figure] | None = None
 
 
 def sections(found: Found) -> list[Section]:
@@ -42,32 +43,21 @@ def sections(found: Found) -> list[Section]:
         return []
     average = found["average"]
     titles = {
-        "line": f"The loss on the line through raw and {average}",
-        "checkpoints": "The loss between two checkpoints",
-        "runs": "The loss between two runs",
-        "plane": f"The loss in the plane through raw, {average} and an earlier checkpoint",
-        "sharpness": f"How sharply the loss curves at raw and {average}",
-        "ensembles": "Averaged weights and averaged predictions",
-        "oscillations": f"What {average} removes, by frequency",
-        "distance": f"The distance of raw and {average}",
-    }
-    made = {
-        "line": _line,
-        "checkpoints": _line,
-        "runs": _runs,
-        "plane": _plane,
-        "sharpness": _sharpness,
-        "ensembles": _ensembles,
-        "oscillations": _oscillations,
-        "distance": _distance,
+        "line": (f"The loss on the line through raw and {average}", _line),
+        "checkpoints": ("The loss between two checkpoints", _line),
+        "runs": ("The loss between two runs", _runs),
+        "plane": (f"The loss in the plane through raw, {average} and an earlier checkpoint", _plane),
+        "sharpness": (f"How sharply the loss curves at raw and {average}", _sharpness),
+        "ensembles": ("Averaged weights and averaged predictions", _ensembles),
+        "oscillations": (f"What {average} removes, by frequency", _oscillations),
     }
     done = []
-    for name, make in made.items():
-        part = found.get(name)
-        if part and "skipped" in part:
-            done.append(Section(name, titles[name], [f"Left out: {part['skipped']}."]))
+    for name, (title, make) in titles.items():
+        part = found.get(name, {})
+        if "skipped" in part:
+            done.append(Section(name, title, [f"Left out: {part['skipped']}."]))
         elif part:
-            done.append(dataclasses.replace(make(part, average), name=name, title=titles[name]))
+            done.append(Section(name, title, **make(part, average)))
     return done
 
 
@@ -79,8 +69,9 @@ def write_pictures(folder: pathlib.Path, found: Found) -> str:
     """
     for section in sections(found):
         path = folder / f"{section.name}.png"
-        if section.draw:
-            replace_file(path, pictures.to_png(section.draw(pictures.WIDTHS["wide"])))
+        if section.panels or section.draw:
+            figure = section.draw(pictures.WIDTH) if section.draw else pictures.curves(section.panels)
+            replace_file(path, pictures.to_png(figure))
         else:
             path.unlink(missing_ok=True)
     return f"Pictures and numbers: {folder}"
@@ -98,13 +89,11 @@ def _difference(found: Found, metric: str) -> str:
     return _interval([value if value is None else factor * value for value in values], form)
 
 
-def _line(part: Found, average: str) -> Section:
+def _line(part: Found, average: str) -> dict[str, Any]:
     start, end = part["ends"]
     norm = f", which have a norm of {part['norm']:.3g}," if "norm" in part else ""
-    text = [
-        f"{start} is at 0 and {end} at 1; their parameters{norm} are {part['distance']:.3g} apart. Differences are "
-        f"{end} minus {start}."
-    ]
+    apart = f"{start} is at 0 and {end} at 1; their parameters{norm} are {part['distance']:.3g} apart."
+    text = [f"{apart} Differences are {end} minus {start}."]
     if "norm" in part:
         text.append(
             "The barrier is how far the loss between the two rises above the straight line between their losses, at "
@@ -125,14 +114,22 @@ def _line(part: Found, average: str) -> Section:
                 else f"{_interval(curve['barrier'])} at {curve['barrier_at']:.2g}",
             ]
         )
-    return Section("", "", text, lambda width: _draw_line(part, width), cells)
+    looks = pictures.styles(list(dict.fromkeys(curve["name"] for curve in part["curves"])))
+    curves = []
+    for curve in part["curves"]:
+        look = {"linestyle": "-"} if curve["split"] == "train" else {"linestyle": "--", "markerfacecolor": "none"}
+        name = f", {curve['name']}" if curve["name"] else ""
+        curves.append((f"{curve['split']} images{name}", looks[curve["name"]] | look, curve))
+    ends = [end if len(end) <= 15 else f"…{end[-14:]}" for end in part["ends"]]
+    x = f"from {ends[0]} (0) to {ends[1]} (1)"
+    return {"text": text, "panels": _panels(scored, x, part["shares"], curves), "cells": cells}
 
 
 def _label(curve: Found) -> str:
     return f"{curve['split']}, {curve['name']}" if curve["name"] else curve["split"]
 
 
-def _runs(part: Found, average: str) -> Section:
+def _runs(part: Found, average: str) -> dict[str, Any]:
     section = _line(part, average)
     if part["num_units"]:
         matched = (
@@ -143,38 +140,22 @@ def _runs(part: Found, average: str) -> Section:
     else:
         matched = "No hidden units can be put into another order without changing what the network computes."
     images = "All images, and the labels of the training images, are those of the first run."
-    return dataclasses.replace(section, text=[*section.text, matched, images])
+    return section | {"text": [*section["text"], matched, images]}
 
 
-@matplotlib.rc_context(pictures.STYLE)
-def _draw_line(part: Found, width: float) -> Figure:
-    metrics = [name for name in ("loss", "accuracy") if name in part["curves"][0]]
-    labels = [_label(curve) for curve in part["curves"]]
-    columns = 4 if width > 6 and len(labels) < 5 and max(map(len, labels)) < 20 else 2 if width > 6 else 1
-    above, room = 0.25 * -(-len(labels) // columns), 30 if width > 6 else 13
-    figure, axes = pictures.stack(width, [2.4] * len(metrics), above=above, lines=1)
-    looks = pictures.styles(list(dict.fromkeys(curve["name"] for curve in part["curves"])))
-    for axis, metric in zip(axes, metrics, strict=True):
-        for label, curve in zip(labels, part["curves"], strict=True):
-            values = np.array(curve[metric], float) * (100 if metric == "accuracy" else 1)
-            hollow = {} if curve["split"] == "train" else {"markerfacecolor": "none"}
-            look = {**looks[curve["name"]], "linestyle": _SPLITS[curve["split"]], **hollow}
-            axis.plot(part["shares"], values, label=label, **look)
-        for place in (0, 1):
-            axis.axvline(place, color="#808080", linewidth=1)
-        axis.set_title("accuracy, %" if metric == "accuracy" else "loss", loc="left", fontsize=10)
-        if metric == "loss":
-            values = np.array([curve["loss"] for curve in part["curves"]], float)
-            if np.nanmin(values) > 0 and np.nanmax(values) > 20 * np.nanmin(values):
-                axis.set_yscale("log")
-    start, end = (name if len(name) <= room else f"…{name[1 - room :]}" for name in part["ends"])
-    axes[-1].set_xlabel(f"0: {start}, 1: {end}")
-    handles, _ = axes[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="upper left", ncols=columns, frameon=False)
-    return figure
+def _panels(metrics: Sequence[str], x: str, steps: Sequence[float], curves: Sequence[tuple[str, Found, Found]]) -> Any:
+    """A panel for each metric; a curve has a label, a look, and its values by metric."""
+    panels = []
+    for metric in metrics:
+        factor, unit = (100, ", %") if metric == "accuracy" else (1, "")
+        lines = [
+            Line(label, {**look}, np.array(steps), factor * np.array(y[metric], float)) for label, look, y in curves
+        ]
+        panels.append(Panel(metric + unit, "", lines, lower_is_better=metric == "loss", x=x))
+    return panels
 
 
-def _plane(part: Found, average: str) -> Section:
+def _plane(part: Found, average: str) -> dict[str, Any]:
     corners = list(part["corners"])
     text = [
         f"Lines of equal loss, on half of the images, in the plane through {', '.join(corners)} (stars), in units of "
@@ -187,7 +168,7 @@ def _plane(part: Found, average: str) -> Section:
         )
         + ". A point of the path that lies on a line need not have its loss.",
     ]
-    return Section("", "", text, lambda width: _draw_plane(part, average, width))
+    return {"text": text, "draw": lambda width: _draw_plane(part, average, width)}
 
 
 @matplotlib.rc_context(pictures.STYLE)
@@ -203,7 +184,7 @@ def _draw_plane(part: Found, average: str, width: float) -> Figure:
         spread = finite.max() - finite.min()
         levels = finite.min() + spread * np.geomspace(0.003, 1, 12)
         lines = axis.contour(part["x"], part["y"], losses, levels=levels[:-1], colors="#808080", linewidths=0.8)
-        axis.clabel(lines, lines.levels[4::2], fmt="%.3g", fontsize=9)  # further in there is no room
+        axis.clabel(lines, lines.levels[4::2], fmt="%.3g", fontsize=9.5)  # further in there is no room
         for where, dashes in (("paths", "-"), ("repeated", ":")):
             for name, path in part[where].items():
                 look = {**looks[name], "markersize": 3, "linewidth": 1, "linestyle": dashes}
@@ -211,7 +192,7 @@ def _draw_plane(part: Found, average: str, width: float) -> Figure:
                 axis.plot(*np.array(path)[:, :2].T, label=label, **look)
         for name, (x, y) in part["corners"].items():
             axis.plot(x, y, marker="*", markersize=11, color=looks.get(name, looks["raw"])["color"], linestyle="")
-            axis.annotate(name, (x, y), xytext=(-5, 4), textcoords="offset points", fontsize=9, ha="right")
+            axis.annotate(name, (x, y), xytext=(-5, 4), textcoords="offset points", fontsize=9.5, ha="right")
         axis.set(xlim=(part["x"][0], part["x"][-1]), ylim=(part["y"][0], part["y"][-1]))
         axis.set_title(f"loss on {split} images", loc="left", fontsize=10)
         axis.set_xlabel("distance of the parameters from raw")
@@ -221,7 +202,7 @@ def _draw_plane(part: Found, average: str, width: float) -> Figure:
     return figure
 
 
-def _sharpness(part: Found, average: str) -> Section:
+def _sharpness(part: Found, average: str) -> dict[str, Any]:
     cells = [["", "raw", average, f"{average} minus raw"]]
     for index in range(len(part["raw"]["eigenvalues"])):
         cells.append(
@@ -250,10 +231,10 @@ def _sharpness(part: Found, average: str) -> Section:
         "because the direction was chosen to suit the first ones. The trace is Hutchinson's estimate on all of them.",
         "Brackets are 95 % intervals over images. The differences are paired: the same images and random vectors.",
     ]
-    return Section("", "", text, cells=cells)
+    return {"text": text, "cells": cells}
 
 
-def _ensembles(part: Found, average: str) -> Section:
+def _ensembles(part: Found, average: str) -> dict[str, Any]:
     number, metric = len(part["weights"]), "accuracy" if "accuracy" in part["weights"][0] else "loss"
     of = f"stored at steps {part['steps'][0]} to {part['steps'][-1]}" if part["steps"] else "of the repeated steps"
     text = [
@@ -267,32 +248,18 @@ def _ensembles(part: Found, average: str) -> Section:
         )
         + " (95 % interval over images, paired).",
     ]
-    return Section("", "", text, lambda width: _draw_ensembles(part, metric, width))
+    raw, *looks = pictures.styles(["raw", "weights", "predictions"]).values()
+    kinds = {"single": "the oldest of them alone", "weights": "averaged weights", "predictions": "averaged predictions"}
+    curves = [
+        (label, look, {name: [row[name] for row in part[kind]] for name in part[kind][0]})
+        for (kind, label), look in zip(kinds.items(), [raw | {"linestyle": ""}, *looks], strict=True)
+    ]
+    metrics = [*dict.fromkeys([metric, "loss"])]
+    panels = _panels(metrics, "number of the newest networks", range(1, number + 1), curves)
+    return {"text": text, "panels": panels}
 
 
-@matplotlib.rc_context(pictures.STYLE)
-def _draw_ensembles(part: Found, metric: str, width: float) -> Figure:
-    metrics = list(dict.fromkeys([metric, "loss"]))
-    figure, axes = pictures.stack(width, [2.2] * len(metrics), above=0.3 if width > 6 else 0.8, lines=1)
-    labels = {
-        "single": "the oldest of them alone",
-        "weights": "averaged weights",
-        "predictions": "averaged predictions",
-    }
-    looks = pictures.styles(["raw", "weights", "predictions"])
-    for axis, name in zip(axes, metrics, strict=True):
-        for (kind, label), look in zip(labels.items(), looks.values(), strict=True):
-            values = np.array([row[name] for row in part[kind]], float) * (100 if name == "accuracy" else 1)
-            look = {**look, "linestyle": ""} if kind == "single" else look
-            axis.plot(range(1, len(values) + 1), values, label=label, **look)
-        axis.set_title("accuracy, %" if name == "accuracy" else "loss", loc="left", fontsize=10)
-        axis.locator_params(axis="x", integer=True)
-    axes[-1].set_xlabel("number of the newest networks")
-    figure.legend(*axes[0].get_legend_handles_labels(), loc="upper left", ncols=3 if width > 6 else 1, frameon=False)
-    return figure
-
-
-def _oscillations(part: Found, average: str) -> Section:
+def _oscillations(part: Found, average: str) -> dict[str, Any]:
     left = _interval([100 * value for value in part["left"]], "{:.3g}") + " %"
     longest = 1 / part["frequencies"][0]
     text = [
@@ -306,44 +273,15 @@ def _oscillations(part: Found, average: str) -> Section:
         if "kept" in part
         else f"What {average} does changes in these steps, so that no transfer function predicts it.",
     ]
-    return Section("", "", text, lambda width: _draw_oscillations(part, average, width))
-
-
-@matplotlib.rc_context(pictures.STYLE)
-def _draw_oscillations(part: Found, average: str, width: float) -> Figure:
-    figure, axes = pictures.stack(width, [2.4, 2.0], above=0.3 if width > 6 else 0.8, lines=1)
-    looks = pictures.styles(["raw", average])
-    periods = 1 / np.array(part["frequencies"])
-    raw, averaged = (np.array(part[name]) for name in ("raw", "averaged"))
-    looks = {name: {**look, "markersize": 3, "linewidth": 1} for name, look in looks.items()}
-    axes[0].loglog(periods, raw, label="raw", **looks["raw"])
-    axes[0].loglog(periods, averaged, label=f"{average}, measured", **looks[average])
-    axes[1].loglog(periods, averaged / raw, **looks[average])
+    looks = {name: look | {"markersize": 3, "linewidth": 1} for name, look in pictures.styles(["raw", average]).items()}
+    periods, raw, averaged = (np.array(values) for values in (part["frequencies"], part["raw"], part["averaged"]))
+    measured = f"{average}, measured"
+    powers = [Line("raw", looks["raw"], 1 / periods, raw), Line(measured, looks[average], 1 / periods, averaged)]
+    shares = [Line(measured, looks[average], 1 / periods, averaged / raw)]
     if "kept" in part:
-        kept = np.array(part["kept"])
-        predicted = {"color": "#0072B2", "linestyle": "--", "linewidth": 1.3, "label": f"{average}, from its kernel"}
-        axes[0].loglog(periods, kept**2 * raw, **predicted)
-        axes[1].loglog(periods, kept**2, **predicted)
-    axes[0].set_title("power of a weight's oscillations, mean", loc="left", fontsize=10)
-    axes[1].set_title("share of the power that is kept", loc="left", fontsize=10)
-    axes[-1].set_xlabel("period of the oscillation, in steps")
-    figure.legend(*axes[0].get_legend_handles_labels(), loc="upper left", ncols=3 if width > 6 else 1, frameon=False)
-    return figure
-
-
-def _distance(part: Found, average: str) -> Section:
-    text = [
-        "The Euclidean distance of their parameters at each evaluation: the noise that the average has removed, and "
-        "how far it lags behind."
-    ]
-    return Section("", "", text, lambda width: _draw_distance(part, average, width))
-
-
-@matplotlib.rc_context(pictures.STYLE)
-def _draw_distance(part: Found, average: str, width: float) -> Figure:
-    figure, (axis,) = pictures.stack(width, [1.8], above=0.1, lines=1)
-    axis.plot(part["steps"], part["distances"], **pictures.styles(["raw", average])[average])
-    axis.set_ylim(bottom=0)
-    axis.set_title("distance of the parameters", loc="left", fontsize=10)
-    axis.set_xlabel("step")
-    return figure
+        kept, look = np.array(part["kept"]) ** 2, {"color": "#0072B2", "linestyle": "--", "marker": ""}
+        powers.append(Line(f"{average}, from its kernel", look, 1 / periods, kept * raw))
+        shares.append(Line(f"{average}, from its kernel", look, 1 / periods, kept))
+    titles = {"power of a weight's oscillations, mean": powers, "share of the power that is kept": shares}
+    x = "period of the oscillation, in steps"
+    return {"text": text, "panels": [Panel(title, "", lines, x=x, log="xy") for title, lines in titles.items()]}

@@ -1,7 +1,6 @@
 """The page of runs: curves, tables and a verdict, in one HTML file."""
 
 import contextlib
-import functools
 import itertools
 import json
 import pathlib
@@ -36,114 +35,87 @@ _TIMES = {
 
 
 def page(groups: Sequence[Group], remarks: Sequence[str], against: Against | None = None, refresh: int = 0) -> str:
-    """The page, a whole HTML file.
-
-    Args:
-        groups: of runs.
-        remarks: other sentences about them.
-        against: the comparison of these groups with the last one, if there is one.
-        refresh: seconds after which a browser is to load the page again; 0: never.
-    """
-    from reporting import curves, diagnosis, pictures
+    """The page, a whole HTML file, which a browser loads again after `refresh` seconds, if that is not 0."""
+    from reporting import curves, diagnosis
     from reporting.classes import Classes
+
+    names = [group.name for group in groups]
+    times = [group.times() for group in groups]
+    apart = runs.differences(groups).items()
+    # Groups often have the same averages, which are then shown once.
+    averages: dict[str, list[Group]] = {}
+    for group in groups:
+        averages.setdefault(json.dumps(group.runs[0].averages), []).append(group)
+    shown = [run for group in groups if not against or group is not against.other for run in group.runs]
+    found = [run for group in groups for run in group.runs if run.diagnosis]
+    return render(
+        "report.html",
+        refresh=refresh,
+        title=groups[0].name if len(groups) == 1 else f"{len(groups)} configs",
+        headline=against.verdicts() if against else tables.headline(groups),
+        names=names,
+        groups=groups,
+        panels=curves.panels(groups),
+        more_panels=curves.more_panels(groups),
+        classes=Classes.of(groups[0]) if len(groups) == 1 else None,
+        together=tables.together(groups) if len(groups) > 1 else [],
+        one_run=any(len(group.runs) == 1 and len(group.names) > 1 for group in groups) and scores.ONE_RUN,
+        remarks=remarks,
+        against=against,
+        differences=[
+            ["field", *names],
+            *([field, *("(none)" if x is None else x for x in found)] for field, found in apart),
+        ],
+        averages=[(having, having[0].runs[0].averages) for text, having in averages.items() if json.loads(text)],
+        describe=_describe,
+        kernels=curves.kernels,
+        diagnoses=[(run, diagnosis.sections(run.diagnosis)) for run in found],
+        times=[
+            ["mean of the runs", *names],
+            *([what, *(_time(x.get(c)) for x in times)] for c, what in _TIMES.items()),
+        ],
+        environment=_environment(groups),
+        configs=[group.runs[0].config for group in groups],
+        command=command([run.workdir for run in shown], [run.workdir for run in against.other.runs] if against else []),
+    )
+
+
+def render(template: str, **values: Any) -> str:
+    """A page made of one of the templates beside this file, which draws what it shows."""
+    import jinja2
+
+    from reporting import pictures
 
     count = itertools.count()
 
     def inline(svg: str, alt: str) -> str:
         return pictures.inline(svg, alt, f"picture-{next(count)}")
 
-    def both(draw: Callable[[float], Any], alt: str) -> dict[str, str]:
-        return {kind: inline(pictures.to_svg(draw(width)), alt) for kind, width in pictures.WIDTHS.items()}
-
-    main, more = draw(curves.panels(groups), "curves"), draw(curves.more_panels(groups), "more")
-    sections = [
-        {
-            "group": group,
-            "title": tables.title(group),
-            "cells": tables.cells(group.rows(), group.scoring, wide=True),
-            "verdicts": tables.verdicts(group, len(groups) > 1),
-        }
-        for group in groups
-    ]
-    classes = Classes.of(groups[0]) if len(groups) == 1 else None
-    # Groups often have the same averages, which are then shown once.
-    averages: dict[str, list[Group]] = {}
-    for group in groups:
-        averages.setdefault(json.dumps(group.runs[0].averages), []).append(group)
-    kernels = []
-    for text, having in averages.items():
-        if described := json.loads(text):
-            drawn = functools.partial(pictures.kernels, described, having[0].names)
-            alt = "The weight that each average gives to each iterate of training; the table below has it in numbers."
-            named = {"names": [group.name for group in having], "cells": _describe(described)}
-            kernels.append(named | {"pictures": both(drawn, alt)})
-    diagnoses = []
-    for run in (run for group in groups for run in group.runs if run.diagnosis):
-        parts = []
-        for part in diagnosis.sections(run.diagnosis):
-            alt = f"{part.title}. The text below the picture says what it shows, in numbers."
-            parts.append({"part": part, "pictures": both(part.draw, alt) if part.draw else {}})
-        diagnoses.append({"name": str(run.workdir), "found": run.diagnosis, "parts": parts})
-    workdirs = [str(run.workdir) for group in groups for run in group.runs]
-    if against:
-        workdirs.insert(len(workdirs) - len(against.other.runs), "--against")
-    return render(
-        "report.html",
-        refresh=refresh,
-        title=groups[0].name if len(groups) == 1 else f"{len(groups)} configs",
-        headline=against.verdicts() if against else tables.headline(groups),
-        names=[group.name for group in groups],
-        sections=sections,
-        panels=main,
-        more_panels=more,
-        looks=pictures.legend([item["panel"] for item in [*main, *more]]),
-        classes=classes,
-        reliability=draw([classes.reliability]) if classes else [],
-        matrices={
-            name: inline(
-                pictures.to_svg(pictures.matrix(counts, classes.class_names)),
-                f"Confusions of {name}, which the table beside it lists from the most frequent on.",
-            )
-            for name, counts in classes.matrices.items()
-        }
-        if classes
-        else {},
-        together=tables.together(groups) if len(groups) > 1 else [],
-        one_run=any(len(group.runs) == 1 and len(group.names) > 1 for group in groups) and scores.ONE_RUN,
-        remarks=remarks,
-        against=against,
-        differences=runs.differences(groups),
-        kernels=kernels,
-        diagnoses=diagnoses,
-        times=[group.times() for group in groups],
-        clocks=_TIMES,
-        environment=_environment(groups),
-        configs=[group.runs[0].config for group in groups],
-        command=shlex.join(["python", "-m", "tools.report", *workdirs]),
-    )
-
-
-def draw(panels: Sequence["Panel"], name: str = "panels") -> list[dict[str, Any]]:
-    """Panels with what a template needs to show them; `name` is unique in the page."""
-    from reporting import pictures
-
-    found = []
-    for number, panel in enumerate(panels):
+    def plot(panel: "Panel") -> dict[str, Any]:
         svg, numbers = pictures.panel(panel)
         labels = ", ".join(dict.fromkeys(line.label for line in panel.lines))
         alt = f"{panel.title} over the {panel.x}: {labels}. The tables have the last values in numbers."
-        found.append({"panel": panel, "svg": pictures.inline(svg, alt, f"{name}-{number}"), "numbers": numbers})
-    return found
-
-
-def render(template: str, **values: Any) -> str:
-    """A page made of one of the templates beside this file."""
-    import jinja2
+        return {"svg": inline(svg, alt), "numbers": numbers}
 
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(pathlib.Path(__file__).parent), autoescape=True, undefined=jinja2.StrictUndefined
     )
+    environment.globals |= {"pictures": pictures, "tables": tables, "inline": inline, "plot": plot}
     return environment.get_template(template).render(values)
+
+
+def command(workdirs: Sequence[pathlib.Path], others: Sequence[pathlib.Path] = ()) -> str:
+    """What makes the page of these workdirs, compared with others; of many the first and the last are named."""
+
+    def named(paths: Sequence[pathlib.Path]) -> str:
+        quoted = [shlex.quote(str(path)) for path in paths]
+        return " ".join(quoted) if len(paths) <= 6 else f"{quoted[0]} ... {quoted[-1]} ({len(paths)} runs)"
+
+    return f"python -m tools.report {named(workdirs)}" + (f" --against {named(others)}" if others else "")
+
+
+def _time(value: float | None) -> str:
+    return "not known" if value is None else f"{value:,.1f}" if value >= 10 else f"{value:.2g}"
 
 
 def _describe(averages: Mapping[str, Mapping[str, Any]]) -> list[list[str]]:
@@ -188,12 +160,16 @@ def write(folder: pathlib.Path, workdirs: Sequence[pathlib.Path] = (), refresh: 
         The table of the last evaluation, with remarks and the page's path below it.
     """
     groups, remarks = runs.read(workdirs or [folder])
-    try:
-        written = write_to(folder, groups, remarks, refresh=refresh)
-    except ModuleNotFoundError as error:  # the run itself is done
-        command = shlex.join(["python", "-m", "tools.report", *map(str, workdirs or [folder])])
-        written = f"Note: there is no report yet, {missing_package(error)}. Then: {command}"
+    written = if_possible(lambda: write_to(folder, groups, remarks, refresh=refresh), folder)
     return "\n".join([tables.to_text(groups), *remarks, written])
+
+
+def if_possible(write: Callable[[], str], folder: pathlib.Path) -> str:
+    """What `write` returns; or a note if a package that draws is not installed, for the runs themselves are done."""
+    try:
+        return write()
+    except ModuleNotFoundError as error:
+        return f"Note: there is no report yet, {missing_package(error)}. Then: {command([folder])}"
 
 
 def keep_up(workdir: pathlib.Path, lines: Iterable[Any]) -> None:

@@ -5,7 +5,7 @@ import io
 import itertools
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import matplotlib
@@ -13,12 +13,13 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.ticker import LogFormatter
 
 if TYPE_CHECKING:
     from reporting.curves import Panel
 
-WIDTHS = {"wide": 8.0, "narrow": 4.4}  # inches: for a desk, and for a phone
-PANEL_WIDTH = 4.6  # of a panel of which as many stand side by side as there is room for
+WIDTH = 8.0  # of a picture in a file, in inches
+PANEL_WIDTH = 4.6  # of one in a page, where as many stand side by side as there is room for
 INK = "#000000"  # of text and raw weights; pages replace it by the colour of their text
 
 STYLE: dict[Any, Any] = {
@@ -50,28 +51,17 @@ def styles(names: Sequence[str]) -> dict[str, dict[str, Any]]:
 
 
 @matplotlib.rc_context(STYLE)
-def curves(panels: Sequence["Panel"], width: float = WIDTHS["wide"]) -> Figure:
-    """Panels below each other, with a legend above them.
-
-    Args:
-        panels: of `curves.panels`.
-        width: of the picture, in inches.
-    """
+def curves(panels: Sequence["Panel"]) -> Figure:
+    """Panels below each other, with a legend above them, for a file."""
     looks = legend(panels)
-    columns = max(1, min(len(looks), int(11 * width) // (8 + max(len(_short(label)) for label in looks))))
+    columns = max(1, min(len(looks), int(11 * WIDTH) // (8 + max(len(_short(label)) for label in looks))))
     heights = [1.0 if panel.title == "learning rate" else 2.4 for panel in panels]
-    figure, axes = stack(
-        width,
-        heights,
-        above=0.25 * math.ceil(len(looks) / columns),
-        lines=1 if width > 6 else 2,
-        below=0.4 * _is_crowded(panels[-1]),
-    )
+    above, below = 0.25 * math.ceil(len(looks) / columns), 0.4 * _is_crowded(panels[-1])
+    figure, axes = stack(WIDTH, heights, above=above, title=0.29, below=below)
     for panel, axis in zip(panels, axes, strict=True):
         draw(axis, panel)
         # The title is above the panel, where it is horizontal and takes no width.
-        note = f"({panel.note})" if panel.note else ""
-        axis.set_title(f"{panel.title}{' ' if width > 6 else chr(10)}{note}", loc="left", fontsize=10)
+        axis.set_title(f"{panel.title} ({panel.note})" if panel.note else panel.title, loc="left", fontsize=10)
     axes[-1].set_xlabel(panels[-1].x)
     handles = [Line2D([], [], **look) for look in looks.values()]
     figure.legend(handles, map(_short, looks), loc="upper left", ncols=columns, frameon=False)
@@ -94,9 +84,9 @@ def panel(shown: "Panel") -> tuple[str, dict[str, Any]]:
     Returns:
         The picture as SVG, in which everything of the line number `k` has the class `line-k`; and numbers for JSON:
         what it is drawn `over` and its `ticks`; `box`, where its axes lie in units of the picture (left, top, width,
-        height); the limits `x`; and `lines` with their `label`, `steps`, `values` and `band`.
+        height); the limits `x`, and whether their axis is `log`; `lines` with `label`, `steps`, `values` and `band`.
     """
-    figure, (axis,) = stack(PANEL_WIDTH, [2.3], above=0.0, lines=0, below=0.4 * _is_crowded(shown))
+    figure, (axis,) = stack(PANEL_WIDTH, [2.3], below=0.4 * _is_crowded(shown))
     for number, artists in enumerate(draw(axis, shown)):
         for artist in artists:
             artist.set_gid(f"line-{number}")
@@ -106,11 +96,11 @@ def panel(shown: "Panel") -> tuple[str, dict[str, Any]]:
     box = [place.x0 * width, (1 - place.y1) * height, place.width * width, place.height * height]
     lines = [
         {"label": line.label, "steps": line.steps.tolist(), "values": _short_floats(line.values)}
-        | ({"band": [*map(_short_floats, line.band)]} if line.band else {})
+        | ({} if line.band is None else {"band": [*map(_short_floats, line.band)]})
         for line in shown.lines
     ]
-    limits = {"over": shown.x, "ticks": list(shown.ticks), "box": _short_floats(box), "x": axis.get_xlim()}
-    return svg, limits | {"lines": lines}
+    limits = {"box": _short_floats(box), "x": axis.get_xlim(), "log": "x" in shown.log}
+    return svg, {"over": shown.x, "ticks": list(shown.ticks), **limits, "lines": lines}
 
 
 def _short_floats(values: Any) -> list[float | None]:
@@ -132,7 +122,7 @@ def draw(axis: Axes, panel: "Panel") -> list[list[Any]]:
         shift = int(number / len(panel.lines) * every)
         look = line.look | ({"marker": "o"} if len(line.steps) == 1 else {})  # a line of one point would not show
         artists: list[Any] = axis.plot(line.steps, line.values, markevery=(shift, every), **look)
-        if line.band:
+        if line.band is not None:
             colour = line.look["color"]
             artists.append(axis.fill_between(line.steps, *line.band, color=colour, alpha=0.2, linewidth=0))
             if len(line.steps) == 1:  # nor would a band of one step
@@ -141,6 +131,10 @@ def draw(axis: Axes, panel: "Panel") -> list[list[Any]]:
             best = line.steps[line.best], line.values[line.best]
             artists += axis.plot(*best, marker="*", markersize=11, color=line.look["color"], linestyle="none")
         drawn.append(artists)
+    for name in panel.log:
+        axis.set(**{f"{name}scale": "log"})
+        each = getattr(axis, f"{name}axis")
+        each.set(major_formatter=LogFormatter(), minor_formatter=LogFormatter(labelOnlyBase=False))
     if panel.ticks:
         short = [tick[:12] for tick in panel.ticks] if _is_crowded(panel) else panel.ticks
         axis.set_xticks(panel.lines[0].steps, short)
@@ -172,20 +166,14 @@ def draw(axis: Axes, panel: "Panel") -> list[list[Any]]:
 
 
 def stack(
-    width: float, heights: Sequence[float], above: float, lines: int, below: float = 0.0
+    width: float, heights: Sequence[float], above: float = 0.0, title: float = 0.1, below: float = 0.0
 ) -> tuple[Figure, list[Axes]]:
     """Panels of these heights below each other in a new figure; all in inches.
 
-    Margins are fixed, because matplotlib's own layout takes as long as the drawing.
-
-    Args:
-        width: of the figure.
-        heights: of the panels.
-        above: room above the first panel's title.
-        lines: of the panels' titles.
-        below: more room below the last panel than its ticks and its label need.
+    There is room for a `title` above each panel, and more above the first and below the last one. Margins are fixed,
+    because matplotlib's own layout takes as long as the drawing.
     """
-    title, bottom, left, right = 0.1 + 0.19 * lines, 0.55 + below, 0.85, 0.15
+    bottom, left, right = 0.55 + below, 0.85, 0.15
     height = above + sum(heights) + len(heights) * (title + 0.1) + bottom
     figure = Figure(figsize=(width, height))
     panels: list[Axes] = []
@@ -208,37 +196,9 @@ def _short(name: str) -> str:
 
 
 @matplotlib.rc_context(STYLE)
-def kernels(averages: Mapping[str, Mapping[str, Any]], names: Sequence[str], width: float = WIDTHS["wide"]) -> Figure:
-    """The weight in % that each average gives to each iterate at the end of training, and its mean age.
-
-    Args:
-        averages: from `averages.json`.
-        names: of the curves whose colours they share.
-        width: of the picture, in inches.
-    """
-    figure, all_axes = stack(width, [0.9] * len(averages), above=0.1, lines=1)
-    looks = styles([*names, *(averages.keys() - set(names))])
-    for axis, (name, average) in zip(all_axes, averages.items(), strict=True):
-        edges, heights = _histogram(average)
-        axis.stairs(heights, edges, fill=True, color=looks[name]["color"], alpha=0.5)
-        axis.stairs(heights, edges, color=looks[name]["color"])
-        axis.axvline(average["num_updates"] - average["mean_age"], color=INK, linestyle=":", linewidth=1.3)
-        axis.set_title(_short(name), loc="left", fontsize=10)
-        axis.set_ylim(bottom=0)
-        axis.locator_params(axis="y", nbins=3)
-    all_axes[-1].set_xlabel("iterate, counted in updates of the average")
-    return figure
-
-
-@matplotlib.rc_context(STYLE)
 def matrix(counts: np.ndarray, names: Sequence[str]) -> Figure:
-    """How often a class was taken for another, as numbers; the more, the darker. What is right stands on the diagonal.
-
-    Args:
-        counts: [classes, classes], of the class and of what it was taken for.
-        names: of the classes.
-    """
-    figure, (axis,) = stack(PANEL_WIDTH, [0.32 * len(names) + 0.1], above=0.0, lines=0)
+    """How often a class [rows] was taken for another [columns], as numbers; the more of what is wrong, the darker."""
+    figure, (axis,) = stack(PANEL_WIDTH, [0.32 * len(names) + 0.1])
     shares = counts / np.maximum(1, counts.sum(axis=1, keepdims=True))
     wrong = np.ma.masked_equal(shares * (1 - np.eye(len(names))), 0)
     axis.imshow(wrong, cmap="Oranges", vmin=-0.05, vmax=0.3, aspect="auto")
@@ -252,13 +212,6 @@ def matrix(counts: np.ndarray, names: Sequence[str]) -> Figure:
     axis.grid(visible=False)
     axis.set_xlabel("taken for")
     return figure
-
-
-def _histogram(average: Mapping[str, Any]) -> tuple[np.ndarray, np.ndarray]:
-    """The edges of the bins of a stored kernel, and the mean weight in % of an iterate in each of them."""
-    per_bin, sums = average["iterates_per_bin"], np.array(average["kernel"])
-    edges = np.minimum(np.arange(len(sums) + 1) * per_bin, average["num_updates"])
-    return edges, 100 * sums / np.maximum(1, np.diff(edges))
 
 
 @matplotlib.rc_context(STYLE)
@@ -279,12 +232,9 @@ def to_svg(figure: Figure) -> str:
 
 
 def inline(svg: str, alt: str, name: str) -> str:
-    """A picture as an element of a page: transparent, in the colour of the page's text, as wide as there is room.
+    """A picture of `to_svg` as an element of a page: transparent, in the colour of its text, as wide as there is room.
 
-    Args:
-        svg: from `to_svg`.
-        alt: the text alternative.
-        name: prefix of its ids, unique in the page.
+    Its ids begin with `name`, which has to be unique in the page.
     """
     svg = svg[svg.index("<svg") :].replace("fill: #ffffff", "fill: none")
     # matplotlib names all colours but black, which is the colour of an element without a fill.

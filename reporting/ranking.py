@@ -19,23 +19,16 @@ def rank(scored: np.ndarray) -> np.ndarray:
 
     Those with fewer seeds come after all that have as many as any: a setting that failed with some would be judged by
     those that it survived. Last are those whose scores are not all finite.
-
-    Args:
-        scored: [settings, seeds].
     """
     seeds, means = np.sum(~np.isnan(scored), axis=1), np.nanmean(scored, axis=1)
     return np.lexsort((-means, seeds < seeds.max(), np.isinf(means)))
 
 
 def interval(values: np.ndarray, comparisons: int = 1) -> Interval:
-    """The mean over seeds, with an interval that holds at 95 % together with those of other comparisons.
+    """The mean of values [seeds], with an interval that holds at 95 % together with those of other comparisons.
 
     There are no bounds for a single seed, nor where all values are the same: accuracies on few examples are coarse, and
     three seeds that happen to differ by one image each are no certainty.
-
-    Args:
-        values: [seeds], NaN where there is no run.
-        comparisons: see `intervals.mean_interval`.
     """
     values = values[~np.isnan(values)]
     if not len(values) or not np.isfinite(values).all():
@@ -46,13 +39,9 @@ def interval(values: np.ndarray, comparisons: int = 1) -> Interval:
 
 
 def behind(scored: np.ndarray, best: int = 0) -> list[Interval]:
-    """How far each setting is behind the best one, paired by seed, with intervals that hold at 95 % all together.
+    """How far each setting is behind that in row `best`, paired by seed; the intervals hold at 95 % all together.
 
     The best one is chosen by looking. So any pair of settings might have been compared, and all of them count.
-
-    Args:
-        scored: [settings, seeds].
-        best: the row of the best setting.
     """
     pairs = max(1, math.comb(len(scored), 2))
     with np.errstate(invalid="ignore"):  # of two that are not finite

@@ -8,7 +8,8 @@ const plots = [...document.querySelectorAll(".plot")].map(plot => ({
   ...JSON.parse(plot.querySelector("script").textContent),
 }));
 for (const p of plots) {
-  const width = p.svg.viewBox.baseVal.width, [left, top, across, down] = p.box, [low, high] = p.x;
+  const width = p.svg.viewBox.baseVal.width, [left, top, across, down] = p.box;
+  const place = x => p.log ? Math.log10(x) : x, [low, high] = p.x.map(place);
   const tip = p.plot.appendChild(Object.assign(document.createElement("div"), {className: "tip", hidden: true}));
   const rule = p.svg.appendChild(document.createElementNS("http://www.w3.org/2000/svg", "line"));
   let step;
@@ -17,7 +18,7 @@ for (const p of plots) {
   const hide = () => { tip.hidden = true; rule.setAttribute("class", "off"); };
   const show = at => {
     step = at;
-    const x = left + across * (step - low) / (high - low), isLeft = x < width / 2;
+    const x = left + across * (place(step) - low) / (high - low), isLeft = x < width / 2;
     for (const [name, value] of Object.entries({x1: x, x2: x, y1: top, y2: top + down, class: "rule"})) rule.setAttribute(name, value);
     const values = shown().map(line => {
       const k = nearest(line.steps, step), ends = line.band?.map(end => format(end[k])).join(" .. ");
@@ -33,7 +34,7 @@ for (const p of plots) {
   for (const moving of ["pointermove", "pointerdown"]) p.plot.addEventListener(moving, event => {
     const box = p.svg.getBoundingClientRect(), x = (event.clientX - box.left) / box.width * width;
     const wanted = low + (x - left) / across * (high - low), known = steps();
-    if (known.length) show(known[nearest(known, wanted)]);
+    if (known.length) show(known[nearest(known.map(place), wanted)]);
   });
   p.plot.addEventListener("keydown", event => {
     const way = {ArrowLeft: -1, ArrowRight: 1}[event.key], known = steps();
@@ -46,9 +47,10 @@ for (const p of plots) {
   p.plot.addEventListener("blur", hide);
 }
 addEventListener("beforeprint", () => document.querySelectorAll("details").forEach(folded => { folded.open = true; }));
-for (const button of document.querySelectorAll(".legend button")) button.addEventListener("click", () => {
+const buttons = [...document.querySelectorAll(".legend button")];
+for (const button of buttons) button.addEventListener("click", () => {
   const label = button.textContent.trim(), isOff = !off.has(label);
-  button.setAttribute("aria-pressed", String(!isOff));
+  for (const same of buttons) if (same.textContent.trim() === label) same.setAttribute("aria-pressed", String(!isOff));
   if (isOff) off.add(label); else off.delete(label);
   for (const p of plots) p.lines.forEach((line, k) => {
     if (line.label === label) p.svg.querySelectorAll(`.line-${k}`).forEach(e => e.classList.toggle("off", isOff));

@@ -9,11 +9,11 @@ import functools
 import json
 import pathlib
 from collections.abc import Iterable, Mapping, Sequence
+from fractions import Fraction
 from typing import Any
 
 import numpy as np
 
-from reporting.remarks import about_run
 from reporting.scores import Scoring, few_seeds
 from runtime.errors import UserError
 from runtime.fields import flatten
@@ -21,20 +21,20 @@ from runtime.fields import flatten
 Line = dict[str, Any]
 
 
+class NotBegunError(UserError):
+    """A run that has no evaluation yet."""
+
+
 def read_lines(path: pathlib.Path, *fields: str) -> list[Line]:
     """The lines of a file of JSON objects, [] if there is no file. A line that is still being written is left out.
 
-    Args:
-        path: of the file.
-        *fields: names that every line has.
-
     Raises:
-        UserError: a line is damaged.
+        UserError: a line is damaged, or lacks one of the fields.
     """
     lines = []
     for number, text in enumerate(path.read_text("utf-8").split("\n")[:-1] if path.exists() else (), 1):
         try:
-            line: Line = json.loads(text)
+            line: Line = json.loads(text, parse_constant=lambda _: None)  # of infinities, which are not JSON
             int(line["step"]), *(line[field] for field in fields)
         except (ValueError, TypeError, KeyError) as error:
             raise UserError(f"{path}, line {number}, is damaged ({error}). Restore the file, or remove it.") from error
@@ -89,13 +89,16 @@ class Run:
         """
         command = f"python main.py --config=... --workdir={workdir}"
         if not (workdir / "metrics.jsonl").is_file():
-            raise UserError(f"{workdir} holds no metrics.jsonl; {command} makes one")
+            raise NotBegunError(f"{workdir} holds no metrics.jsonl; {command} makes one")
         lines = read_metrics(workdir)
         if not any("split" in line for line in lines):
-            raise UserError(f"{workdir} has no evaluation yet; {command} makes the first after config.eval_every")
+            raise NotBegunError(f"{workdir} has no evaluation yet; {command} makes the first after config.eval_every")
         names = ("config.json", "environment.json", "averages.json", "diagnosis/numbers.json")
         files = [read_object(workdir / name) for name in names]
-        return cls(workdir, lines, read_lines(workdir / "timing.jsonl"), flatten(files[0]), *files[1:])
+        config = flatten(files[0])
+        periods = [name for name, value in config.items() if name.endswith("every") and "/" in str(value)]
+        config |= {name: float(Fraction(config[name])) for name in periods}  # as people read them
+        return cls(workdir, lines, read_lines(workdir / "timing.jsonl"), config, *files[1:])
 
     @functools.cached_property
     def curves(self) -> dict[tuple[str, str], dict[int, Line]]:
@@ -105,15 +108,28 @@ class Run:
             curves[line["curve"], line.get("split", "")][line["step"]] = line
         return dict(curves)
 
+    def remarks(self) -> list[str]:
+        """What to know before its numbers are read: whether it is finished, and how many steps were rejected."""
+        remarks, trained = [], [line for line in self.lines if line["curve"] == "train"]
+        step, duration = self.lines[-1]["step"], self.config.get("duration")
+        if duration and step < duration:
+            remarks.append(f"{self.workdir} is not finished: it is at step {step} of {duration}.")
+        if trained and (rejected := trained[-1].get("rejected_steps")):
+            step = trained[-1]["step"]
+            reason = "rejected, because the loss or the gradient was not finite"
+            remarks.append(f"{self.workdir}: {rejected} of {step} steps {'was' if rejected == 1 else 'were'} {reason}.")
+            if self.config.get("optimizer.schedule") != "constant" or self.config.get("optimizer.warmup"):
+                remarks[-1] += f" The learning-rate schedule therefore stands at step {step - rejected}."
+        return remarks
+
 
 def read_object(path: pathlib.Path) -> dict[str, Any]:
     """A JSON object, {} if there is no file, as in workdirs of other programs."""
     try:
-        found = json.loads(path.read_text("utf-8")) if path.exists() else {}
-    except ValueError as error:
+        found: dict[str, Any] = json.loads(path.read_text("utf-8")) if path.exists() else {}
+        found.keys()
+    except (ValueError, AttributeError) as error:
         raise UserError(f"{path} is damaged ({error}). Restore the file, or remove it.") from error
-    if not isinstance(found, dict):
-        raise UserError(f"{path} is damaged: it holds no JSON object. Restore the file, or remove it.")
     return found
 
 
@@ -126,14 +142,21 @@ class Group:
 
     @property
     def label(self) -> str:
-        """What it differs in from other groups, or else the first run's workdir."""
-        return self.differing or str(self.runs[0].workdir)
+        """What it differs in from other groups, or else the first run's workdir, of several seeds their folder."""
+        workdir = self.runs[0].workdir
+        is_seed = len(self.runs) > 1 and workdir.name.startswith("seed") and workdir.parent.name
+        return self.differing or str(workdir.parent if is_seed else workdir)
 
     @property
     def name(self) -> str:
         """The label, with the number of seeds if there are several."""
         seeds = f" ({len(self.runs)} seeds)" if len(self.runs) > 1 else ""
         return f"{self.label}{seeds}"
+
+    @property
+    def by_seed(self) -> dict[Any, Run]:
+        """The runs of which the seed is known."""
+        return {run.config["seed"]: run for run in self.runs if "seed" in run.config}
 
     @property
     def main_curve(self) -> str:
@@ -145,24 +168,15 @@ class Group:
     def setup(self) -> str:
         """A line about model, data and optimizer; empty if the config lacks one of the fields."""
         config = self.runs[0].config
-        fields = (
-            "dataset",
-            "model.name",
-            "optimizer.name",
-            "optimizer.schedule",
-            "optimizer.learning_rate",
-            "duration",
-        )
-        if not all(field in config for field in (*fields, "batch_size")):
+        fields = ["dataset", "model.name", *(f"optimizer.{name}" for name in ("name", "schedule", "learning_rate"))]
+        if not config.keys() >= {*fields, "duration", "batch_size"}:
             return ""
-        dataset, model, optimizer, schedule, rate, duration = (config[field] for field in fields)
+        dataset, model, optimizer, schedule, rate = (config[field] for field in fields)
         noise = f" with {config['label_noise']:.0%} wrong labels" if config.get("label_noise") else ""
         size = self.runs[0].environment.get("parameters")
         model += f" ({size:,} parameters)" if isinstance(size, int) else ""
-        return (
-            f"{model} on {dataset}{noise}, {optimizer}, learning rate {rate:g}, {schedule}, {duration} steps of "
-            f"{config['batch_size']} {self.scoring.examples}"
-        )
+        length = f"{config['duration']} steps of {config['batch_size']} {self.scoring.examples}"
+        return f"{model} on {dataset}{noise}, {optimizer}, learning rate {rate:g}, {schedule}, {length}"
 
     @functools.cached_property
     def scoring(self) -> Scoring:
@@ -223,7 +237,8 @@ class Group:
         """Seconds of each clock of `timing.jsonl`, and steps and images per second of training: means over the runs."""
         last = [run.timing[-1] for run in self.runs if run.timing]
         shared = set.intersection(*(set(line) for line in last)) if last else set()
-        found = {clock: sum(line[clock] for line in last) / len(last) for clock in shared if clock.endswith("_seconds")}
+        clocks = sorted(clock for clock in shared if clock.endswith("_seconds"))
+        found = {clock: sum(line[clock] for line in last) / len(last) for clock in clocks}
         if found.get("train_seconds"):
             found["steps_per_second"] = sum(line["step"] for line in last) / sum(line["train_seconds"] for line in last)
             found["images_per_second"] = found["steps_per_second"] * self.runs[0].config.get("batch_size", 0)
@@ -232,9 +247,7 @@ class Group:
     def last_lines(self) -> list[dict[str, Line]]:
         """The lines of the last evaluation of each run, by curve, of the curves that all runs have."""
         split, step = self.last_split, self.last_step
-        found = [
-            {curve for (curve, of), lines in run.curves.items() if of == split and step in lines} for run in self.runs
-        ]
+        found = [{name for name, of in run.curves if of == split and step in run.curves[name, of]} for run in self.runs]
         curves = sorted(set.intersection(*found), key=_order)
         return [{curve: run.curves[curve, split][step] for curve in curves} for run in self.runs]
 
@@ -277,9 +290,7 @@ def group(runs: Iterable[Run]) -> tuple[list[Group], list[str]]:
         key = json.dumps(config, sort_keys=True) if config else str(run.workdir)
         seeds, seed = by_config.setdefault(key, {}), run.config.get("seed")
         if seed in seeds:
-            remarks.append(
-                f"{run.workdir} has the config and the seed of {seeds[seed].workdir}, which it repeats: it is left out."
-            )
+            remarks.append(f"{run.workdir} is left out: it has the config and the seed of {seeds[seed].workdir}.")
         seeds.setdefault(seed, run)
     groups = labelled([Group(tuple(seeds.values())) for seeds in by_config.values()])
     for number in sorted({len(pooled.runs) for pooled in groups}):
@@ -290,7 +301,7 @@ def group(runs: Iterable[Run]) -> tuple[list[Group], list[str]]:
             if len({json.dumps(value, sort_keys=True) for value in found}) > 1:
                 remarks.append(f"The runs of {pooled.name} differ in more than the seed: in their {field}.")
         for run in pooled.runs:
-            remarks += about_run(run.workdir, run.lines, run.config)
+            remarks += run.remarks()
     return groups, remarks
 
 
@@ -313,12 +324,10 @@ def read(workdirs: Sequence[pathlib.Path]) -> tuple[list[Group], list[str]]:
 
 
 def labelled(groups: list[Group]) -> list[Group]:
-    """The groups, each with what it differs in, if that are one or two fields; or else with the folder of its runs."""
+    """The groups, each with what it differs in, if that are one or two fields."""
     found = differences(groups) if len(groups) > 1 else {}
     if not 1 <= len(found) <= 2:
-        folders = {str(run.workdir.parent): group for group in groups if len(group.runs) > 1 for run in group.runs}
-        is_own = len(folders) == len(groups) > 1 and [*folders.values()] == groups
-        return [Group(group.runs, folder) for folder, group in folders.items()] if is_own else groups
+        return groups
     names = [field.removesuffix(".name").rpartition(".")[2] for field in found]  # "optimizer" of "optimizer.name"
     names = names if len({*names}) == len(names) else [*found]
     texts = [

@@ -81,20 +81,14 @@ class Scoring:
         return name in (*self.proportions, "agreement", "calibration_error")
 
     def verdict(self, row: Mapping[str, Any], other: str = "raw") -> str:
-        """A sentence on the interval of a row's difference. Only over seeds does it claim that something helps.
-
-        Args:
-            row: of `summarize`, or with the same names.
-            other: what the row's curve is compared with.
-        """
+        """A sentence on a row's difference to `other`. Only over seeds does it claim that something helps."""
         curve, metric, better = row["curve"], row["of"], row["better"]
         low, high = (row[f"{metric}_{end}"] for end in ("low", "high"))
         if None in (row[f"{metric}_difference"], row.get("loss", 0.0)):
             return f"{curve} minus {other}: not all scores are finite, so they say nothing."
         less = " (less is better)" if better == "lower" else ""
-        size = self.format_difference(row, metric) + (
-            f" points of {metric}" if self.is_percent(metric) else f" in {metric}{less}"
-        )
+        unit = f"points of {metric}" if self.is_percent(metric) else f"in {metric}{less}"
+        size = f"{self.format_difference(row, metric)} {unit}"
         if row["over"] == self.examples:
             interval = f"95 % interval over {self.examples} like these"
             interval = interval if low is not None else f"of a single {self.examples.removesuffix('s')}"

@@ -6,7 +6,6 @@ import functools
 import json
 import math
 import pathlib
-import shlex
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -14,31 +13,16 @@ import numpy as np
 
 from reporting import page, runs, scores, tables
 from reporting.ranking import UNKNOWN, Interval, behind, interval, numbers, rank
-from reporting.remarks import about_run
 from reporting.runs import Group, Run
 from reporting.scores import Scoring
-from runtime.errors import UserError, missing_package
+from runtime.errors import UserError
 
 
 @dataclasses.dataclass(frozen=True)
-class Setting:
-    """A combination of values, and its finished runs by seed, of which there is one at least."""
+class Setting(Group):
+    """A combination of values: its finished runs, of which there is one at least."""
 
-    values: Mapping[str, str]
-    runs: Mapping[int, Run]
-
-    @property
-    def curve(self) -> str:
-        """The weights that it is judged by, `config.best_curve`."""
-        return next(iter(self.runs.values())).config.get("best_curve") or "raw"
-
-    def score(self, seed: int, metric: str, split: str, curve: str) -> float | None:
-        """The score at the end of training: NaN if there is no run, None if it was not finite."""
-        if seed not in self.runs:
-            return math.nan
-        run = self.runs[seed]
-        value: float | None = run.curves.get((curve, split), {}).get(run.config["duration"], {}).get(metric)
-        return value
+    values: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,9 +35,7 @@ class Sweep:
         labels: what each swept field is called.
         metric: by which it is judged.
         judge: the images that it is judged on, "validation" or "test".
-        scoring: of the first run.
         settings: those with a finished run, the best first.
-        seeds: of all finished runs.
         missing: sentences on runs that are left out.
     """
 
@@ -62,38 +44,45 @@ class Sweep:
     labels: Mapping[str, str]
     metric: str
     judge: str
-    scoring: Scoring
     settings: Sequence[Setting]
-    seeds: Sequence[int]
     missing: Sequence[str]
+
+    @property
+    def scoring(self) -> Scoring:
+        """Of the best setting."""
+        return self.settings[0].scoring
+
+    @property
+    def seeds(self) -> list[int]:
+        """Of all finished runs."""
+        return sorted({seed for one in self.settings for seed in one.by_seed})
 
     @property
     def sign(self) -> int:
         """1 if a higher metric is better, else -1."""
         return 1 if self.scoring.directions[self.metric] == "higher" else -1
 
-    @property
-    def command(self) -> str:
-        """What makes the page."""
-        command = ["python", "-m", "tools.report", str(self.folder), f"--metric={self.metric}", f"--judge={self.judge}"]
-        return shlex.join(command)
-
     def scored(self, settings: Sequence[Setting], split: str, curve: str = "") -> np.ndarray:
-        """The scores of a curve, or of the one that each setting is judged by, as `ranking` keeps them."""
-        found = [[one.score(seed, self.metric, split, curve or one.curve) for seed in self.seeds] for one in settings]
-        return np.array([[-math.inf if value is None else self.sign * value for value in row] for row in found])
+        """The scores at the end of a curve, or of the one that each setting is judged by, as `ranking` keeps them."""
+        found = np.full((len(settings), len(self.seeds)), np.nan)
+        for row, one in zip(found, settings, strict=True):
+            for seed, run in one.by_seed.items():
+                at_end = run.curves.get((curve or one.main_curve, split), {}).get(run.config["duration"], {})
+                value = at_end.get(self.metric)
+                row[self.seeds.index(seed)] = -math.inf if value is None else self.sign * value
+        return found
 
-    def name(self, setting: Setting) -> str:
-        """What a setting is called: `learning_rate=0.1, half_life=5%`."""
-        return ", ".join(f"{self.labels[field]}={value}" for field, value in setting.values.items()) or "the config"
+    def mean(self, scored: np.ndarray) -> Interval:
+        """The mean score of a setting with its own interval, of which what no proportion can be is cut off."""
+        found = interval(self.sign * scored)
+        return tuple(np.clip(found, 0, 1).tolist()) if self.scoring.is_percent(self.metric) else found
 
     def size(self, found: Interval, points: str = " points") -> str:
         """A difference, or with " %" a score, and its interval: `1.50 points (0.50 .. 2.50)`; a dash if not known."""
         percent = self.scoring.is_percent(self.metric)
         mean, *bounds = (f"{100 * x:.2f}" if percent else f"{x:.4g}" for x in found)
-        unit = points if percent else ""
-        known = f"{mean}{unit} ({' .. '.join(bounds)})" if "nan" not in bounds else f"{mean}{unit}"
-        return "-" if math.isnan(found[0]) else known
+        known = f" ({' .. '.join(bounds)})" if "nan" not in bounds else ""
+        return "-" if math.isnan(found[0]) else mean + (points if percent else "") + known
 
     @functools.cached_property
     def rows(self) -> list[dict[str, Any]]:
@@ -103,64 +92,56 @@ class Sweep:
         is `behind` the best one has an interval that holds together with the others, of which the `outcome` speaks.
         The best one has its score on the `test` images, too, unless these have chosen it.
         """
-        of_split = [self.scored(self.settings, self.judge, curve) for curve in ("", "raw")]
-        rows = []
-        for number, (setting, apart) in enumerate(zip(self.settings, behind(of_split[0]), strict=True)):
-            score, raw = (interval(self.sign * scored[number]) for scored in of_split)
-            outcome = "worse" if apart[1] > 0 else "cannot be told"
-            outcome = "not finite" if math.isnan(score[0]) else outcome if number else "best"
-            row = {**setting.values, "seeds": len(setting.runs), "weights": setting.curve, "metric": self.metric}
-            row |= {"split": self.judge, "outcome": outcome, "score": score, "raw": raw}
-            rows.append(row | {"behind": apart if number else UNKNOWN})
+        judged, of_raw = (self.scored(self.settings, self.judge, curve) for curve in ("", "raw"))
+        rows: list[dict[str, Any]] = []
+        for one, found, raw, apart in zip(self.settings, judged, of_raw, behind(judged), strict=True):
+            outcome = "worse" if apart[1] > 0 else "cannot be told" if rows else "best"
+            row = {**one.values, "seeds": len(one.runs), "weights": one.main_curve, "metric": self.metric}
+            row |= {"split": self.judge, "outcome": "not finite" if np.isinf(found).any() else outcome}
+            rows.append(row | {"score": self.mean(found), "raw": self.mean(raw), "behind": apart if rows else UNKNOWN})
         if self.judge != "test":
-            rows[0]["test"] = interval(self.sign * self.scored(self.settings[:1], "test")[0])
+            rows[0]["test"] = self.mean(self.scored(self.settings[:1], "test")[0])
         return rows
 
     def to_rows(self) -> list[dict[str, Any]]:
         """The rows with each interval as NAME, NAME_low and NAME_high; what is not known is None."""
-        flat = [dict[str, Any]() for _ in self.rows]
-        for made, row in zip(flat, self.rows, strict=True):
-            for key, value in row.items():
-                names = (key, f"{key}_low", f"{key}_high") if isinstance(value, tuple) else (key,)
-                found = value if isinstance(value, tuple) else (value,)
-                made |= {name: None if x != x else x for name, x in zip(names, found, strict=True)}
-        return flat
+
+        def flat(name: str, value: Any) -> dict[str, Any]:
+            names, values = (name, f"{name}_low", f"{name}_high"), value if isinstance(value, tuple) else (value,)
+            return {name: None if x != x else x for name, x in zip(names, values, strict=False)}
+
+        return [{key: x for name, value in row.items() for key, x in flat(name, value).items()} for row in self.rows]
 
     def cells(self) -> list[list[str]]:
         """The header and the rows of the table, as text."""
         metric = self.metric.replace("_", " ")
-        raw = [f"{metric}, raw weights"] if any(one.curve != "raw" for one in self.settings) else []
-        lines = [["setting", "seeds", "weights", metric, *raw, "behind the best", "outcome"]]
-        for setting, row in zip(self.settings, self.rows, strict=True):
-            shown = [self.size(row[name], " %") for name in ("score", "raw")[: 1 + len(raw)]]
-            lines.append([self.name(setting), str(row["seeds"]), row["weights"], *shown])
-            lines[-1] += [self.size(row["behind"]), row["outcome"]]
+        shown = {metric: "score"}
+        if any(one.main_curve != "raw" for one in self.settings):
+            shown[f"{metric}, raw weights"] = "raw"
+        lines = [["setting", "seeds", "weights", *shown, "behind the best", "outcome"]]
+        for one, row in zip(self.settings, self.rows, strict=True):
+            sizes = [*(self.size(row[name], " %") for name in shown.values()), self.size(row["behind"])]
+            lines.append([one.label, str(row["seeds"]), row["weights"], *sizes, row["outcome"]])
         return lines
 
     def verdict(self) -> str:
         """Which setting is best, what is known of the others, and its own score on the test images."""
         first, told = self.rows[0], collections.Counter(row["outcome"] for row in self.rows)
-        others, examples = len(self.rows) - 1, self.scoring.examples
+        best, others, examples = self.settings[0].label, len(self.rows) - 1, self.scoring.examples
         if not told["best"]:
-            return f"Not all scores of {self.name(self.settings[0])} are finite" + ", nor those of any other." * (
-                others > 0
-            )
+            return f"Not all scores of {best} are finite" + ", nor those of any other." * (others > 0)
+        found = f"Of {others + 1} settings, {best} scored best" if others else f"{best} scored"
         over = f"over {first['seeds']} seeds" if first["seeds"] > 1 else "with a single seed"
         metric = self.metric.replace("_", " ") + (f" of {first['weights']}" if first["weights"] != "raw" else "")
         less = "" if self.sign > 0 else " (less is better)"
-        says = [
-            f"{f'Of {others + 1} settings, ' if others else ''}{self.name(self.settings[0])} scored"
-            f"{' best' if others else ''} on the {self.judge} {examples}: {metric}{less} "
-            f"{self.size(first['score'], ' %')} {over}."
-        ]
+        says = [f"{found} on the {self.judge} {examples}: {metric}{less} {self.size(first['score'], ' %')} {over}."]
         worse, untold = told["worse"], told["cannot be told"]
         if untold and first["seeds"] == 1:
             says.append("With a single seed there are no intervals: whether it is better than the others is not known.")
+        elif untold and worse:
+            says.append(f"It is better than {worse} of the others and cannot be told from {untold} of them.")
         elif untold:
-            better = f"is better than {worse} of the others and " if worse else ""
-            says.append(
-                f"It {better}cannot be told from {untold if worse else 'any'} of {'them' if worse else 'the others'}."
-            )
+            says.append("It cannot be told from any of the others.")
         elif worse:
             says.append("It is better than each of the others.")
         if broken := told["not finite"]:
@@ -178,14 +159,12 @@ class Sweep:
             Its values whose scores are finite, in their order if they have one; and, of the curve that the sweep is
             judged by and of the raw weights, the scores [values, seeds] with the seeds that all of them have.
         """
-        values, best = self.tried[field], self.settings[0]
-        places = numbers(values) or range(len(values))
-        ordered = [value for _, value in sorted(zip(places, values, strict=True))]
-        found = {
-            one.values[field]: one for one in self.settings if {**one.values, field: ""} == {**best.values, field: ""}
-        }
-        line = [found[value] for value in ordered if value in found]
-        curves = {best.curve: self.scored(line, self.judge), "raw": self.scored(line, self.judge, "raw")}
+        best = self.settings[0]
+        places = numbers(self.tried[field]) or range(len(self.tried[field]))
+        place = dict(zip(self.tried[field], places, strict=True))
+        line = [one for one in self.settings if {**one.values, field: ""} == {**best.values, field: ""}]
+        line.sort(key=lambda one: place[one.values[field]])
+        curves = {best.main_curve: self.scored(line, self.judge), "raw": self.scored(line, self.judge, "raw")}
         finite = ~np.any([np.isinf(scored).any(axis=1) for scored in curves.values()], axis=0)
         shared = ~np.any([np.isnan(scored[finite]).any(axis=0) for scored in curves.values()], axis=0)
         values = [one.values[field] for one, kept in zip(line, finite, strict=True) if kept]
@@ -207,10 +186,10 @@ class Sweep:
         if len(curves) < 2 or len({len(one.runs) for one in self.settings}) > 1:  # then it would contradict the ranking
             return []
         (curve, average), (_, raw) = curves.items()
-        which = f"{curve} scores best with {self.labels[field]}={values[average.mean(1).argmax()]}"
+        best, raw_best = int(average.mean(1).argmax()), int(raw.mean(1).argmax())
+        which, is_ordered = f"{curve} scores best with {self.labels[field]}={values[best]}", bool(numbers(values))
         if not np.ptp(raw, axis=0).any():  # of averages, which do not change training
             return [f"{which}; the raw weights do not depend on it."]
-        best, raw_best, is_ordered = int(average.mean(1).argmax()), int(raw.mean(1).argmax()), bool(numbers(values))
 
         def cost(scored: np.ndarray, best: int) -> np.ndarray:
             away = [row for row in range(len(values)) if (abs(row - best) == 1 if is_ordered else row != best)]
@@ -235,39 +214,27 @@ class Sweep:
         """On what was left out, and where the best may lie beyond what was tried."""
         says, best = list(self.missing), self.settings[0].values
         for field, values in self.tried.items():
-            places = numbers(values) if len(values) > 1 else None
-            if places and self.rows[0]["outcome"] == "best":
+            places = numbers(values) if len(values) > 1 and self.rows[0]["outcome"] == "best" else None
+            if places:
                 place, name = places[list(values).index(best[field])], f"{self.labels[field]}={best[field]}"
-                if place == max(places):
-                    says.append(
-                        f"{name} is the highest value tried, so that the best may lie above it: add higher ones."
-                    )
-                elif place == min(places) and place:  # below zero there is nothing
-                    says.append(f"{name} is the lowest value tried, so that the best may lie below it: add lower ones.")
+                at_end = [("highest", "above", "higher")] * (place == max(places))
+                at_end += [("lowest", "below", "lower")] * (0 != place == min(places))  # below zero there is nothing
+                says += [
+                    f"{name} is the {edge} value tried, so that the best may lie {there} it: add {which} ones."
+                    for edge, there, which in at_end
+                ]
         most = max(len(one.runs) for one in self.settings)
-        if fewer := [f"{self.name(one)} ({len(one.runs)})" for one in self.settings if len(one.runs) < most]:
+        if fewer := [f"{one.label} ({len(one.runs)})" for one in self.settings if len(one.runs) < most]:
             says.append(f"With fewer than {most} seeds, and therefore ranked after the others: {'; '.join(fewer)}.")
         says += scores.few_seeds(str(self.folder), most)
         if {"num_validation", "dataset", "splits"} & self.tried.keys():
             says.append("The settings were scored on different examples.")
-        return [
-            *says,
-            *(
-                text
-                for one in self.settings
-                for run in one.runs.values()
-                for text in about_run(run.workdir, run.lines, run.config)
-            ),
-        ]
+        return [*says, *(text for one in self.settings for run in one.runs for text in run.remarks())]
 
     def to_text(self, markdown: bool = False) -> str:
         """The verdict, the table, what each field does, and remarks."""
         says = [*(sentence for field in self.drawn for sentence in self.about(field)), *self.remarks()]
-        if markdown:
-            return "\n".join(
-                [self.verdict(), "", tables.in_markdown(self.cells()), "", *(f"* {text}" for text in says)]
-            )
-        return "\n".join([self.verdict(), tables.aligned(self.cells()), *says])
+        return tables.laid_out([self.verdict()], self.cells(), says, markdown)
 
     def to_json(self) -> str:
         """The rows, and all that is said of them."""
@@ -275,21 +242,17 @@ class Sweep:
         return json.dumps({"rows": self.to_rows(), **found, "remarks": self.remarks()}, indent=1)
 
 
-def read(folder: pathlib.Path, metric: str = "", judge: str = "validation") -> Sweep:
+def read(folder: pathlib.Path) -> Sweep:
     """Reads `sweep.json` of a sweep, and what finished runs there are.
 
-    Args:
-        folder: of the sweep.
-        metric: by which to judge; empty: `config.best_metric`.
-        judge: on which images, "validation" or "test".
-
     Raises:
-        UserError: there is no sweep, no finished run, no such metric, or no validation images.
+        UserError: there is no sweep, no finished run, no metric to choose by, or no validation images.
     """
     plan, failed = runs.read_object(folder / "sweep.json"), runs.read_object(folder / "failed.json")
     if not plan:
         raise UserError(f"{folder} has no sweep.json; python -m tools.sweep --config=... --workdir={folder} makes one")
-    found: dict[tuple[str, ...], dict[int, Run]] = {}
+    judge = plan.get("judge", "validation")
+    found: dict[tuple[str, ...], list[Run]] = {}
     left, unfinished = [f"{name} failed, and is left out: {message}" for name, message in failed.items()], []
     for planned in plan["runs"]:
         name, workdir = planned["workdir"], folder / planned["workdir"]
@@ -297,38 +260,39 @@ def read(folder: pathlib.Path, metric: str = "", judge: str = "validation") -> S
             continue
         try:
             run = Run.read(workdir)
+        except runs.NotBegunError:
+            unfinished.append(name)
+            continue
         except UserError as error:
-            if (workdir / "metrics.jsonl").exists() and "no evaluation yet" not in str(error):
-                left.append(f"Left out: {error}")
-            else:
-                unfinished.append(name)
+            left.append(f"Left out: {error}")
             continue
         if judge == "validation" and ("raw", judge) not in run.curves:
             raise UserError(
-                f"{workdir} has no scores on validation images; a sweep with --config.num_validation=N has them. "
-                f"--judge=test chooses on the images that are to judge"
+                f"{workdir} has no scores on validation images; a sweep with --config.num_validation=N has them, and "
+                f"one with --judge=test chooses on the images that are to judge"
             )
-        if "duration" not in run.config:
+        if not {"duration", "seed"} <= run.config.keys():
             left.append(f"Left out: {workdir} has no config.json")
         elif run.config["duration"] in run.curves.get(("raw", judge), {}):
-            found.setdefault(tuple(planned["values"].values()), {})[planned["seed"]] = run
+            found.setdefault(tuple(planned["values"].values()), []).append(run)
         else:
             unfinished.append(name)
     if unfinished:
         left.append(f"Not finished, and left out: {', '.join(unfinished)}.")
-    settings = [Setting(dict(zip(plan["fields"], values, strict=True)), by_seed) for values, by_seed in found.items()]
-    if not settings:
+    if not found:
         raise UserError("\n".join([f"{folder} has no finished run; the command that began the sweep goes on", *left]))
-    scorings = [Group((next(iter(one.runs.values())),)).scoring for one in settings]
-    metrics = {metric or scoring.metric for scoring in scorings}
-    known = set.intersection(*(set(scoring.directions) for scoring in scorings))
-    if len(metrics) > 1 or not metrics <= known:
-        must = f"must be one of {', '.join(sorted(known))}" if known else "the runs have no metric in common"
-        raise UserError(f"--metric={metric or ' or '.join(sorted(metrics))}: {must}")
     last = [field.rpartition(".")[2] for field in plan["fields"]]
     labels = {field: end if last.count(end) == 1 else field for field, end in zip(plan["fields"], last, strict=True)}
-    seeds = sorted({seed for one in settings for seed in one.runs})
-    sweep = Sweep(folder, plan["fields"], labels, metrics.pop(), judge, scorings[0], settings, seeds, left)
+    settings = []
+    for texts, finished in found.items():
+        label = ", ".join(f"{name}={text}" for name, text in zip(labels.values(), texts, strict=True))
+        settings.append(Setting(tuple(finished), label, dict(zip(labels, texts, strict=True))))
+    metrics = {plan.get("metric") or one.scoring.metric for one in settings}
+    known = set.intersection(*(set(one.scoring.directions) for one in settings))
+    if len(metrics) > 1 or not metrics <= known:
+        must = f"must be one of {', '.join(sorted(known))}" if known else "the runs have no metric in common"
+        raise UserError(f"--metric={' or '.join(sorted(metrics))}: {must}")
+    sweep = Sweep(folder, plan["fields"], labels, metrics.pop(), judge, settings, left)
     return dataclasses.replace(sweep, settings=[settings[row] for row in rank(sweep.scored(settings, judge))])
 
 
@@ -338,23 +302,19 @@ def seeds(folder: pathlib.Path) -> list[pathlib.Path]:
     return [] if plan.get("fields", True) else [folder / run["workdir"] for run in plan["runs"]]
 
 
-def write(folder: pathlib.Path, metric: str = "", judge: str = "validation") -> str:
-    """Writes the page of a sweep and its pictures into its folder; see `read`.
+def write(folder: pathlib.Path) -> str:
+    """Writes the page of a sweep and its pictures into its folder, if the packages that draw are installed.
 
     Returns:
         The verdict as text, with the paths below it.
     """
     if alone := seeds(folder):
         return page.write(folder, alone)
-    found = read(folder, metric, judge)
-    return f"{found.to_text()}\n{write_page(folder, found)}"
+    found = read(folder)
 
-
-def write_page(folder: pathlib.Path, found: Sweep) -> str:
-    """Writes `report.html` and the pictures, if the packages that draw are installed, and returns a line with paths."""
-    try:
+    def draw() -> str:
         from reporting import sweep_page
 
         return sweep_page.write(folder, found)
-    except ModuleNotFoundError as error:  # the runs are done
-        return f"Note: there is no report yet, {missing_package(error)}. Then: {found.command}"
+
+    return f"{found.to_text()}\n{page.if_possible(draw, folder)}"

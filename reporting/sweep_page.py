@@ -7,8 +7,7 @@ import numpy as np
 
 from reporting import curves, page, pictures
 from reporting.curves import Line, Panel
-from reporting.ranking import interval, numbers
-from reporting.runs import Group
+from reporting.ranking import numbers
 from reporting.sweep import Sweep
 from runtime.files import replace_file
 
@@ -21,24 +20,22 @@ def panel(found: Sweep, field: str) -> Panel:
     values, scores = found.along(field)
     known = numbers(values) or [0.0]
     is_log = min(known) > 0 and max(known) >= 10 * min(known)
-    places = np.log10(known) if is_log else np.arange(float(len(values)))
+    places = np.array(known) if is_log else np.arange(float(len(values)))
     looks = pictures.styles(sorted(scores, key="raw".__ne__))
-    is_percent = found.scoring.is_percent(found.metric)
+    factor, unit = (100, ", %") if found.scoring.is_percent(found.metric) else (1, "")
     lines = []
     for curve, scored in scores.items():
-        mean, low, high = (100 if is_percent else 1) * found.sign * np.array([interval(row) for row in scored]).T
+        mean, low, high = factor * np.array([found.mean(row) for row in scored]).T
         lines.append(Line(curve, looks[curve], places, mean, (low, high)))
-    title = found.metric.replace("_", " ") + (", %" if is_percent else "")
+    title = found.metric.replace("_", " ") + unit
     note = f"{found.judge} {found.scoring.examples}, band: 95 % over the seeds"
-    return Panel(title, note, lines, x=found.labels[field], ticks=tuple(values))
+    return Panel(title, note, lines, x=found.labels[field], ticks=tuple(values), log="x" * is_log)
 
 
 def write(folder: pathlib.Path, found: Sweep) -> str:
     """Writes `report.html` and a picture of each field, and returns a line with the paths."""
     folder.mkdir(parents=True, exist_ok=True)
     fields = {field: panel(found, field) for field in found.drawn}
-    groups = [Group(tuple(one.runs.values()), found.name(one)) for one in found.settings]
-    shown = curves.panels(groups)
     paths = [folder / "report.html"]
     for field, drawn in fields.items():
         paths.append(folder / f"{found.labels[field]}.png")
@@ -47,12 +44,11 @@ def write(folder: pathlib.Path, found: Sweep) -> str:
         "sweep.html",
         refresh=0,
         sweep=found,
-        setup=groups[0].setup or groups[0].name,
+        setup=found.settings[0].setup or found.settings[0].name,
+        command=page.command([found.folder]),
         pairs=math.comb(len(found.settings), 2),
-        fields=dict(zip(fields, page.draw([*fields.values()]), strict=True)),
-        field_looks=pictures.legend([*fields.values()]),
-        panels=page.draw(shown, "curves"),
-        looks=pictures.legend(shown),
+        fields=fields,
+        panels=curves.panels(found.settings),
     )
     replace_file(paths[0], text)
     return f"Report: {', '.join(map(str, paths))}"

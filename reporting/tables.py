@@ -94,13 +94,17 @@ def aligned(lines: Sequence[Sequence[str]]) -> str:
     return "\n".join("  ".join(map(str.ljust, line, widths)).rstrip() for line in lines)
 
 
-def of_evaluation(metrics: Mapping[str, Mapping[str, Any]], config: Mapping[str, Any]) -> str:
-    """The table of one evaluation.
+def laid_out(above: Sequence[str], lines: Sequence[Sequence[str]], below: Sequence[str], markdown: bool) -> str:
+    """A table with sentences above and below it."""
+    if not markdown:
+        return "\n".join([*above, aligned(lines), *below])
+    header, *others = lines
+    table = [f"| {' | '.join(line)} |" for line in (header, ["---"] * len(header), *others)]
+    return "\n".join([*above, "", *table, "", *(f"* {sentence}" for sentence in below)])
 
-    Args:
-        metrics: as `evaluation.evaluate` returns them.
-        config: of the run, resolved.
-    """
+
+def of_evaluation(metrics: Mapping[str, Mapping[str, Any]], config: Mapping[str, Any]) -> str:
+    """The table of one evaluation, of what `evaluation.evaluate` returns and the resolved config."""
     scoring = Scoring.of(flatten(config), next(iter(metrics.values())))
     return table(scoring.summarize([metrics]), scoring)
 
@@ -109,13 +113,10 @@ def to_text(groups: Sequence[Group], markdown: bool = False) -> str:
     """A title for each group, the table, and verdicts."""
     rows = to_rows(groups)
     scoring = scoring_of(groups)
-    body = in_markdown(cells(rows, scoring, wide=True)) if markdown else table(rows, scoring)
     says = [verdict for group in groups for verdict in verdicts(group, len(groups) > 1) if len(group.runs) > 1]
     if any(len(group.runs) == 1 and len(group.names) > 1 for group in groups):
         says.append(scores.ONE_RUN)
-    if markdown:
-        body, says = f"\n{body}\n", [f"* {sentence}" for sentence in says]
-    return "\n".join([*map(title, groups), body, *says])
+    return laid_out([*map(title, groups)], cells(rows, scoring, wide=markdown), says, markdown)
 
 
 def headline(groups: Sequence[Group]) -> list[str]:
@@ -144,7 +145,8 @@ def headline(groups: Sequence[Group]) -> list[str]:
         ]
     seeds = f" (mean ± sd of {len(group.runs)} seeds)" if len(group.runs) > 1 else ""
     if main is raw:
-        return [f"After {group.last_step} steps, the weights have {scored(raw)} {where}{seeds}."]
+        which = "raw weights" if len(group.names) > 1 else "weights"
+        return [f"After {group.last_step} steps, the {which} have {scored(raw)} {where}{seeds}."]
     sentences = [
         f"After {group.last_step} steps, the average {main['curve']} has {scored(main)} {where} and the raw weights "
         f"{scored(raw, named=False)}{seeds}."
@@ -182,12 +184,6 @@ def title(group: Group) -> str:
     return f"{group.name}, step {group.last_step}, {group.last_split} {group.scoring.examples}{pooled}"
 
 
-def in_markdown(lines: Sequence[Sequence[str]]) -> str:
-    """A header and rows as a table in Markdown."""
-    header, *others = lines
-    return "\n".join(f"| {' | '.join(line)} |" for line in (header, ["---"] * len(header), *others))
-
-
 def to_rows(groups: Sequence[Group]) -> list[dict[str, Any]]:
     """All rows of all groups, each with its `run` and `step` if there are several."""
     if len(groups) == 1:
@@ -206,9 +202,7 @@ def to_csv(rows: Sequence[Row]) -> str:
 
 def to_json(groups: Sequence[Group], remarks: Sequence[str], against: Sequence[Row]) -> str:
     """`to_rows`, the rows of `against.Against`, the runs, the differences between the configs, and remarks."""
-    about = [
-        {"run": group.name, "workdirs": [str(run.workdir) for run in group.runs], "times": group.times()}
-        for group in groups
-    ]
+    of = {group.name: [str(run.workdir) for run in group.runs] for group in groups}
+    about = [{"run": group.name, "workdirs": of[group.name], "times": group.times()} for group in groups]
     found = {"rows": to_rows(groups), "against": against, "runs": about, "differences": runs.differences(groups)}
     return json.dumps(found | {"remarks": remarks}, indent=1)

@@ -7,6 +7,7 @@ the first signal.
 """
 
 import contextlib
+import multiprocessing
 import os
 import shlex
 import signal
@@ -62,6 +63,8 @@ def _receive(receiver: socket.socket) -> None:
 
 def _tell(message: str) -> None:
     """Prints a line on the standard error, below the live line of progress if that is a terminal."""
+    if multiprocessing.parent_process():  # which got the same signal, and tells it
+        return
     # What Ctrl-C ends, too, is often the program that reads the output.
     with contextlib.suppress(OSError):
         print(f"\n{message}" if sys.stderr.isatty() else message, file=sys.stderr, flush=True)

@@ -34,7 +34,10 @@ def call(
     """
     context = multiprocessing.get_context("spawn")
     with concurrent.futures.ProcessPoolExecutor(num_processes, context, _start, (set_up,)) as pool:
+        # Processes inherit what is blocked, and listen in `_start`: Ctrl-C reaches them while they are imported, too.
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
         running = {pool.submit(function, *given) for given in arguments}
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
         try:
             while running:
                 if interruption.requested():
@@ -54,6 +57,7 @@ def call(
 
 def _start(set_up: Callable[[], None]) -> None:
     interruption.listen()
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT])
     threading.Thread(target=_end_with_parent, daemon=True).start()
     with progress.quietly():
         set_up()

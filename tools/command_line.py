@@ -80,9 +80,7 @@ def _parse(argv: Sequence[str], values: flags.FlagValues) -> list[str]:
         raise UserError(f"the file that --config names is no Python: {error}") from error
     except (flags.Error, AttributeError, KeyError) as error:
         if "has no attribute 'get_config'" in str(error):
-            raise UserError(
-                "the file that --config names has no get_config(); configs/digits.py shows what it looks like"
-            ) from error
+            raise UserError("the file that --config names has no get_config(), as configs/digits.py has") from error
         if "ml_collections" not in traceback.extract_tb(error.__traceback__)[-1].filename and not isinstance(
             error, flags.Error
         ):
@@ -90,9 +88,7 @@ def _parse(argv: Sequence[str], values: flags.FlagValues) -> list[str]:
         if "must have a value other than None" in str(error):
             given = {re.split("[=.]", arg.lstrip("-"))[0] for arg in argv}
             missing = [name for name in ("config", "workdir", "name") if name in values and name not in given]
-            raise UserError(
-                f"--{' and --'.join(missing)} must be given; --help shows how the command is used"
-            ) from error
+            raise UserError(f"--{' and --'.join(missing)} must be given; --help shows how it is used") from error
         problems = _wrong_overrides(argv) or [str(error).strip().splitlines()[-1]]
         raise UserError("\n".join(problems)) from error
 

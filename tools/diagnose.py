@@ -12,7 +12,6 @@ Numbers and pictures go to WORKDIR/diagnosis, and into the run's report.html. No
 with --config.snapshot_every=6.25% has more weights to look at.
 """
 
-import argparse
 import json
 import math
 import pathlib
@@ -23,6 +22,7 @@ from typing import Any
 
 import numpy as np
 
+import tools
 from reporting import diagnosis, page
 from reporting.runs import Run
 from runtime import environment
@@ -53,7 +53,7 @@ def diagnose(
     Raises:
         UserError: a run that cannot be used.
     """
-    metrics = Run.read(workdir).lines
+    Run.read(workdir)  # which the page at the end is made of
     subject = Subject.read(workdir, average, num_images)
     theirs = matching.find_other(subject, other) if other else None
     found: dict[str, Any] = {
@@ -70,7 +70,6 @@ def diagnose(
         "sharpness": lambda: curvature.sharpness(subject),
         "ensembles": lambda: ensembles.ensembles(subject, trace),
         "oscillations": lambda: spectrum.oscillations(trace),
-        "distance": lambda: landscape.distances(subject, metrics),
     }
     if other and theirs:
         parts["runs"] = lambda: matching.between_runs(subject, other, theirs)
@@ -96,9 +95,7 @@ def plain(value: Any) -> Any:
 
 def main() -> None:
     """Diagnoses the run on the command line."""
-    parser = argparse.ArgumentParser(
-        "python -m tools.diagnose", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = tools.parser("diagnose", __doc__)
     parser.add_argument("workdir", type=local_path, metavar="WORKDIR", help="folder of the run")
     parser.add_argument("other", type=local_path, metavar="OTHER", nargs="?", help="folder of another run")
     parser.add_argument("--average", default="", help="name of the average; default: the one of config.best_curve")

@@ -8,7 +8,6 @@ average and its step, how to normalise images, the names of the classes, and the
 applies what was written to other images.
 """
 
-import argparse
 import json
 import pathlib
 import sys
@@ -22,6 +21,7 @@ from flax import serialization, traverse_util
 
 import evaluation
 import settings
+import tools
 import train
 from input_pipeline import Normalization, TrainData
 from reporting import tables
@@ -57,9 +57,8 @@ def export(workdir: pathlib.Path, name: str, out: pathlib.Path, which: str) -> e
     chosen = tuple(average for average in checkpoint.record.averages if average.name == name)
     experiment = run.experiment
     state = checkpoint.restore_state(experiment.state.with_averages(chosen))
-    scored = evaluation.weights_to_score(
-        state, experiment.train_data, run.config.recompute_batches, sharding.split_batch(experiment.mesh)
-    )
+    batches = run.config.recompute_batches, sharding.split_batch(experiment.mesh)
+    scored = evaluation.weights_to_score(state, experiment.train_data, *batches)
     metrics = train.evaluate_weights(experiment, scored, "test")
 
     weights: dict[str, Any] = {key: values for key, values in jax.device_get(scored[name]).items() if values}
@@ -124,9 +123,7 @@ def _about_images(data: Any) -> dict[str, Any]:
 
 def main() -> None:
     """Exports what the arguments ask for."""
-    parser = argparse.ArgumentParser(
-        "python -m tools.export", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = tools.parser("export", __doc__)
     parser.add_argument("workdir", type=local_path, help="folder of the run")
     parser.add_argument("--average", required=True, help="name of the average, or raw")
     parser.add_argument("--out", required=True, type=local_path, metavar="DIR", help="folder to write to")

@@ -12,7 +12,6 @@ A run stores snapshots with --config.snapshot_every=6.25%. Two averages of kind 
 good basis for others.
 """
 
-import argparse
 import dataclasses
 import functools
 import json
@@ -29,6 +28,7 @@ from flax import traverse_util
 
 import averaging
 import settings
+import tools
 import train
 from configs import default
 from reporting import page, runs
@@ -244,24 +244,18 @@ def write(workdir: pathlib.Path, lines: Sequence[Mapping[str, Any]]) -> None:
     made = {line["curve"] for line in lines} - {"raw"}
     scored = {(line["step"], line["curve"], line["split"]) for line in lines}
     old = runs.read_lines(path, "curve")
-    kept = [
-        line for line in old if line["curve"] not in made and (line["step"], line["curve"], line["split"]) not in scored
-    ]
+    kept = [x for x in old if x["curve"] not in made and (x["step"], x["curve"], x["split"]) not in scored]
     replace_file(path, "".join(json.dumps(line) + "\n" for line in [*kept, *lines]))
 
 
 def main() -> None:
     """Makes what the arguments ask for."""
-    parser = argparse.ArgumentParser(
-        "python -m tools.posthoc", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = tools.parser("posthoc", __doc__)
     parser.add_argument("workdir", type=local_path, help="folder of the run")
-    parser.add_argument(
-        "--average", required=True, action="append", help="KIND:FIELD=VALUE,...; may be given repeatedly"
-    )
-    parser.add_argument(
-        "--basis", action="append", help="stored weights to make it of; may be given repeatedly; default: all"
-    )
+    average_help = "KIND:FIELD=VALUE,...; may be given repeatedly"
+    parser.add_argument("--average", required=True, action="append", help=average_help)
+    basis_help = "stored weights to make it of; may be given repeatedly; default: all"
+    parser.add_argument("--basis", action="append", help=basis_help)
     parser.add_argument("--max_error", type=float, default=0.05, help="of a fit that is scored; default: %(default)s")
     args = parser.parse_args()
     try:

@@ -8,7 +8,7 @@ Each run has a workdir of its own, such as `runs/lr/learning_rate=0.1,half_life=
 what was interrupted, and with more values or seeds it adds their runs. A run that fails is reported and passed over,
 and the same command tries it again. --config.FIELD=VALUE sets a field for all runs.
 
-With --list it prints the command of each run and trains nothing; the same command without --list then reports.
+With --list it prints the command of each run, and writes nothing; the same command without --list then reports.
 The status at the end is 0, or 1 if a run has failed, or 75 after a signal to stop, when everything is saved.
 """
 
@@ -28,6 +28,7 @@ from typing import Any
 import ml_collections
 from absl import logging
 
+import tools
 from reporting import sweep
 from runtime import interruption, progress
 from runtime.errors import UserError
@@ -44,9 +45,8 @@ def read_grid(grid: Sequence[str]) -> dict[str, list[str]]:
         name, _, text = argument.partition("=")
         values = [value.strip() for value in re.split(r",(?![^([{]*[)\]}])", text)]  # at commas outside of brackets
         if "=" not in argument or len(set(values)) < len(values) or name in (*fields, "seed"):
-            raise UserError(
-                f"--grid {argument}: must be FIELD=VALUE,VALUE,..., each field and value once; seeds are --seeds=N"
-            )
+            must = "must be FIELD=VALUE,VALUE,..., each field and value once; seeds are --seeds=N"
+            raise UserError(f"--grid {argument}: {must}")
         fields[name] = values
     return fields
 
@@ -77,8 +77,11 @@ def check(
     Args:
         folder: of the sweep.
         configs: of all runs.
-        judge: the images that are to choose between them: "validation", without which a UserError is raised, or "test".
-        metric: that is to choose; empty: that of their configs, of which there must be one.
+        judge: the images that are to choose between them, "validation" or "test".
+        metric: that is to choose; empty: that of their configs.
+
+    Raises:
+        UserError: two runs are the same, there are no validation images, or not one metric to choose by.
     """
     import input_pipeline
     import settings
@@ -86,41 +89,34 @@ def check(
     from runtime import sharding, stored
 
     waiting, failed = {}, {}
-    has_validation: dict[str, bool] = {}  # by task
-    choosing: dict[str, None] = {}
+    known: dict[str, str] = {}
+    choosing, judged = set(), set()
     for workdir, config in configs.items():
+        if (other := known.setdefault(config.to_json_best_effort(sort_keys=True), workdir)) != workdir:
+            raise UserError(f"--grid: {other} and {workdir} are the same run; give each value once")
         try:
             with progress.quietly():
                 task = train.find_task(config.task)
                 resolved = settings.prepare(config, task, folder / workdir, "refuse")
         except UserError as error:
-            failed[workdir] = str(error)
+            failed[workdir] = str(error).removeprefix(f"{settings.WRONG}\n")
             continue
-        choosing |= {metric or resolved.best_metric: None}
-        if len(choosing) > 1 or not choosing.keys() <= task.metrics.keys():
-            known = ", ".join(task.metrics)
-            raise UserError(f"--metric={' or '.join(choosing)}: must be one, of {known}, by which to choose")
-        if task.create_data is input_pipeline.create_data:
-            has_validation[config.task] = resolved.num_validation > 0
-        elif config.task not in has_validation and judge == "validation":
-            data = settings.create_data(task, resolved, sharding.create_mesh())
-            has_validation[config.task] = "validation" in data.eval
-        if judge == "validation" and not has_validation[config.task]:
-            raise UserError(
-                "no examples are set aside for validation, to choose by. Set --config.num_validation=N, or pass "
-                "--judge=test, which chooses on the images that are to judge"
-            )
+        choosing.add(metric or resolved.best_metric)
+        if len(choosing) > 1 or not choosing <= task.metrics.keys():
+            must = f"must be one, of {', '.join(task.metrics)}, by which to choose"
+            raise UserError(f"--metric={' or '.join(sorted(choosing))}: {must}")
+        if judge == "validation" and (kind := (config.task, resolved.num_validation)) not in judged:
+            is_own = task.create_data is not input_pipeline.create_data
+            splits = settings.create_data(task, resolved, sharding.create_mesh()).eval if is_own else ()
+            if not ("validation" in splits if is_own else resolved.num_validation):
+                raise UserError(
+                    "no examples are set aside for validation, to choose by. Set --config.num_validation=N, or pass "
+                    "--judge=test, which chooses on the images that are to judge"
+                )
+            judged.add(kind)
         if not stored.is_finished(folder / workdir, resolved.duration):
             waiting[workdir] = config
     return waiting, failed
-
-
-def _check_apart(configs: Configs) -> None:
-    """Checks that no two runs are the same, as with 0.1 and 1e-1."""
-    known: dict[str, str] = {}
-    for workdir, config in configs.items():
-        if (other := known.setdefault(config.to_json_best_effort(sort_keys=True), workdir)) != workdir:
-            raise UserError(f"--grid: {other} and {workdir} are the same run; give each value once")
 
 
 def train_all(folder: pathlib.Path, configs: Configs, *, jobs: int = 1, done: int = 0) -> dict[str, str]:
@@ -141,9 +137,7 @@ def train_all(folder: pathlib.Path, configs: Configs, *, jobs: int = 1, done: in
             results = workers.call(_train, [(folder, *item) for item in configs.items()], jobs, _set_up)
         else:
             _set_up()
-            results = (
-                _train(folder, *item, lambda text: line.show(done, text, news=False)) for item in configs.items()
-            )
+            results = (_train(folder, *item, lambda x: line.show(done, x, news=False)) for item in configs.items())
         for workdir, problem, told in results:
             done += 1
             if problem:
@@ -191,19 +185,16 @@ def _train(
 def _describe(folder: pathlib.Path, found: Mapping[str, Any]) -> None:
     """Writes `sweep.json`; raises a UserError if it would lack runs that the folder's own has."""
     path = folder / "sweep.json"
-    if (folder / "config.json").exists() or (folder / "metrics.jsonl").exists():
-        raise UserError(f"{folder} holds a run. Use another --workdir for a sweep.")
     try:
         old = json.loads(path.read_text()) if path.exists() else found
-        differing = {name: f"{name}: {old[name]} before, {found[name]} now" for name in old if old[name] != found[name]}
+        names = [name for name in ("config", "overrides", "fields", "seeds") if old[name] != found[name]]
         grown = all(run in found["runs"] for run in old["runs"])
     except (ValueError, TypeError, KeyError) as error:
         raise UserError(f"{path} is damaged ({error}). Restore it, or use another --workdir.") from error
-    if not grown or differing.keys() & {"config", "overrides"}:
-        differing.pop("runs", "")
+    if not grown or {"config", "overrides"} & {*names}:
+        differing = [f"{name}: {old[name]} before, {found[name]} now" for name in names]
         may = "Values and seeds may be added, and nothing else may change. Use another --workdir."
-        raise UserError("\n".join([f"{folder} holds another sweep:", *differing.values(), may]))
-    folder.mkdir(parents=True, exist_ok=True)
+        raise UserError("\n".join([f"{folder} holds another sweep:", *differing, may]))
     replace_file(path, json.dumps(found, indent=1) + "\n")
 
 
@@ -216,6 +207,7 @@ def run(arguments: argparse.Namespace, others: Sequence[str]) -> dict[str, str]:
     import jax  # here, as nobody needs to wait for it who has mistyped something
 
     import settings
+    from runtime import run_folder
 
     if arguments.jobs > 1:
         jax.config.update("jax_platforms", "cpu")  # of this process, which leaves an accelerator to the others
@@ -228,42 +220,39 @@ def run(arguments: argparse.Namespace, others: Sequence[str]) -> dict[str, str]:
         try:
             configs[workdir] = command_line.read_config([config, *common, *values])
         except UserError as error:
-            failed[workdir] = str(error)
+            failed[workdir] = str(error).removeprefix(f"{settings.WRONG}\n")
     judge = arguments.judge if len(runs) > arguments.seeds else "test"  # one combination leaves nothing to choose
-    _check_apart(configs)
     waiting, wrong = check(folder, configs, judge, arguments.metric)
-    failed = {workdir: reason.removeprefix(f"{settings.WRONG}\n") for workdir, reason in (failed | wrong).items()}
+    failed |= wrong
     if len(failed) == len(runs):
         raise UserError("\n".join(dict.fromkeys(failed.values())))
-    about = {"config": arguments.config, "overrides": sorted(common), "fields": fields, "seeds": arguments.seeds}
-    _describe(folder, about | {"runs": runs})
+    if (folder / "config.json").exists() or (folder / "metrics.jsonl").exists():
+        raise UserError(f"{folder} holds a run. Use another --workdir for a sweep.")
     if arguments.list:
         progress.output("\n".join(shlex.join(commands[workdir]) for workdir in commands if workdir not in failed))
         return failed
-    for workdir, reason in failed.items():
-        progress.say(f"Left out: {workdir}: {reason}")
-    if waiting:
-        done = len(runs) - len(failed) - len(waiting)
-        failed |= train_all(folder, waiting, jobs=arguments.jobs, done=done)
-    failed = {workdir: failed[workdir] for workdir in commands if workdir in failed}
-    replace_file(folder / "failed.json", json.dumps(failed, indent=1) + "\n")
-    progress.output(sweep.write(folder, arguments.metric, judge))
+    about = {"config": arguments.config, "overrides": sorted(common), "fields": fields, "seeds": arguments.seeds}
+    about |= {"judge": judge, "metric": arguments.metric, "runs": runs}
+    with run_folder.hold(folder):
+        _describe(folder, about)
+        for workdir, reason in failed.items():
+            progress.say(f"Left out: {workdir}: {reason}")
+        if waiting:
+            done = len(runs) - len(failed) - len(waiting)
+            failed |= train_all(folder, waiting, jobs=arguments.jobs, done=done)
+        failed = {workdir: failed[workdir] for workdir in commands if workdir in failed}
+        replace_file(folder / "failed.json", json.dumps(failed, indent=1) + "\n")
+        progress.output(sweep.write(folder))
     return failed
 
 
 def main() -> None:
     """Trains and reports what the command line asks for."""
-    parser = argparse.ArgumentParser(
-        "python -m tools.sweep",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    parser = tools.parser("sweep", __doc__)
     parser.add_argument("--config", required=True, help="file with the config")
     parser.add_argument("--workdir", required=True, help="folder of the sweep")
-    parser.add_argument(
-        "--grid", action="append", default=[], metavar="FIELD=VALUE,...", help="values of a field; may be repeated"
-    )
+    grid_help = "values of a field; may be repeated"
+    parser.add_argument("--grid", action="append", default=[], metavar="FIELD=VALUE,...", help=grid_help)
     parser.add_argument("--seeds", type=int, default=1, help="number of seeds: 0, 1, ...; default: %(default)s")
     parser.add_argument("--jobs", type=int, default=1, help="number of processes; default: %(default)s")
     parser.add_argument("--list", action="store_true", help="train nothing, print the command of each run")

@@ -7,27 +7,22 @@ The runs are RUNS/VARIANT/seed0, ..., for tools.report. Writes `targets.json` an
 """
 
 import argparse
-import concurrent.futures
-import contextlib
 import datetime
-import io
 import json
-import multiprocessing
 import pathlib
-import time
+import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import ml_collections
 import numpy as np
-from absl import logging
 from matplotlib.figure import Figure
 
-import train
 from configs import default as project
 from examples.dqn.configs import default
 from reporting.runs import Run
-from runtime import caching, environment, intervals
+from runtime import environment, intervals
+from tools import sweep
 
 FOLDER = pathlib.Path(__file__).parent
 NUM_SEEDS = 30
@@ -66,25 +61,36 @@ def config_of(variant: str, seed: int, duration: str = "10000 steps") -> ml_coll
     return config
 
 
-def run(variant: str, folder: pathlib.Path, num_seeds: int) -> float:
-    """Trains a variant with all seeds; returns the seconds that it took. The first run compiles for the others."""
-    logging.set_verbosity(logging.WARNING)
-    started = time.monotonic()
-    caching.enable(str(folder / "cache"))
-    for seed in range(num_seeds):
-        with contextlib.redirect_stdout(io.StringIO()):
-            train.train_and_evaluate(config_of(variant, seed), folder / variant.replace(", ", "_") / f"seed{seed}")
-    return time.monotonic() - started
+def workdirs(variant: str, folder: pathlib.Path, num_seeds: int) -> list[pathlib.Path]:
+    """Of the runs of a variant."""
+    return [folder / variant.replace(", ", "_") / f"seed{seed}" for seed in range(num_seeds)]
 
 
-def read(variant: str, folder: pathlib.Path) -> dict[str, Any]:
+def train_all(folder: pathlib.Path, variants: Sequence[str], num_seeds: int, duration: str = "10000 steps") -> None:
+    """Trains what is not finished, two runs at a time."""
+    configs = {
+        str(workdir.relative_to(folder)): config_of(variant, seed, duration)
+        for variant in variants
+        for seed, workdir in enumerate(workdirs(variant, folder, num_seeds))
+    }
+    waiting, failed = sweep.check(folder, configs)
+    if failed := failed | sweep.train_all(folder, waiting, jobs=2):
+        sys.exit(json.dumps(failed, indent=1))
+
+
+def read(variant: str, folder: pathlib.Path, num_seeds: int) -> dict[str, Any]:
     """The returns of the network itself [seeds][evaluations], and its values in training [seeds][logs]."""
-    found: dict[str, Any] = {"returns": [], "values": []}
-    for workdir in sorted((folder / variant.replace(", ", "_")).glob("seed*"), key=lambda path: int(path.name[4:])):
-        curves = Run.read(workdir).curves
-        found["returns"].append([round(line["return"], 4) for line in curves["raw", "test"].values()])
-        found["values"].append([round(line["value"], 2) for line in curves["train", ""].values()])
-    return found
+    runs = [Run.read(workdir) for workdir in workdirs(variant, folder, num_seeds)]
+    return {
+        "returns": [[round(line["return"], 4) for line in run.curves["raw", "test"].values()] for run in runs],
+        "values": [[round(line["value"], 2) for line in run.curves["train", ""].values()] for run in runs],
+    }
+
+
+def seconds(variant: str, folder: pathlib.Path, num_seeds: int) -> float:
+    """That the runs of a variant took."""
+    last = [Run.read(workdir).timing[-1] for workdir in workdirs(variant, folder, num_seeds)]
+    return round(sum(value for line in last for clock, value in line.items() if clock.endswith("_seconds")), 1)
 
 
 def over_training(variant: Mapping[str, Any]) -> np.ndarray:
@@ -178,24 +184,17 @@ def main() -> None:
     args = parser.parse_args()
     path = FOLDER / "targets.json"
     if not args.draw:
-        seconds = run_all(args.folder.absolute(), list(VARIANTS), NUM_SEEDS)
+        train_all(args.folder.absolute(), [*VARIANTS], NUM_SEEDS)
         result = {
             "date": datetime.date.today().isoformat(),
             "environment": environment.describe(),
-            "seconds": seconds,
-            "variants": {variant: read(variant, args.folder) for variant in VARIANTS},
+            "seconds": {variant: seconds(variant, args.folder, NUM_SEEDS) for variant in VARIANTS},
+            "variants": {variant: read(variant, args.folder, NUM_SEEDS) for variant in VARIANTS},
         }
         path.write_text(json.dumps(result) + "\n")
     result = json.loads(path.read_text())
     print(f"{table(result)}\n\n{findings(result)}")
     draw(result).savefig(FOLDER / "targets.png", dpi=144)
-
-
-def run_all(folder: pathlib.Path, variants: Sequence[str], num_seeds: int) -> dict[str, float]:
-    """Trains all variants, two at a time; returns the seconds of each."""
-    with concurrent.futures.ProcessPoolExecutor(2, multiprocessing.get_context("spawn")) as pool:
-        waiting = {variant: pool.submit(run, variant, folder, num_seeds) for variant in variants}
-        return {variant: round(future.result(), 1) for variant, future in waiting.items()}
 
 
 if __name__ == "__main__":

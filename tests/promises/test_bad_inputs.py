@@ -126,7 +126,7 @@ def test_a_wrong_flag_is_refused(tmp_path, flag):
 def test_a_flag_that_is_missing_is_named(flags, missing):
     result = subprocess.run([sys.executable, "-m", *flags], cwd=ROOT, capture_output=True, text=True)
     assert result.returncode == 1
-    assert result.stderr == f"error: {missing} must be given; --help shows how the command is used\n"
+    assert result.stderr == f"error: {missing} must be given; --help shows how it is used\n"
 
 
 CONFIGS = {

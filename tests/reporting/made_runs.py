@@ -102,7 +102,6 @@ def make_diagnosis(workdir="runs/mine", other="runs/other", average="ema") -> di
             "left": [0.1, 0.08, 0.12],
             "predicted": 0.09,
         },
-        "distance": {"steps": [10, 20], "distances": [3.0, 2.0]},
         "runs": line(
             between, [workdir, other], ["as trained", "units matched"], matched_distance=1.0, num_units=32
         ),

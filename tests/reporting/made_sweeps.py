@@ -17,6 +17,7 @@ def make_sweep(
     metrics: Mapping[str, str] | None = None,
     config: Mapping[str, object] | None = None,
     steps: Callable[..., int] = lambda *_: 20,
+    **choice: str,
 ) -> pathlib.Path:
     """A sweep whose runs have made-up scores.
 
@@ -29,6 +30,7 @@ def make_sweep(
         metrics: with what is better; the first one is given.
         config: more fields of the config.
         steps: of the same, how far the run is; it ends at 20.
+        **choice: the `judge` or the `metric` that was asked for.
     """
     metrics = dict(metrics or {"accuracy": "higher", "loss": "lower"})
     metric, planned = next(iter(metrics)), []
@@ -51,5 +53,5 @@ def make_sweep(
             (folder / workdir / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     folder.mkdir(exist_ok=True)
     plan = {"config": "configs/digits.py", "overrides": [], "fields": fields, "seeds": seeds, "runs": planned}
-    (folder / "sweep.json").write_text(json.dumps(plan))
+    (folder / "sweep.json").write_text(json.dumps(plan | choice))
     return folder

@@ -23,7 +23,7 @@ def test_the_page_shows_every_part_of_a_diagnosis_with_its_numbers(tmp_path):
     text = words(run)
     parts = diagnosis.sections(run.diagnosis)
     assert [part.name for part in parts] == [
-        "line", "checkpoints", "runs", "plane", "sharpness", "ensembles", "oscillations", "distance"
+        "line", "checkpoints", "runs", "plane", "sharpness", "ensembles", "oscillations"
     ]  # fmt: skip
     for part in parts:
         assert part.title in text
@@ -32,10 +32,9 @@ def test_the_page_shows_every_part_of_a_diagnosis_with_its_numbers(tmp_path):
         for cell in (cell for row in part.cells for cell in row):
             assert cell in text
     page = (tmp_path / "run" / "report.html").read_text()
-    drawn = [part for part in parts if part.draw]
-    assert {part.name for part in parts} - {part.name for part in drawn} == {"sharpness"}
-    # Each for a desk and for a phone, as the kernels; the panels of curves fit both.
-    assert len(re.findall('<svg role="img"', page)) == 2 * (1 + len(drawn)) + 3
+    drawn = {part.name: len(part.panels) + bool(part.draw) for part in parts}
+    assert [name for name, number in drawn.items() if not number] == ["sharpness"]
+    assert len(re.findall('<svg role="img"', page)) == 3 + 1 + sum(drawn.values())  # curves, kernels, diagnosis
     line, runs_, sharpness = (
         next(part for part in parts if part.name == name) for name in ("line", "runs", "sharpness")
     )
@@ -75,6 +74,16 @@ def test_a_diagnosis_says_what_was_left_out_and_why_and_what_is_not_finite(tmp_p
     assert "The loss between two checkpoints Left out: the run has stored nothing but its latest weights." in text
     assert "not finite (+0.8 .. not finite)" in text
     assert "averaged weights minus averaged predictions: -0.1 (-0.2 .. +0) in loss" in text
+
+
+def test_the_page_has_short_words_for_what_is_long_and_none_for_what_is_not_there(tmp_path):
+    made = [make_run(tmp_path / f"run{seed}", seed=seed, config={"eval_every": "3125/8"}) for seed in range(7)]
+    groups, remarks = runs.group(made)
+    write_to(tmp_path / "out", groups, remarks)
+    page = html.unescape((tmp_path / "out" / "report.html").read_text())
+    assert "eval_every = 390.625" in page
+    assert f"python -m tools.report {made[0].workdir} ... {made[6].workdir} (7 runs)<" in page
+    assert ("Agreement" in page, "Calibration error" in page) == (True, False)
 
 
 def test_the_page_says_all_there_is_to_say_and_takes_nothing_for_html(tmp_path):

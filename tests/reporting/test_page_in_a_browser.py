@@ -114,9 +114,11 @@ def test_the_page_can_be_read(browser, pages, kind, scheme, width):
     assert page.evaluate(FAINT) == []
 
     shown = page.evaluate(PICTURES)
-    # Three panels of curves, and the kernels; of the real run its confusions, its confidence, and of its diagnosis all
-    # parts but the table of curvature.
-    assert len(shown) == {"one": 3 + 1 + 3 + 7, "seeds": 4, "configs": 4, "against": 4, "sweep": 3}[kind]
+    # Three panels of curves, and the kernels; of the real run confusions, confidence, and of its diagnosis three
+    # lines, a plane, ensembles and oscillations.
+    assert (
+        len(shown) == {"one": 3 + 1 + 3 + 3 * 2 + 1 + 2 + 2, "seeds": 4, "configs": 4, "against": 4, "sweep": 3}[kind]
+    )
     for picture in shown:
         assert picture["height"] > 100
         assert picture["curves"] > 5
@@ -156,6 +158,23 @@ def test_values_are_shown_at_the_pointer_and_the_keys_and_curves_can_be_switched
     raw.click()
     assert curves.first.is_visible()
     assert not tip.is_visible()
+    page.close()
+
+
+def test_on_a_logarithmic_axis_the_nearest_value_is_shown_and_legends_agree(browser, pages):
+    page = browser.new_page(viewport={"width": 1440, "height": 900})
+    page.goto(f"file://{pages['one']}")
+    plot = page.get_by_role("group", name="share of the power that is kept")
+    plot.scroll_into_view_if_needed()
+    box, axes = plot.bounding_box(), plot.evaluate("e => JSON.parse(e.querySelector('script').textContent).box")
+    width = plot.evaluate("e => e.querySelector('svg').viewBox.baseVal.width")
+    place = (axes[0] + 0.22 * axes[2]) / width  # from 2 to 8: of 2.6, which is nearer to 2, and on a linear axis of 3.3
+    page.mouse.move(box["x"] + place * box["width"], box["y"] + 0.5 * box["height"])
+    assert plot.locator(".tip div").first.text_content() == "period of the oscillation, in steps 2"
+    raw = page.get_by_role("button", name="raw", exact=True)
+    assert raw.count() == 2  # of the curves, and of the oscillations
+    raw.last.click()
+    assert [button.get_attribute("aria-pressed") for button in raw.all()] == ["false", "false"]
     page.close()
 
 

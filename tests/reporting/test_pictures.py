@@ -11,25 +11,25 @@ from reporting.runs import Run
 def test_the_pictures_of_a_diagnosis_show_its_numbers(tmp_path):
     numbers = make_diagnosis()
     parts = {part.name: part for part in diagnosis.sections(numbers)}
-    for width in pictures.WIDTHS.values():
-        loss, accuracy = parts["runs"].draw(width).axes
-        for panel, metric, unit in ((loss, "loss", 1), (accuracy, "accuracy", 100)):
-            curves = [curve for curve in panel.lines if curve.get_marker() != "None"]
-            for curve, shown in zip(numbers["runs"]["curves"], curves, strict=True):
-                np.testing.assert_allclose(shown.get_ydata(), np.array(curve[metric]) * unit, atol=1e-12)
-        assert len({(curve.get_color(), curve.get_linestyle()) for curve in loss.lines[:4]}) == 4
+    for panel, metric, unit in zip(parts["runs"].panels, ("loss", "accuracy"), (1, 100), strict=True):
+        for curve, line in zip(numbers["runs"]["curves"], panel.lines, strict=True):
+            np.testing.assert_allclose(line.values, np.array(curve[metric]) * unit, atol=1e-12)
+        assert len({(line.look["color"], line.look["linestyle"]) for line in panel.lines}) == 4
+    measured, predicted = parts["oscillations"].panels[1].lines
+    np.testing.assert_allclose(measured.values, [0.1, 0.01, 0.001], atol=1e-12)
+    np.testing.assert_allclose(predicted.values, [0.09, 0.01, 0.0009], atol=1e-12)  # amplitudes squared
+    np.testing.assert_allclose(measured.steps, [8, 4, 2], atol=1e-12)
+    for width in (pictures.WIDTH, pictures.PANEL_WIDTH):
         train, _ = parts["plane"].draw(width).axes
         assert train.get_title("left") == "loss on train images"
         # The valley is twice as steep upwards: a line of equal loss is wider than it is high.
         innermost = next(path for path in train.collections[0].get_paths() if len(path))
         extent = innermost.get_extents()
         assert extent.width > 1.2 * extent.height
-        kept = parts["oscillations"].draw(width).axes[1].lines
-        np.testing.assert_allclose(kept[0].get_ydata(), [0.1, 0.01, 0.001], atol=1e-12)
-        np.testing.assert_allclose(kept[1].get_ydata(), [0.09, 0.01, 0.0009], atol=1e-12)  # amplitudes squared
-        np.testing.assert_allclose(kept[0].get_xdata(), [8, 4, 2], atol=1e-12)  # steps
     diagnosis.write_pictures(tmp_path, numbers)
-    assert {path.stem for path in tmp_path.glob("*.png")} == {name for name, part in parts.items() if part.draw}
+    assert {path.stem for path in tmp_path.glob("*.png")} == {
+        name for name, part in parts.items() if part.panels or part.draw
+    }
     # A part that the next look leaves out leaves no old picture behind.
     diagnosis.write_pictures(tmp_path, numbers | {"plane": {"skipped": "no reason"}})
     assert not (tmp_path / "plane.png").exists()
@@ -38,21 +38,17 @@ def test_the_pictures_of_a_diagnosis_show_its_numbers(tmp_path):
 def test_a_loss_is_called_no_more_than_a_loss_whatever_the_task_makes_of_it(tmp_path):
     (group,), _ = runs.group([make_run(tmp_path / "run")])
     parts = {part.name: part for part in diagnosis.sections(make_diagnosis())}
-    figures = [
-        pictures.curves(curves.panels([group])),
-        *(parts[name].draw(8.0) for name in ("line", "ensembles", "runs")),
-    ]
-    for figure in figures:
-        titles = [axis.get_title("left") for axis in figure.axes]
-        assert [title.partition(" (")[0] for title in titles if not title.startswith("acc")] == ["loss"]
+    for panels in (curves.panels([group]), *(parts[name].panels for name in ("line", "ensembles", "runs"))):
+        assert [panel.title for panel in panels if not panel.title.startswith("acc")] == ["loss"]
 
 
 def test_a_kernel_is_drawn_with_its_whole_weight():
     """The last bin may hold fewer iterates than the others."""
     average = {"iterates_per_bin": 3, "kernel": [0.25, 0.75], "num_updates": 5, "mean_age": 1.5}
-    stairs = pictures.kernels({"ema": average}, ["raw", "ema"]).axes[0].patches[0].get_data()
-    assert np.sum(stairs.values * np.diff(stairs.edges)) == pytest.approx(100, abs=1e-9)  # in %
-    assert stairs.edges.tolist() == [0, 3, 5]
+    (stairs,) = curves.kernels({"ema": average}, ["raw", "ema"]).lines
+    assert stairs.look["drawstyle"] == "steps-post"
+    assert np.sum(stairs.values[:-1] * np.diff(stairs.steps)) == pytest.approx(100, abs=1e-9)  # in %
+    assert stairs.steps.tolist() == [0, 3, 5]
 
 
 def test_labels_in_the_page_keep_their_digits(tmp_path):

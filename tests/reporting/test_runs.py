@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from made_runs import make_run
 
-from reporting import curves, runs
+from reporting import curves, page, runs
 from reporting.runs import Run
 from reporting.scores import Scoring
 from runtime.errors import UserError
@@ -98,7 +98,7 @@ def test_what_should_not_be_pooled_without_a_thought_is_said(tmp_path):
     groups, remarks = runs.group([first, repeated, Run.read(unfinished.workdir)])
     assert [[run.workdir.name for run in group.runs] for group in groups] == [["a", "d"]]
     assert len(remarks) == 5
-    assert f"{repeated.workdir} has the config and the seed of {first.workdir}" in remarks[0]
+    assert remarks[0] == f"{repeated.workdir} is left out: it has the config and the seed of {first.workdir}."
     assert "differ in more than the seed: in their commit" in remarks[2]
     assert f"{unfinished.workdir} is not finished: it is at step 10 of 20" in remarks[4]
     assert groups[0].last_step == 10  # the last one that both have
@@ -189,3 +189,10 @@ def test_times_are_those_at_the_end_and_rates_those_of_training(tmp_path):
     assert group.times() == {
         "train_seconds": 2.5, "eval_seconds": 2.0, "steps_per_second": 8.0, "images_per_second": 64.0
     }  # fmt: skip
+
+
+def test_infinities_are_not_finite_and_make_a_page(tmp_path):
+    for seed in range(2):
+        path = make_run(tmp_path / f"seed{seed}", seed=seed).workdir / "metrics.jsonl"
+        path.write_text(re.sub(r'(": )-?\d+\.\d+', r"\1Infinity", path.read_text()))
+    assert "not all scores are finite" in page.write(tmp_path / "out", [tmp_path / "seed0", tmp_path / "seed1"])

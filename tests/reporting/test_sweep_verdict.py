@@ -10,7 +10,7 @@ import pytest
 from made_sweeps import make_sweep
 from scipy import stats
 
-from reporting import sweep
+from reporting import curves, sweep
 from reporting.ranking import behind, interval, numbers, rank
 from runtime.errors import UserError
 from tools import report
@@ -65,10 +65,9 @@ def test_on_test_images_it_chooses_only_if_asked_and_says_that_this_flatters(tmp
     def score(rate, seed):
         return {"test/raw": 0.5, "test/ema": {"0.03": 0.8, "0.1": 0.9, "0.3": 0.7}[rate] + seed / 100}
 
-    folder = make_sweep(tmp_path / "lr", RATES, score, seeds=2)
     with pytest.raises(UserError, match=r"--config.num_validation=N.*--judge=test chooses on the images that are to"):
-        sweep.read(folder)
-    found = sweep.read(folder, judge="test")
+        sweep.read(make_sweep(tmp_path / "lr", RATES, score, seeds=2))
+    found = sweep.read(make_sweep(tmp_path / "test", RATES, score, seeds=2, judge="test"))
     assert "scored best on the test images" in found.verdict()
     assert "flatters" in found.verdict()
     assert "looked at for it alone" not in found.verdict()
@@ -170,14 +169,26 @@ def test_a_best_value_at_the_edge_of_its_grid_is_said(tmp_path, field, scores, s
 
 def test_of_a_metric_of_which_less_is_better_the_least_wins(tmp_path):
     scores = {"0.03": 0.30, "0.1": 0.20, "0.3": 0.40}
-    found = sweep.read(make_sweep(tmp_path / "lr", RATES, made(scores, raw=0.6), metrics={"error": "lower"}))
+    metrics = {"error": "lower"}
+    found = sweep.read(make_sweep(tmp_path / "lr", RATES, made(scores, raw=0.6), metrics=metrics))
     assert [row["optimizer.learning_rate"] for row in found.rows] == ["0.1", "0.03", "0.3"]
     assert found.rows[1]["behind"][0] == pytest.approx(0.1, abs=2e-3)
     assert found.rows[0]["score"][1] < 0.202 < found.rows[0]["score"][2]
     assert {row["outcome"] for row in found.rows[1:]} == {"worse"}
     assert "error of ema (less is better) 0.202 (" in found.verdict()
     with pytest.raises(UserError, match="--metric=loss: must be one of error"):
-        sweep.read(found.folder, "loss")
+        sweep.read(make_sweep(tmp_path / "loss", RATES, made(scores), metrics=metrics, metric="loss"))
+
+
+def test_an_interval_of_a_proportion_ends_where_proportions_do(tmp_path):
+    score = {"validation/raw": 0.0, "validation/ema": 0.9, "test/raw": 0.0, "test/ema": 0.9}
+    more = {name: value + 0.1 for name, value in score.items()}
+    folder = make_sweep(tmp_path / "lr", RATES, lambda _, seed: more if seed else score, seeds=2)
+    best = sweep.read(folder).rows[0]
+    assert best["score"] == pytest.approx((0.95, 0.95 - 0.05 * stats.t.ppf(0.975, 1), 1.0))
+    assert best["raw"][1] == 0
+    accuracy, *_ = curves.panels(sweep.read(folder).settings)
+    assert max(line.band[1].max() for line in accuracy.lines) == 100
 
 
 def test_runs_that_failed_or_are_not_finished_are_named_and_left_out(tmp_path):
@@ -270,21 +281,21 @@ def test_a_field_that_raw_weights_do_not_depend_on_says_so(tmp_path):
     ]
 
 
-@pytest.mark.parametrize("arguments", [["a", "b"], ["b", "--judge=test"], ["nothing"]])
-def test_what_is_no_sweep_is_refused_in_words(tmp_path, monkeypatch, capsys, arguments):
-    for name in ("a", "b")[: 1 if "--judge=test" in arguments else 2]:
+@pytest.mark.parametrize("names", [["a", "b"], ["nothing"]])
+def test_what_is_no_sweep_is_refused_in_words(tmp_path, monkeypatch, capsys, names):
+    for name in ("a", "b"):
         make_sweep(tmp_path / name, RATES, made({"0.03": 0.8, "0.1": 0.9, "0.3": 0.85}))
     (tmp_path / "nothing").mkdir()
     (tmp_path / "nothing" / "sweep.json").write_text('{"fields": {}, "runs": []}')
     with pytest.raises(SystemExit, match=r"the folder of a sweep|has no finished run"):
-        command(monkeypatch, capsys, *(name if "-" in name else tmp_path / name for name in arguments))
+        command(monkeypatch, capsys, *(tmp_path / name for name in names))
     assert math.isnan(interval(np.array([]))[0])
 
 
 def test_seeds_alone_are_reported_as_runs_are(tmp_path, monkeypatch, capsys):
     folder = make_sweep(tmp_path / "five", {}, lambda *values: {"test/raw": 0.5, "test/ema": 0.6 + values[-1] / 100})
     text = sweep.write(folder)
-    assert text.startswith(f"{folder}/seed0 (5 seeds), step 20, test images, mean ± standard deviation of 5 seeds")
+    assert text.startswith(f"{folder} (5 seeds), step 20, test images, mean ± standard deviation of 5 seeds")
     assert "62.00%" in text  # the mean of 60 .. 64
     assert (folder / "report.html").is_file()
     assert command(monkeypatch, capsys, folder) == f"{text}\n"

@@ -1,3 +1,4 @@
+import contextlib
 import json
 import os
 import random
@@ -11,7 +12,7 @@ import time
 import pytest
 from conftest import ROOT, read_metrics
 
-from runtime import interruption
+from runtime import interruption, run_folder
 from runtime.errors import UserError
 from tools import command_line, sweep
 
@@ -100,7 +101,7 @@ def test_a_run_is_no_folder_for_a_sweep(tmp_path):
         (["--grid", "optimizer.rate=1,2", VALIDATION], "optimizer.rate is unknown"),
         (["--grid", "optimizer.learning_rate=0.1,1e-1", VALIDATION], "are the same run; give each value once"),
         (["--grid", "batch_size=16,32", VALIDATION, "--metric=top"], "--metric=top: must be one, of accuracy, loss"),
-        (["--grid", "best_metric=loss,accuracy", VALIDATION], "--metric=loss or accuracy: must be one, of accuracy"),
+        (["--grid", "best_metric=loss,accuracy", VALIDATION], "--metric=accuracy or loss: must be one, of accuracy"),
         (["--grid", "batch_size=16,32", "--config.batch_size=8"], "--config.batch_size: --grid sets it; leave it out"),
         (["--config.seed=1"], "--config.seed: --seeds sets it; leave it out"),
         (["--seed=1"], "unknown argument '--seed=1'"),
@@ -157,16 +158,16 @@ def test_the_commands_of_a_list_make_the_runs_that_the_sweep_then_reports(tmp_pa
     grid = (f"--workdir={folder}", *SMALL, "--judge=test", "--grid", "model.hidden_sizes=(8,),(8, 8)")
     listed = run_sweep(*grid, "--list")
     assert (listed.returncode, listed.stderr) == (0, "")
-    assert [path.name for path in folder.iterdir()] == ["sweep.json"]
+    assert not folder.exists()
     lines = listed.stdout.splitlines()
     assert len(lines) == 2
     for line in lines:
         command = [sys.executable, *shlex.split(line)[1:]]
         assert subprocess.run(command, cwd=ROOT, capture_output=True).returncode == 0
-    described = json.loads((folder / "sweep.json").read_text())
-    assert {run["workdir"] for run in described["runs"]} == {path.name + "/seed0" for path in folder.glob("hid*")}
     reported = run_sweep(*grid)
     assert reported.returncode == 0, reported.stderr
+    described = json.loads((folder / "sweep.json").read_text())
+    assert {run["workdir"] for run in described["runs"]} == {path.name + "/seed0" for path in folder.glob("hid*=*")}
     assert not re.search("^run ", reported.stdout, re.MULTILINE)
     alone = tmp_path / "alone"
     together = run_sweep(f"--workdir={alone}", *grid[1:])
@@ -174,6 +175,35 @@ def test_the_commands_of_a_list_make_the_runs_that_the_sweep_then_reports(tmp_pa
     for run in described["runs"]:
         metrics = [(place / run["workdir"] / "metrics.jsonl").read_bytes() for place in (folder, alone)]
         assert metrics[0] == metrics[1]
+
+
+@pytest.mark.slow
+def test_a_sweep_is_trained_by_one_process_at_a_time(tmp_path):
+    with run_folder.hold(tmp_path):
+        result = run_sweep(f"--workdir={tmp_path}", *SMALL)
+    assert (result.returncode, result.stdout) == (1, "")
+    assert f"--workdir={tmp_path} is in use by another run (process {os.getpid()} on " in result.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["lock"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seconds", [0.3, 1.0, 3.0])
+def test_what_ctrl_c_stops_while_processes_start_tells_how_to_continue_once(tmp_path, seconds):
+    arguments = [f"--workdir={tmp_path}", *SMALL, VALIDATION, "--jobs=2", "--grid", "optimizer.learning_rate=0.1,0.2"]
+    with subprocess.Popen(
+        sweep_command(*arguments), cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
+        start_new_session=True,
+    ) as process:  # fmt: skip
+        while not (tmp_path / "sweep.json").exists() and process.poll() is None:
+            time.sleep(0.01)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(seconds)  # of which processes need a few to start
+        os.killpg(process.pid, signal.SIGINT)
+        _, errors = process.communicate(timeout=120)
+    assert process.returncode in (0, interruption.STATUS), errors
+    assert "Traceback" not in errors
+    continued = re.findall("To continue: (.*)", errors)
+    assert continued == [shlex.join(process.args)] or process.returncode == 0
 
 
 def table(result: subprocess.CompletedProcess, folder) -> str:

@@ -1,7 +1,7 @@
-"""Lines, planes and distances in the space of weights, and the loss along them."""
+"""Lines and planes in the space of weights, and the loss along them."""
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Self
 
 import jax
@@ -141,16 +141,20 @@ def line(
     return curves
 
 
+def between(
+    subject: Subject, ends: Sequence[str], weights: Sequence[Variables], shares: np.ndarray, what: str = ""
+) -> dict[str, Any]:
+    """The line through two sets of weights, which are called `ends`, and how far these are apart; see `line`."""
+    start, end = weights
+    distance = float(evaluation.distance(start["params"], end["params"]))
+    return {"shares": shares, "ends": ends, "distance": distance, "curves": line(subject, start, end, shares, what)}
+
+
 def through(subject: Subject) -> dict[str, Any]:
     """The line through raw and averaged weights, beyond both ends."""
-    raw, average = (subject.run.weights(subject.run.stored[-1], name) for name in ("raw", subject.average))
-    return {
-        "shares": THROUGH,
-        "ends": ["raw", subject.average],
-        "distance": float(evaluation.distance(raw["params"], average["params"])),
-        "norm": float(optax.tree.norm(raw["params"])),
-        "curves": line(subject, raw, average, THROUGH),
-    }
+    names = ["raw", subject.average]
+    weights = [subject.run.weights(subject.run.stored[-1], name) for name in names]
+    return between(subject, names, weights, THROUGH) | {"norm": float(optax.tree.norm(weights[0]["params"]))}
 
 
 def earlier(subject: Subject) -> Stored:
@@ -168,14 +172,9 @@ def earlier(subject: Subject) -> Stored:
 
 def between_checkpoints(subject: Subject) -> dict[str, Any]:
     """The line between the raw weights of two checkpoints of the run."""
-    first, last = earlier(subject), subject.run.stored[-1]
-    start, end = (subject.run.weights(stored, "raw") for stored in (first, last))
-    return {
-        "shares": BETWEEN,
-        "ends": [f"step {first.record.step}", f"step {last.record.step}"],
-        "distance": float(evaluation.distance(start["params"], end["params"])),
-        "curves": line(subject, start, end, BETWEEN),
-    }
+    ends = (earlier(subject), subject.run.stored[-1])
+    weights = [subject.run.weights(stored, "raw") for stored in ends]
+    return between(subject, [f"step {stored.record.step}" for stored in ends], weights, BETWEEN)
 
 
 def plane(subject: Subject, trace: Trace) -> dict[str, Any]:
@@ -209,12 +208,3 @@ def plane(subject: Subject, trace: Trace) -> dict[str, Any]:
         for split, rows in losses.items():
             rows.append([score_metrics.summarize(few.scores(point, split))["loss"] for point in row])
     return {"x": x, "y": y, "losses": losses, "corners": corners, "paths": paths, "repeated": repeated}
-
-
-def distances(subject: Subject, metrics: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """The distance of raw and averaged weights over training, from the lines of `metrics.jsonl`."""
-    logged = [entry for entry in metrics if entry["curve"] == f"{subject.average}-raw"]
-    found = {entry["step"]: entry["distance"] for entry in logged if "distance" in entry}
-    if not found:
-        raise NotPossibleError("the run was made before distances were logged")
-    return {"steps": list(found), "distances": list(found.values())}

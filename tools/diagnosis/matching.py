@@ -24,7 +24,7 @@ from scipy import optimize
 import evaluation
 from runtime import fields
 from runtime.errors import UserError
-from tools.diagnosis.landscape import BETWEEN, line
+from tools.diagnosis.landscape import BETWEEN, between, line
 from tools.diagnosis.subject import Subject
 from tools.finished import FinishedRun, Variables
 
@@ -207,20 +207,9 @@ def find_other(subject: Subject, other: pathlib.Path) -> Variables:
 
 
 def between_runs(subject: Subject, other: pathlib.Path, end: Variables) -> dict[str, Any]:
-    """The line between the averages of two runs, as they are and after matching their hidden units.
-
-    Args:
-        subject: the one run.
-        other: the workdir of the other.
-        end: its averaged weights.
-    """
+    """The line to the averaged weights of another run, as they are and after matching their hidden units."""
     start = subject.run.weights(subject.run.stored[-1], subject.average)
-    found: dict[str, Any] = {
-        "shares": BETWEEN,
-        "ends": [str(subject.run.workdir), str(other)],
-        "distance": float(evaluation.distance(start["params"], end["params"])),
-        "curves": line(subject, start, end, BETWEEN, "as trained"),
-    }
+    found = between(subject, [str(subject.run.workdir), str(other)], [start, end], BETWEEN, "as trained")
     images = subject.images["train"].batch(jnp.int32(0))["image"]
     units = find_units(subject.run.experiment.state.apply_fn, end, images)
     if units:

@@ -1,7 +1,6 @@
 """Oscillations of the weights under averaging: the kernel's transfer function, and measured spectra."""
 
 import dataclasses
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -12,6 +11,7 @@ from tqdm import tqdm
 
 import averaging
 from input_pipeline import TrainData
+from runtime import intervals
 from runtime.errors import UserError
 from runtime.stored import list_stored
 from tools.diagnosis.subject import NotPossibleError, Subject
@@ -54,23 +54,6 @@ def power(trace: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     length = len(trace) // 3 // 2 * 2
     frequencies, density = signal.welch(np.asarray(trace, np.float64), nperseg=length, detrend="linear", axis=0)
     return frequencies, density
-
-
-def ratio_interval(part: np.ndarray, whole: np.ndarray) -> tuple[float, float, float]:
-    """A ratio of sums over a sample of weights, with its 95 % interval over such samples by the jackknife.
-
-    Args:
-        part: [n].
-        whole: [n].
-
-    Returns:
-        `part.sum() / whole.sum()`, lower and upper bound.
-    """
-    n = len(part)
-    ratio = float(part.sum() / whole.sum())
-    without = (part.sum() - part) / (whole.sum() - whole)
-    error = math.sqrt((n - 1) / n * np.sum((without - without.mean()) ** 2))
-    return ratio, ratio - 1.96 * error, ratio + 1.96 * error
 
 
 @dataclasses.dataclass(frozen=True)
@@ -131,6 +114,7 @@ def oscillations(trace: Trace) -> dict[str, Any]:
     (frequencies, before), (_, after) = map(power, (raw, averaged))
     # The trend that was taken out has no power at 0.
     frequencies, before, after = frequencies[1:], before[1:], after[1:]
+    left, whole = after.sum(axis=0), before.sum(axis=0)
     found = {
         "step": trace.step,
         "num_steps": len(raw),
@@ -138,7 +122,7 @@ def oscillations(trace: Trace) -> dict[str, Any]:
         "frequencies": frequencies,
         "raw": before.mean(axis=1),
         "averaged": after.mean(axis=1),
-        "left": ratio_interval(after.sum(axis=0), before.sum(axis=0)),
+        "left": intervals.ratios_interval((left, whole), (0 * whole, whole)),  # minus a ratio of 0
     }
     if trace.kernel is not None:
         kept = transfer(trace.kernel, len(frequencies) + 1)[1:]

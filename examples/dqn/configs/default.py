@@ -26,4 +26,5 @@ def get_config() -> ml_collections.ConfigDict:
     # The mean age of its weights is that of hard_update with a period of 49 steps.
     config.averages = ml_collections.ConfigDict()
     config.averages.target = default.average("soft_update", tau=0.04)
+    config.best_curve = "raw"  # what acts is the network; its average only makes targets
     return config

@@ -7,6 +7,7 @@ import pytest
 from scipy import stats
 
 import averaging
+from runtime import intervals
 from tools.diagnosis import spectrum
 
 
@@ -110,13 +111,14 @@ def test_an_average_of_white_noise_keeps_what_its_transfer_function_says(decay):
 
 def test_a_ratio_is_that_of_the_sums_and_its_interval_that_of_the_theory():
     part, whole = np.array([1.0, 2.0, 3.0, 6.0]), np.array([2.0, 2.0, 4.0, 4.0])
-    ratio, low, high = spectrum.ratio_interval(part, whole)
+    ratio, low, high = intervals.ratios_interval((part, whole), (0 * whole, whole))
     assert ratio == 1.0
     # Without each of the four: 11/10, 10/10, 9/8, 6/8.
     without = np.array([1.1, 1.0, 1.125, 0.75])
-    error = math.sqrt(3 / 4 * np.sum((without - without.mean()) ** 2))
-    assert (low, high) == (pytest.approx(1 - 1.96 * error, abs=1e-15), pytest.approx(1 + 1.96 * error, abs=1e-15))
-    assert spectrum.ratio_interval(0.25 * whole, whole) == pytest.approx((0.25, 0.25, 0.25), abs=1e-15)
+    error = stats.t.ppf(0.975, 3) * math.sqrt(3 / 4 * np.sum((without - without.mean()) ** 2))
+    assert (low, high) == (pytest.approx(1 - error, abs=1e-12), pytest.approx(1 + error, abs=1e-12))
+    found = intervals.ratios_interval((0.25 * whole, whole), (0 * whole, whole))
+    assert found == pytest.approx((0.25, 0.25, 0.25), abs=1e-12)
 
 
 def test_the_interval_of_a_ratio_covers_it_as_often_as_it_says():
@@ -125,7 +127,7 @@ def test_the_interval_of_a_ratio_covers_it_as_often_as_it_says():
     for _ in range(num_trials):
         whole = rng.lognormal(sigma=1.0, size=256)
         part = 0.2 * whole * rng.lognormal(-0.125, 0.5, size=256)  # its factor has a mean of 1
-        _, low, high = spectrum.ratio_interval(part, whole)
+        _, low, high = intervals.ratios_interval((part, whole), (0 * whole, whole))
         covered += low < 0.2 < high
     least, most = stats.binom.interval(0.999, num_trials, 0.95)
     assert least <= covered <= most
