@@ -28,12 +28,12 @@ from runtime.score_metrics import (
     summarize,
     summarized,
 )
-from runtime.sharding import split_batch
+from runtime.sharding import replicated, split_batch
 from runtime.stored import Best
 from train_state import CustomTrainState
 
 ScoreFn = Callable[[Callable[..., Any], Any, Mapping[str, jax.Array]], Scores]
-EvalStep = Callable[[dict[str, Any], EvalData, ArrayLike], tuple[jax.Array, dict[str, Scores]]]
+EvalStep = Callable[[Any, EvalData, ArrayLike], tuple[jax.Array, Scores]]
 Metrics = dict[str, dict[str, float]]  # by name of the weights, or of a difference, and of the metric
 
 
@@ -79,18 +79,18 @@ def classes(batch: Mapping[str, jax.Array]) -> jax.Array:
 
 @functools.partial(jax.jit, static_argnames=("apply_fn", "score_fn", "sharding"))
 def eval_step(
-    weights: dict[str, Any],
+    variables: Any,
     data: EvalData,
     index: jax.Array,
     *,
     apply_fn: Callable[..., Any],
     score_fn: ScoreFn,
     sharding: jax.sharding.Sharding,
-) -> tuple[jax.Array, dict[str, Scores]]:
-    """Scores one batch with several sets of weights.
+) -> tuple[jax.Array, Scores]:
+    """Scores one batch with one set of weights.
 
     Args:
-        weights: the model's variables by name, as `CustomTrainState.weights` returns them.
+        variables: the model's parameters and batch statistics, each whole on every device.
         data: the evaluation images.
         index: int32 scalar, which batch.
         apply_fn: the model's `apply`.
@@ -98,10 +98,10 @@ def eval_step(
         sharding: how to split the batch over devices.
 
     Returns:
-        `mask`, bool [batch], False for padding; and the scores [batch] by name of the weights.
+        `mask`, bool [batch], False for padding; and the scores [batch].
     """
     batch = jax.lax.with_sharding_constraint(data.batch(index), sharding)
-    return batch["mask"], {name: score_fn(apply_fn, variables, batch) for name, variables in weights.items()}
+    return batch["mask"], score_fn(apply_fn, variables, batch)
 
 
 def create_eval_step(
@@ -121,13 +121,13 @@ def create_eval_step(
     if not task.score_fn:
         return None, ()
     step = functools.partial(eval_step, apply_fn=state.apply_fn, score_fn=task.score_fn, sharding=split_batch(mesh))
-    mask, scores = jax.eval_shape(step, state.weights(), data, jnp.int32(0))
+    mask, scores = jax.eval_shape(step, state.weights()["raw"], data, jnp.int32(0))
     # What the task's own `evaluate` adds is not known yet.
-    return step, check_scores(scores["raw"], {} if task.evaluate else task.metrics, mask.shape)
+    return step, check_scores(scores, {} if task.evaluate else task.metrics, mask.shape)
 
 
 def weights_to_score(
-    state: CustomTrainState, data: Any, num_batches: int, sharding: jax.sharding.Sharding
+    state: CustomTrainState, data: Any, num_batches: int, mesh: jax.sharding.Mesh
 ) -> dict[str, dict[str, Any]]:
     """The state's raw and averaged weights, each with the batch statistics that it is to be scored with.
 
@@ -136,30 +136,31 @@ def weights_to_score(
         data: the training data.
         num_batches: number of training batches that recomputed statistics come from; see
             `batch_statistics.recompute`.
-        sharding: how to split each batch over devices.
+        mesh: the devices.
     """
     weights = state.weights()
     for average in state.averages:
         if average.batch_stats == "recompute":
             variables = weights[average.name]
+            whole = jax.device_put(variables, replicated(mesh))
             variables["batch_stats"] = batch_statistics.recompute(
-                variables, data, state, batches=range(num_batches), sharding=sharding
+                whole, data, state, batches=range(num_batches), sharding=split_batch(mesh)
             )
     return weights
 
 
-def score(weights: dict[str, Any], data: EvalData, eval_step: EvalStep) -> dict[str, Scores]:
-    """Scores several sets of weights on the same images in one pass.
+def score(variables: Any, data: EvalData, eval_step: EvalStep) -> Scores:
+    """Scores one set of weights on all images.
 
     Args:
-        weights: the model's variables by name.
+        variables: the model's, whole on every device.
         data: the images; each is scored once, padding is dropped.
         eval_step: the function of that name with its keyword arguments.
 
     Returns:
-        By name of the weights, NumPy arrays [number of images], floats in float64.
+        NumPy arrays [number of images], floats in float64.
     """
-    batches = [eval_step(weights, data, index) for index in np.arange(data.num_batches, dtype=np.int32)]
+    batches = [eval_step(variables, data, index) for index in np.arange(data.num_batches, dtype=np.int32)]
     masks, scores = zip(*jax.device_get(batches), strict=True)
     mask = np.concatenate(masks)
 
@@ -167,8 +168,7 @@ def score(weights: dict[str, Any], data: EvalData, eval_step: EvalStep) -> dict[
         values = np.concatenate(parts)[mask]
         return values.astype(np.float64) if np.issubdtype(values.dtype, np.floating) else values
 
-    joined = jax.tree.map(join, *scores)
-    return {name: joined[name] for name in weights}  # in their order: JAX sorts the keys of a dict
+    return jax.tree.map(join, *scores)
 
 
 @np.errstate(over="ignore", invalid="ignore")  # weights that have diverged give metrics that are not finite
@@ -188,17 +188,21 @@ def evaluate(
     """
     if sets is not None:
         check_sets(sets, weights)
+    raw, apart = weights["raw"]["params"], {}
     scores: dict[str, Scores] = {name: {} for name in weights}
-    if eval_step:
-        with first_time("Compiling the evaluation, and the first one"):
-            scores = score(weights, data, eval_step)
-        if keep:
-            predictions.write(keep, scores, data)
+    on_every_device = jax.tree.leaves(raw)[0].sharding  # where averages may be in parts, see `sharding.of_state`
+    for name, variables in weights.items():
+        variables = jax.device_put(variables, on_every_device)  # one at a time, for all may be too large
+        if eval_step:
+            with first_time("Compiling the evaluation, and the first one"):
+                scores[name] = score(variables, data, eval_step)
+        apart[name] = distance(variables["params"], raw)
+    if keep and eval_step:
+        predictions.write(keep, scores, data)
     metrics = {name: summarize(values) for name, values in scores.items()}
     for name in scores:
         if name != "raw":
-            apart = float(distance(weights[name]["params"], weights["raw"]["params"]))
-            metrics[f"{name}-raw"] = compare(scores[name], scores["raw"]) | {"distance": apart}
+            metrics[f"{name}-raw"] = compare(scores[name], scores["raw"]) | {"distance": float(apart[name])}
     found_raw = sets["raw"] if sets else {}
     for name, found in (sets or {}).items():
         metrics[name] |= {metric: float(value) for metric, (value, _) in found.items()}

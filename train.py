@@ -158,9 +158,14 @@ def compute_gradients(
     return objectives.mean(), metrics, updates, grads
 
 
-@functools.partial(jax.jit, static_argnames=("loss_fn", "num_microbatches", "reject"))
+@functools.partial(jax.jit, static_argnames=("loss_fn", "num_microbatches", "reject", "mesh"))
 def train_step(
-    state: CustomTrainState, batch: Batch, loss_fn: LossFn, num_microbatches: int = 1, reject: bool = True
+    state: CustomTrainState,
+    batch: Batch,
+    loss_fn: LossFn,
+    num_microbatches: int = 1,
+    reject: bool = True,
+    mesh: jax.sharding.Mesh | None = None,
 ) -> tuple[CustomTrainState, Sums]:
     """One step: gradients, the optimizer's update, then the averages' update, which sees the new parameters.
 
@@ -170,6 +175,7 @@ def train_step(
         loss_fn: the objective.
         num_microbatches: see `compute_gradients`. Optimizer and averages move once, whatever it is.
         reject: whether to reject a step with a non-finite objective or gradient; see `CustomTrainState.accept_if`.
+        mesh: the devices, if there are several.
 
     Returns:
         The state after the step and its metrics, each (sum, count); those of a rejected step are (0, 0).
@@ -180,7 +186,8 @@ def train_step(
     learning_rate = optimizers.learning_rate(candidate.opt_state)
     ok = jnp.isfinite(objective) & jnp.isfinite(grad_norm) if reject else jnp.bool_(True)
     metrics = counted_if(ok, metrics, objective=objective, grad_norm=grad_norm, learning_rate=learning_rate)
-    return state.accept_if(ok, candidate).apply_ema(moved=ok), metrics
+    accepted = sharding.with_whole_params(state.accept_if(ok, candidate), mesh)
+    return accepted.apply_ema(moved=ok), metrics
 
 
 def create_train_program(loss_fn: LossFn, mesh: jax.sharding.Mesh, num_microbatches: int = 1) -> Program:
@@ -192,7 +199,7 @@ def create_train_program(loss_fn: LossFn, mesh: jax.sharding.Mesh, num_microbatc
         batch, memory = next_batch(data, state)
         batch = jax.lax.with_sharding_constraint(batch, sharding.split_batch(mesh))
         # Before the step, so that a rejected one keeps what was seen, and nothing is selected among two memories.
-        return train_step(state.replace(memory=memory), batch, loss_fn, num_microbatches, reject)
+        return train_step(state.replace(memory=memory), batch, loss_fn, num_microbatches, reject, mesh)
 
     return program
 
@@ -241,7 +248,7 @@ def create_experiment(config: ml_collections.FrozenConfigDict, task: Task) -> Ex
     tx = optimizers.create_optimizer(**config.optimizer)
     averages = settings.create_averages(config.averages)
     init = functools.partial(create_train_state, model=model, tx=tx, averages=averages, example=example)
-    state = sharding.create(init, jax.random.key(config.seed), mesh).replace(memory=memory)
+    state = sharding.create(init, jax.random.key(config.seed), mesh, task.needs(config.loss)).replace(memory=memory)
     settings.check_batch_stats(state)
     loss_fn = settings.with_fields(task.loss_fn, config)
     program = create_train_program(loss_fn, mesh, config.accumulate)
@@ -258,9 +265,8 @@ def evaluate(
     experiment: Experiment, state: CustomTrainState, splits: Iterable[str], *, sets: bool = True, keep: Keep = None
 ) -> dict[str, evaluation.Metrics]:
     """Scores raw and averaged weights on some splits; see `evaluate_weights`."""
-    weights = evaluation.weights_to_score(
-        state, experiment.train_data, experiment.config.recompute_batches, sharding.split_batch(experiment.mesh)
-    )
+    num_batches = experiment.config.recompute_batches
+    weights = evaluation.weights_to_score(state, experiment.train_data, num_batches, experiment.mesh)
     return {split: evaluate_weights(experiment, weights, split, sets=sets, keep=keep) for split in splits}
 
 
@@ -324,14 +330,12 @@ def train_and_evaluate(
             if settings.is_due(config, "log_every", step):
                 writer.write_means(step, sums, rejected_steps=rejected)
                 sums = jax.tree.map(jnp.zeros_like, sums)
-            sets = settings.is_due(config, "evaluate_sets_every", step)
+            sets, last = settings.is_due(config, "evaluate_sets_every", step), step == config.duration
             if sets or settings.is_due(config, "eval_every", step):
                 # The first split gives the curves. Where that is "validation", "test" is scored once, at the end.
-                splits = [*experiment.eval_data] if step == config.duration else [*experiment.eval_data][:1]
+                splits = [*experiment.eval_data][: None if last else 1]
                 with writer.clock("eval_seconds"):
-                    scores = evaluate(
-                        experiment, state, splits, sets=sets, keep=workdir if step == config.duration else None
-                    )
+                    scores = evaluate(experiment, state, splits, sets=sets, keep=workdir if last else None)
                 writer.write_scores(step, scores)
                 best = evaluation.better(
                     best, step, scores[splits[0]], config.best_curve, config.best_metric, task.metrics

@@ -36,7 +36,7 @@ from runtime.stored import (
     list_stored,
     saved_folders,
 )
-from runtime.trees import describe_leaves, first_leaf, read_part
+from runtime.trees import describe_leaves, first_leaf, laid_out_as, read_part
 from train_state import CustomTrainState
 
 WEIGHTS = ("params", "batch_stats", "ema_params", "ema_batch_stats")  # the fields of the state that a snapshot holds
@@ -134,7 +134,7 @@ class Checkpoints:
             changes = average_table.changes(self.record.averages, state.averages)
             say("\n".join([f"Continuing {self._workdir} at step {self.record.step}", *changes]))
         elif origin:
-            state = state.with_weights(**origin.read_weights(weights, state))
+            state = laid_out_as(state, state.with_weights(**origin.read_weights(weights, state)))
             say(f"Starting from the {weights} weights of {origin.folder}")
         return state, sums
 

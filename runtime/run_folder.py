@@ -10,7 +10,7 @@ import jax
 import ml_collections
 from clu import parameter_overview
 
-from runtime import average_table, environment, run_config
+from runtime import average_table, environment, run_config, sharding
 from runtime.durations import PERIODS, in_words
 from runtime.errors import UserError
 from runtime.files import local_path
@@ -101,6 +101,8 @@ def describe(workdir: pathlib.Path, config: ml_collections.FrozenConfigDict, sta
     part = config.batch_size // (devices * config.accumulate)
     say(parameter_overview.get_parameter_overview(state.params, include_stats=False))
     say(f"Batches of {config.batch_size} = {devices} devices x {config.accumulate} parts x {part} examples")
+    if devices > 1:
+        say(sharding.describe(state))
     say("\n".join([f"Training for {lengths(config)}", *table]))
 
 

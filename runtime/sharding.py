@@ -1,10 +1,12 @@
 """Where arrays lie: a mesh of all devices, and how state, data and batches are laid out on it."""
 
+import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any, TypeVar
 
 import jax
+import jax.numpy as jnp
 from jax._src import xla_bridge
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
@@ -13,6 +15,8 @@ from runtime.progress import first_time
 
 T = TypeVar("T")
 
+# Smaller arrays are not split: it would save nothing.
+MIN_SPLIT_BYTES = 2**16
 # Of convolutions and scatters only what adds up in a fixed order, and an error where there is no such form.
 DETERMINISTIC = "--xla_gpu_exclude_nondeterministic_ops=true"
 
@@ -84,17 +88,67 @@ def replicated(mesh: jax.sharding.Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec())
 
 
+def of_state(state: T, mesh: jax.sharding.Mesh, whole: Collection[str] = ()) -> T:
+    """How a state lies on the devices: a copy on each, but of the averages' parameters a part on each.
+
+    An average moves element by element, so that each device can move its part without the others, and no step needs the
+    whole. Each array is split along its longest axis that the number of devices divides; small ones are not.
+
+    Args:
+        state: of training, or its shapes.
+        mesh: the devices.
+        whole: names of the averages that a step does need, in its loss.
+    """
+
+    def part(x: Any) -> NamedSharding:
+        axes = [axis for axis, size in enumerate(x.shape) if size % mesh.size == 0]
+        if mesh.size == 1 or x.size * x.dtype.itemsize < MIN_SPLIT_BYTES or not axes:
+            return replicated(mesh)
+        axis = max(axes, key=lambda axis: x.shape[axis])
+        return NamedSharding(mesh, PartitionSpec(*[None] * axis, "data"))
+
+    shardings: Any = jax.tree.map(lambda _: replicated(mesh), state)
+    for name in shardings.ema_params.keys() - set(whole):
+        shardings.ema_params[name] = jax.tree.map(part, state.ema_params[name])  # type: ignore[attr-defined]
+    return shardings
+
+
+def with_whole_params(state: T, mesh: jax.sharding.Mesh | None) -> T:
+    """A state within a step, of which every device computes all parameters.
+
+    Left alone, the compiler would have each compute the part that its averages need, and gather the others' each step.
+    """
+    if mesh is None:
+        return state
+    params = jax.lax.with_sharding_constraint(state.params, replicated(mesh))  # type: ignore[attr-defined]
+    return state.replace(params=params)  # type: ignore[attr-defined]
+
+
+def describe(state: Any) -> str:
+    """What each device holds of a state, in one line."""
+
+    def megabytes(*trees: Any) -> str:
+        leaves = [x for x in jax.tree.leaves(trees) if not jnp.issubdtype(x.dtype, jax.dtypes.prng_key)]
+        return f"{sum(math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in leaves) / 1e6:.1f} MB"
+
+    return (
+        f"Each device holds {megabytes(state.params)} of parameters, {megabytes(state.opt_state)} of the optimizer's "
+        f"state and {megabytes(state.ema_params)} of averages"
+    )
+
+
 def split_batch(mesh: jax.sharding.Mesh) -> NamedSharding:
     """The sharding of batches: an equal part on every device."""
     return NamedSharding(mesh, PartitionSpec("data"))
 
 
-def create(function: Callable[..., T], rng: jax.Array, mesh: jax.sharding.Mesh) -> T:
-    """Creates the state that `function(rng)` returns, on all devices of the mesh.
+def create(function: Callable[..., T], rng: jax.Array, mesh: jax.sharding.Mesh, whole: Collection[str] = ()) -> T:
+    """Creates the state that `function(rng)` returns, laid out as `of_state` says.
 
     In a compiled program whose results are laid out as those of training are: so the training program compiles once,
     and not a second time for the state that it returns itself.
     """
     with first_time("Compiling the initial state"):
-        state: Any = jax.jit(function, out_shardings=replicated(mesh))(rng)
+        shardings = of_state(jax.eval_shape(function, rng), mesh, whole)
+        state: T = jax.jit(function, out_shardings=shardings)(rng)
     return state

@@ -17,7 +17,7 @@ import jax
 from runtime.errors import UserError
 from runtime.metric_writing import Written
 from runtime.progress import say
-from runtime.trees import abstract, describe_leaves, difference, read_part, read_tree, saved_names
+from runtime.trees import abstract, describe_leaves, difference, laid_out_as, read_part, read_tree, saved_names
 from train_state import Average, CustomTrainState
 
 FORMAT = 6  # of what is saved; another one is refused
@@ -158,9 +158,12 @@ class Stored:
         # A checkpoint can only be read as what it is, so the averages are exchanged before and after.
         like = jax.eval_shape(lambda s: s.with_averages(self.record.averages), state)
         sharding = state.step.sharding
-        restored = read_tree(self.folder / "state", jax.tree.map(lambda x: abstract(x, sharding), like))
+        shardings = jax.tree.map(lambda _: sharding, like)
+        for name in like.ema_params.keys() & state.ema_params.keys():
+            shardings.ema_params[name] = jax.tree.map(lambda x: x.sharding, state.ema_params[name])
+        restored = read_tree(self.folder / "state", jax.tree.map(abstract, like, shardings))
         unchanged = tuple(average for average in self.record.averages if average in state.averages)
-        return restored.with_averages(unchanged).with_averages(state.averages)
+        return laid_out_as(state, restored.with_averages(unchanged).with_averages(state.averages))
 
     def restore_sums(self, sums: Any) -> Any:
         """The metric sums in this checkpoint, for the metrics that `sums` has, with its shapes and shardings.

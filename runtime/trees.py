@@ -1,12 +1,14 @@
 """Trees of arrays on disk: what their leaves are, and reading all or some of them."""
 
 import pathlib
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import orbax.checkpoint as ocp
 
 from runtime.files import without_wildcards
+
+T = TypeVar("T")
 
 
 def first_leaf(tree: Any) -> Any:
@@ -58,6 +60,11 @@ def difference(saved: dict[str, str], wanted: dict[str, str]) -> str:
 def shapes(tree: Any) -> Any:
     """A tree with dtype and shape, in words, in the place of its arrays."""
     return jax.tree.map(lambda x: f"{x.dtype}{list(x.shape)}" if hasattr(x, "shape") else repr(x), tree)
+
+
+def laid_out_as(like: T, tree: T) -> T:
+    """A tree on the devices on which `like`, of the same structure, has each array, or part of an array."""
+    return jax.tree.map(lambda x, other: jax.device_put(x, other.sharding), tree, like)
 
 
 def abstract(x: Any, sharding: jax.sharding.Sharding) -> jax.ShapeDtypeStruct:

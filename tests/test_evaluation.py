@@ -49,13 +49,13 @@ def test_metrics_are_those_of_a_plain_numpy_computation_over_all_images_at_once(
 def test_each_image_is_counted_once_whatever_the_batch_size(setting, num_images, batch_size):
     images, normalization, _, curves = setting
     images = input_pipeline.Images(np.resize(images.image, (num_images, 2, 2, 1)), np.resize(images.label, num_images))
-    reference, scores = (
-        evaluation.score(
-            curves,
-            jax.device_put(input_pipeline.EvalData.from_images(images, normalization, size, 1)),
-            eval_step(linear),
-        )
+    whole, batches = (
+        jax.device_put(input_pipeline.EvalData.from_images(images, normalization, size, 1))
         for size in (num_images, batch_size)
+    )
+    reference, scores = (
+        {name: evaluation.score(curve, data, eval_step(linear)) for name, curve in curves.items()}
+        for data in (whole, batches)
     )
     for curve in curves:
         assert len(scores[curve]["loss"]) == num_images

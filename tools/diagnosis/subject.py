@@ -109,7 +109,7 @@ class Subject:
             score_fn=score_fn or self.score_fn,
             sharding=split_batch(experiment.mesh),
         )
-        return evaluation.score({"weights": variables}, self.images[split], eval_step)["weights"]
+        return evaluation.score(variables, self.images[split], eval_step)
 
 
 def sample(data: TrainData | EvalData, num_examples: int, number: int, mesh: jax.sharding.Mesh) -> EvalData:
