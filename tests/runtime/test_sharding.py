@@ -102,17 +102,20 @@ def test_a_run_continues_on_other_devices_and_its_averages_are_split_there(tmp_p
 import pathlib, sys
 import jax, numpy as np
 from conftest import digits_config
+from configs import default
 import train
 
 duration, workdir, origin = sys.argv[1:]
 config = digits_config(duration=duration, model__hidden_sizes=(256, 256))
 if origin:
     config.init_from, config.init_weights = origin, "ema"
+elif duration != "2 steps":
+    config.averages.new = default.average("running_mean")  # since the run has gone on
 state, _ = train.train_and_evaluate(config, workdir)
-kernel = state.ema_params["ema"]["Dense_1"]["kernel"]
-assert kernel.is_fully_replicated == (len(jax.devices()) == 1)
+kernels = [average["Dense_1"]["kernel"] for average in state.ema_params.values()]
+assert {kernel.is_fully_replicated for kernel in kernels} == {len(jax.devices()) == 1}
 assert state.params["Dense_1"]["kernel"].is_fully_replicated
-np.save(f"{workdir}/{state.step}-{len(jax.devices())}.npy", kernel)
+np.save(f"{workdir}/{state.step}-{len(jax.devices())}.npy", kernels[0])
 """
     for devices, duration in ((1, "2 steps"), (8, "4 steps"), (1, "6 steps"), (8, "8 steps")):
         run_with_devices(devices, script, duration, str(tmp_path / "moving"), "")
