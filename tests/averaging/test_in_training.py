@@ -313,6 +313,7 @@ def options(tmp_path_factory):
     return scores, json.loads((workdir / "averages.json").read_text())
 
 
+@pytest.mark.slow
 def test_no_option_of_an_average_is_accepted_and_unused(options):
     scores, _ = options
     assert len(set(scores.values())) == len(scores), scores

@@ -65,6 +65,7 @@ def test_what_was_tracked_is_made_exactly_at_every_step(run):
         assert found["loss"] == pytest.approx(line["loss"], rel=1e-5)
 
 
+@pytest.mark.slow
 def test_lawa_and_the_tail_mean_are_means_of_snapshots(run):
     workdir, state = run
     experiment = FinishedRun.read(workdir).experiment

@@ -189,6 +189,7 @@ def test_the_correction_in_float32_is_off_where_the_document_says():
 # ---- CustomTrainState -----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_field_of_ones_own_moves_with_accepted_steps_only():
     code = {"clu": clu, "jax": jax, "jnp": jnp, "optax": optax, "struct": struct, "__name__": "document"}
     code |= {"Average": Average, "CustomTrainState": CustomTrainState}

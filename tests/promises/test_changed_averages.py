@@ -57,6 +57,7 @@ def test_an_average_switched_off_and_on_again_starts_from_the_restored_parameter
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), state.ema_params["ema"], expected)
 
 
+@pytest.mark.slow
 def test_what_is_said_of_an_average_that_was_changed_is_exact(tmp_path, capsys):
     """Described from its new start on, its kernel makes it of the iterates since, as does the recursion in float64."""
 

@@ -24,11 +24,13 @@ def test_a_profile_holds_the_chosen_steps_and_changes_nothing_else(tmp_path):
     assert (tmp_path / "with" / "metrics.jsonl").read_bytes() == (tmp_path / "without" / "metrics.jsonl").read_bytes()
 
 
+@pytest.mark.slow
 def test_a_profile_of_the_last_steps_is_written_at_the_end(tmp_path):
     train.train_and_evaluate(digits_config(profile=(19, 30)), tmp_path)
     assert list((tmp_path / "profile").rglob("perfetto_trace.json.gz"))
 
 
+@pytest.mark.slow
 def test_a_profile_of_steps_that_are_done_already_is_said_to_be_left_out(tmp_path, capsys):
     train.train_and_evaluate(digits_config(), tmp_path)
     train.train_and_evaluate(digits_config(profile=(7, 9), duration="40 steps"), tmp_path)

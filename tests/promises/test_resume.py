@@ -138,6 +138,7 @@ def test_a_longer_run_is_the_continued_shorter_one(tmp_path):
     assert (tmp_path / "a/metrics.jsonl").read_bytes() == (tmp_path / "b/metrics.jsonl").read_bytes()
 
 
+@pytest.mark.slow
 def test_tensorboard_shows_every_step_once_after_a_restart(tmp_path):
     train.train_and_evaluate(digits_config(), tmp_path)
     # Back to the checkpoint at step 10, as if the run had been killed before it saved the last one.

@@ -54,6 +54,7 @@ def check_moved(folder, opened, moved):
     return {path.relative_to(folder).as_posix() for path in files}
 
 
+@pytest.mark.slow
 def test_every_file_that_is_not_appended_to_appears_in_one_move(tmp_path, monkeypatch):
     workdir, cache = tmp_path / "run", tmp_path / "cache"
     monkeypatch.setattr(caching, "_directory", None)

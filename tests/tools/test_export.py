@@ -36,7 +36,9 @@ def export(workdir, *flags):
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
 
 
-@pytest.mark.parametrize("average", ["raw", "ema", "recomputed"])
+@pytest.mark.parametrize(
+    "average", [*(pytest.param(name, marks=pytest.mark.slow) for name in ("raw", "ema")), "recomputed"]
+)
 def test_exported_weights_score_what_the_run_says_of_them(run, average, tmp_path):
     workdir, state = run
     result = export(workdir, f"--average={average}", f"--out={tmp_path / 'exported'}")
