@@ -181,10 +181,9 @@ def prepare(
         UserError: what is wrong, before any image is read and anything is compiled or written below `workdir`; of a
             data set that is not prepared yet, what depends on its size after its download.
     """
-    notes = check(config, task)
-    num_devices = len(sharding.find_devices(deterministic=config.get("deterministic", False)))
-    for note in notes:
+    for note in check(config, task):
         say(f"Note: {note}")
+    num_devices = len(sharding.find_devices(deterministic=config.get("deterministic", False)))
     files.local_path(config["init_from"], "init_from")
     run_folder.check(workdir)
     checkpointing.check_run(workdir)
