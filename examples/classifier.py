@@ -1,0 +1,96 @@
+"""A small classifier whose features judge generated images. It is trained once for a run, in seconds."""
+
+import functools
+import hashlib
+import io
+import pathlib
+import zipfile
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import linen as nn
+from jax.flatten_util import ravel_pytree
+
+from input_pipeline import TrainData
+from runtime.convolution import FastApply
+from runtime.errors import UserError
+from runtime.files import replace_file
+from runtime.progress import under_way
+
+
+class Classifier(nn.Module):
+    num_classes: int
+
+    @nn.compact
+    def __call__(self, image: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """Maps images [batch, height, width, channels] to 32 features and to logits."""
+        for size in (32, 64):
+            image = nn.relu(nn.Conv(size, (3, 3), strides=2)(image))
+        features = nn.Dense(32)(image.reshape(len(image), -1))
+        return features, nn.Dense(self.num_classes)(nn.relu(features))
+
+
+@functools.partial(jax.jit, static_argnames=("apply_fn", "num_steps"))
+def train(data: TrainData, params: Any, apply_fn: Callable[..., Any], num_steps: int) -> Any:
+    """The parameters after so many steps of Adam, the same ones for the same images and labels."""
+    tx = optax.adam(optax.cosine_decay_schedule(3e-3, num_steps))
+
+    def loss(params: Any, rows: jax.Array) -> jax.Array:
+        logits = apply_fn(params, data.normalization(data.image[rows]))[1]
+        return optax.softmax_cross_entropy_with_integer_labels(logits, data.label[rows]).mean()
+
+    def step(index: int, carry: Any) -> Any:
+        params, state = carry
+        rows = jax.random.randint(jax.random.fold_in(jax.random.key(0), index), (128,), 0, len(data.label))
+        updates, state = tx.update(jax.grad(loss)(params, rows), state)
+        return optax.apply_updates(params, updates), state
+
+    return jax.lax.fori_loop(0, num_steps, step, (params, tx.init(params)))[0]
+
+
+def digest(data: TrainData, params: Any) -> str:
+    """The SHA-256 of a classifier and of what it was trained on."""
+    return hashlib.sha256(b"".join(np.asarray(x).tobytes() for x in (data.image, data.label, params))).hexdigest()
+
+
+def features(data: TrainData, workdir: pathlib.Path | None, num_steps: int = 2000) -> Callable[[jax.Array], np.ndarray]:
+    """A function from images, normalised as the data's, to their features [number, 32], in float64.
+
+    The classifier is that of the workdir, `classifier.npz`. If it has none, one is trained and stored there.
+
+    Raises:
+        UserError: what is stored is damaged, or was trained on other images.
+    """
+    apply_fn = FastApply(Classifier(data.num_classes))
+    start = apply_fn.model.init(jax.random.key(0), data.normalization(jnp.asarray(data.image[:1])))
+    _, as_tree = ravel_pytree(start)
+    path = workdir / "classifier.npz" if workdir else None
+    if path and path.exists():
+        try:
+            with np.load(path) as stored:
+                params, found = stored["params"], str(stored["digest"])
+        except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+            raise UserError(
+                f"{path} is damaged ({error}). Restore or remove it; a new one may judge otherwise"
+            ) from error
+        if found != digest(data, params):
+            raise UserError(
+                f"{path} is damaged or of other images. Restore or remove it; a new one may judge otherwise"
+            )
+    else:
+        with under_way("Training the classifier whose features judge samples"):
+            params = np.asarray(ravel_pytree(train(data, start, apply_fn, num_steps))[0])
+        if path and path.parent.is_dir():
+            np.savez(content := io.BytesIO(), params=params, digest=digest(data, params))
+            replace_file(path, content.getvalue())
+    compute = jax.jit(lambda image: apply_fn(as_tree(params), image)[0])
+
+    def of_images(image: jax.Array) -> np.ndarray:
+        parts = [compute(image[start : start + 1000]) for start in range(0, len(image), 1000)]
+        return np.concatenate(jax.device_get(parts)).astype(np.float64)
+
+    return of_images

@@ -1,0 +1,144 @@
+"""Flow matching: noise becomes an image along a learned velocity (Lipman et al. 2023, Liu et al. 2023).
+
+    python main.py --config=examples/diffusion/configs/default.py --workdir=runs/diffusion
+    python -m examples.samples runs/diffusion
+
+On the straight path from noise to an image, `(1 - t) * noise + t * image`, the network learns the velocity, which is
+`image - noise`. Sampling follows it from t = 0 to 1.
+"""
+
+import functools
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from examples import samples
+from train import Experiment, Task
+from train_state import CustomTrainState
+
+
+def waves(time: jax.Array, size: int) -> jax.Array:
+    """Times [batch] in [0, 1] as sines and cosines [batch, size], of periods down to a thousandth."""
+    angles = 2 * jnp.pi * time[:, None] * jnp.geomspace(0.5, 1000, size // 2)
+    return jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], axis=-1)
+
+
+class MLP(nn.Module):
+    """Residual blocks with layer normalisation, each of which is told the time."""
+
+    width: int
+    depth: int
+
+    @nn.compact
+    def __call__(self, noisy: tuple[jax.Array, jax.Array], train: bool) -> jax.Array:
+        """Maps images [batch, height, width, channels] and times [batch] to velocities."""
+        image, time = noisy
+        when = nn.silu(nn.Dense(self.width)(waves(time, 64)))
+        x = nn.Dense(self.width)(image.reshape(len(image), -1))
+        for _ in range(self.depth):
+            y = nn.Dense(self.width)(nn.LayerNorm()(x)) + nn.Dense(self.width)(when)
+            x = x + nn.Dense(self.width)(nn.silu(y))
+        return nn.Dense(image[0].size)(nn.LayerNorm()(x)).reshape(image.shape)
+
+
+class UNet(nn.Module):
+    """Residual convolutions at falling and rising resolutions (Ho et al. 2020), without attention.
+
+    At the i-th of `depth` resolutions there are `width * 2 ** i` features.
+    """
+
+    width: int
+    depth: int
+
+    @nn.compact
+    def __call__(self, noisy: tuple[jax.Array, jax.Array], train: bool) -> jax.Array:
+        """Maps images [batch, height, width, channels] and times [batch] to velocities."""
+        image, time = noisy
+        when = nn.silu(nn.Dense(4 * self.width)(waves(time, 64)))
+
+        def block(x: jax.Array, size: int) -> jax.Array:
+            y = nn.Conv(size, (3, 3))(nn.silu(nn.GroupNorm(8)(x))) + nn.Dense(size)(when)[:, None, None]
+            return nn.Dense(size)(x) + nn.Conv(size, (3, 3))(nn.silu(nn.GroupNorm(8)(y)))
+
+        x, kept = nn.Conv(self.width, (3, 3))(image), []
+        for level in range(self.depth):
+            x = block(x, self.width * 2**level)
+            kept.append(x)
+            x = nn.avg_pool(x, (2, 2), (2, 2))
+        x = block(x, self.width * 2**self.depth)
+        for level in reversed(range(self.depth)):
+            same = kept.pop()
+            x = jax.image.resize(x, (*same.shape[:3], x.shape[-1]), "nearest")
+            x = block(jnp.concatenate([x, same], axis=-1), self.width * 2**level)
+        return nn.Conv(image.shape[-1], (3, 3))(nn.silu(nn.GroupNorm(8)(x)))
+
+
+def create_model(example: tuple[Any, Any], *, convolutional: bool = False, width: int = 256, depth: int = 3) -> Any:
+    return (UNet if convolutional else MLP)(width, depth)
+
+
+def create_data(config: Any, mesh: Any, *, size: int = 14, num_samples: int = 5000, num_steps: int = 20) -> Any:
+    """Shrunk images; `num_steps` are those of sampling, of two evaluations of the network each."""
+    del num_steps
+    data = samples.create_data(config, mesh, size=size, num_samples=num_samples)
+    image = jnp.zeros((1, *data.train.image.shape[1:]))
+    return data._replace(example=((image, jnp.zeros(1)), image))
+
+
+def errors(velocity: Any, image: jax.Array, key: jax.Array, time: jax.Array) -> jax.Array:
+    """The squared error of the velocity of each image on its way from noise, the mean over its pixels, [batch]."""
+    noise = jax.random.normal(key, image.shape)
+    part = time[:, None, None, None]
+    return jnp.square(velocity(((1 - part) * noise + part * image, time)) - (image - noise)).mean(axis=(1, 2, 3))
+
+
+def loss_fn(params: Any, state: CustomTrainState, batch: dict[str, jax.Array]) -> Any:
+    time = jax.random.uniform(state.step_key("time"), (len(batch["image"]),))
+    velocity = functools.partial(state.apply_fn, {"params": params}, train=True)
+    error = errors(velocity, batch["image"], state.step_key("noise"), time)
+    return error.mean(), ({"loss": (error.sum(), error.size)}, {})
+
+
+def score_fn(apply_fn: Any, variables: Any, batch: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
+    """The loss of each image at four times, one in each quarter of the way; the same noise for all weights."""
+    velocity = functools.partial(apply_fn, variables, train=False)
+    keys = jax.random.split(jax.random.key(0), 4)
+    first = jax.random.uniform(keys[0], (len(batch["image"]),)) / 4
+    return {
+        "loss": jnp.mean(jnp.stack([errors(velocity, batch["image"], keys[i], first + i / 4) for i in range(4)]), 0)
+    }
+
+
+@functools.partial(jax.jit, static_argnames=("apply_fn", "num_steps"))
+def follow(apply_fn: Any, variables: Any, noise: jax.Array, num_steps: int) -> jax.Array:
+    """Images from noise, by the midpoint rule."""
+
+    def velocity(x: jax.Array, time: Any) -> jax.Array:
+        return apply_fn(variables, (x, jnp.full(len(x), time)), train=False)
+
+    def step(index: int, x: jax.Array) -> jax.Array:
+        time, half = index / num_steps, 0.5 / num_steps
+        return x + velocity(x + half * velocity(x, time), time + half) / num_steps
+
+    return jax.lax.fori_loop(0, num_steps, step, noise)
+
+
+def sample(experiment: Experiment, variables: Any, key: jax.Array, num: int) -> jax.Array:
+    noise = jax.random.normal(key, (num, *experiment.train_data.image.shape[1:]))
+    of_noise = functools.partial(
+        follow, experiment.state.apply_fn, variables, num_steps=experiment.config.data.num_steps
+    )
+    return jnp.concatenate([of_noise(noise[start : start + 1000]) for start in range(0, num, 1000)])
+
+
+TASK = Task(
+    loss_fn,
+    score_fn,
+    metrics=samples.METRICS | {"loss": "lower"},
+    evaluate=functools.partial(samples.evaluate, sample=sample),
+    create_model=create_model,
+    create_data=create_data,
+)

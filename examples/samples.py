@@ -1,0 +1,118 @@
+"""How good generated images are, as numbers and as a picture.
+
+    python -m examples.samples runs/gan    # draws what raw and averaged weights make of the same noise
+
+The Frechet distance is one in the features of classifier.py. It is no FID: only with itself can it be compared.
+"""
+
+import importlib
+import sys
+from collections.abc import Callable, Mapping
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from matplotlib.figure import Figure
+
+import input_pipeline
+from examples import classifier
+from runtime.files import local_path
+from runtime.score_metrics import Sets
+from streams import stream_key
+from tools.finished import FinishedRun
+from train import Experiment
+
+NUM_GROUPS = 20  # of images, for intervals
+NUM_NEIGHBOURS = 2000  # images to look for neighbours in
+METRICS: dict[str, Literal["higher", "lower"]] = {"frechet": "lower", "precision": "higher", "recall": "higher"}
+Sample = Callable[[Experiment, Any, jax.Array, int], jax.Array]  # (experiment, variables, key, number) -> images
+
+
+def create_data(config: Any, mesh: Any, *, size: int = 14, num_samples: int = 5000) -> input_pipeline.Data:
+    """Images shrunk to `size`, between -1 and 1. As many samples as `num_samples` are judged, which changes results."""
+    del num_samples
+    data = input_pipeline.create_data(config, mesh)
+
+    def shrunk(images: Any) -> Any:
+        n, side, _, channels = images.image.shape
+        blocks = np.asarray(images.image).reshape(n, size, side // size, size, side // size, channels)
+        half = np.full(channels, 127.5, np.float32)
+        normalization = input_pipeline.Normalization(half, half)
+        return images.replace(image=blocks.mean((2, 4)).round().astype(np.uint8), normalization=normalization)
+
+    return data._replace(train=shrunk(data.train), eval={name: shrunk(images) for name, images in data.eval.items()})
+
+
+def frechet_distance(first: np.ndarray, second: np.ndarray) -> float:
+    """The squared Frechet distance of normal distributions with the moments of two sets [number, d], d > 1; or NaN."""
+    if not (np.isfinite(first).all() and np.isfinite(second).all()):
+        return np.nan
+    (mean, cov), (other_mean, other_cov) = ((x.mean(axis=0), np.cov(x, rowvar=False)) for x in (first, second))
+    values, vectors = np.linalg.eigh(cov)
+    root = vectors * np.sqrt(np.maximum(values, 0))  # cov = root @ root.T
+    overlap = np.sqrt(np.maximum(np.linalg.eigvalsh(root.T @ other_cov @ root), 0)).sum()
+    return float(np.sum((mean - other_mean) ** 2) + np.trace(cov) + np.trace(other_cov) - 2 * overlap)
+
+
+def jackknife(first: np.ndarray, second: np.ndarray) -> np.ndarray:
+    """Items [NUM_GROUPS] whose mean is the distance and whose standard error is the distance's, by a grouped jackknife.
+
+    They are its pseudo-values (Tukey 1958), moved to the mean: the bias stays, which is the same for all weights.
+    """
+    groups = [np.arange(len(x)) % NUM_GROUPS for x in (first, second)]
+    without = [frechet_distance(first[groups[0] != g], second[groups[1] != g]) for g in range(NUM_GROUPS)]
+    return frechet_distance(first, second) - (NUM_GROUPS - 1) * (np.array(without) - np.mean(without))
+
+
+def covered(points: np.ndarray, others: np.ndarray, k: int = 3) -> np.ndarray:
+    """Whether each of the points is as near to one of the others as this is to its k-th neighbour, bool [points].
+
+    Of samples and real images the mean is precision, of real images and samples recall (Kynkaanniemi et al. 2019).
+    """
+
+    def squared(first: np.ndarray, second: np.ndarray) -> np.ndarray:
+        return (first**2).sum(axis=1)[:, None] + (second**2).sum(axis=1) - 2 * first @ second.T
+
+    radius = np.partition(squared(others, others), k, axis=1)[:, k]  # the nearest is itself
+    return np.any(squared(points, others) <= radius, axis=1)
+
+
+def judge(experiment: Experiment, split: str, samples: Mapping[str, jax.Array]) -> Sets:
+    """The metrics of sets of images, with items for their intervals, against the real ones of a split."""
+    data, features = experiment.eval_data[split], classifier.features(experiment.train_data, experiment.workdir)
+    real = features(data.normalization(data.image))[np.asarray(data.mask)]
+    found = {}
+    for name, images in samples.items():
+        made = features(jnp.clip(jnp.round(127.5 * images + 127.5), 0, 255) / 127.5 - 1)  # as files would hold them
+        near, few = made[:NUM_NEIGHBOURS], real[:NUM_NEIGHBOURS]
+        items = {"frechet": jackknife(made, real), "precision": covered(near, few), "recall": covered(few, near)}
+        found[name] = {metric: (values.mean(), values) for metric, values in items.items()}
+    return found
+
+
+def evaluate(experiment: Experiment, weights: Mapping[str, Any], split: str, *, sample: Sample) -> Sets:
+    """`Task.evaluate` of what is sampled: all weights get the same noise, another seed gets other noise."""
+    key, num = stream_key(jax.random.key(experiment.config.seed), "samples"), experiment.config.data.num_samples
+    return judge(experiment, split, {name: sample(experiment, w, key, num) for name, w in weights.items()})
+
+
+def draw(experiment: Experiment, weights: Mapping[str, Any], sample: Sample) -> Figure:
+    """Twelve samples of each of the weights, a row each, from the same noise."""
+    figure = Figure(figsize=(5, 0.62 * len(weights)), layout="constrained")
+    for axis, (name, variables) in zip(
+        figure.subplots(len(weights), squeeze=False)[:, 0], weights.items(), strict=True
+    ):
+        images = np.clip(np.asarray(sample(experiment, variables, jax.random.key(0), 12)) / 2 + 0.5, 0, 1)
+        axis.imshow(np.concatenate(images, axis=1), cmap="gray", vmin=0, vmax=1)
+        axis.set_title(name, loc="left", fontsize=9.5)
+        axis.set_axis_off()
+    return figure
+
+
+if __name__ == "__main__":
+    if len(sys.argv) != 2 or sys.argv[1].startswith("-"):
+        sys.exit(__doc__)
+    run = FinishedRun.read(local_path(sys.argv[1]))
+    weights = {name: run.weights(run.stored[-1], name) for name in run.stored[-1].names}
+    draw(run.experiment, weights, importlib.import_module(run.config.task).sample).savefig(run.workdir / "samples.png")

@@ -1,0 +1,115 @@
+"""Frechet distance, precision and recall of samples, and the classifier in whose features they are taken."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import scipy.linalg
+
+from augmentation import Augmentation
+from examples import classifier, samples
+from input_pipeline import Normalization, TrainData
+from runtime import intervals
+from runtime.errors import UserError
+
+
+def normal(seed, num, dim=8, shift=0.0, scale=1.0):
+    return shift + scale * np.random.default_rng(seed).normal(size=(num, dim))
+
+
+def test_the_distance_is_that_of_its_formula_in_float64():
+    mixing = np.random.default_rng(0).normal(size=(32, 32))
+    first, second = normal(1, 500, 32) @ mixing, normal(2, 700, 32, 0.3) @ mixing.T
+    means, covs = zip(*((x.mean(axis=0), np.cov(x.T)) for x in (first, second)), strict=True)
+    root = scipy.linalg.sqrtm(covs[0] @ covs[1])
+    expected = np.sum((means[0] - means[1]) ** 2) + np.trace(covs[0] + covs[1] - 2 * root.real)
+    assert samples.frechet_distance(first, second) == pytest.approx(expected, abs=1e-6)
+    assert samples.frechet_distance(first, first) == pytest.approx(0, abs=1e-6)
+
+
+def test_the_distance_of_two_gaussians_lies_within_its_interval():
+    """A shift by 0.5 and a scale of 1.5 in each of 8 dimensions: 8 * (0.25 + 0.25)."""
+    found = [
+        intervals.mean_interval(samples.jackknife(normal(seed, 2000), normal(100 + seed, 3000, shift=0.5, scale=1.5)))
+        for seed in range(20)
+    ]
+    assert sum(low <= 4 <= high for _, low, high in found) >= 17  # of 20 intervals of 95 %
+    widths = [high - low for _, low, high in found]
+    spread = np.std([distance for distance, _, _ in found], ddof=1)
+    assert np.mean(widths) / 2 == pytest.approx(2.09 * spread, rel=0.5)  # Student's quantile; a spread of 20 values
+
+
+def test_what_is_not_finite_has_no_distance_and_covers_nothing():
+    broken = normal(0, 100)
+    broken[3] = np.nan
+    assert np.isnan(samples.jackknife(broken, normal(1, 100))).all()
+    assert not samples.covered(broken[3:4], normal(1, 100)).any()
+
+
+def test_precision_and_recall_of_made_cases():
+    real = np.concatenate([normal(0, 200, 4), normal(1, 200, 4, shift=50)])
+    one_mode, all_modes = normal(2, 300, 4), np.concatenate([normal(3, 300, 4), normal(4, 300, 4, shift=50)])
+    half_wrong = np.concatenate([all_modes, normal(5, 600, 4, shift=-50)])
+
+    def precision_and_recall(made):
+        return samples.covered(made, real).mean(), samples.covered(real, made).mean()
+
+    assert precision_and_recall(real) == (1, 1)
+    precision, recall = precision_and_recall(one_mode)
+    assert precision > 0.8  # at its edge a Gaussian is hardly covered
+    assert 0.4 < recall <= 0.5  # and the other mode not at all
+    precision, recall = precision_and_recall(half_wrong)
+    assert 0.4 < precision <= 0.5
+    assert recall > 0.8
+
+
+def test_a_point_is_covered_up_to_the_third_neighbour():
+    others = np.array([[0.0], [1.0], [2.0], [3.0], [10.0]])
+    # The third neighbours of the first four are at 3, 2, 2 and 3; that of 10 is at 9.
+    points = np.array([[-3.0], [-3.01], [6.0], [19.0], [19.01]])
+    np.testing.assert_array_equal(samples.covered(points, others), [True, False, True, True, False])
+
+
+@pytest.fixture(scope="module")
+def small_data():
+    image = np.random.default_rng(0).integers(0, 256, (300, 8, 8, 1), dtype=np.uint8)
+    label = np.arange(300, dtype=np.int32) % 3
+    half = np.full(1, 127.5, np.float32)
+    return jax.device_put(TrainData(image, label, Normalization(half, half), 3, 10, Augmentation()))
+
+
+@pytest.mark.slow
+def test_the_classifier_of_a_workdir_is_trained_once_and_guarded_by_its_digest(tmp_path, small_data, capsys):
+    images = small_data.normalization(small_data.image[:7])
+    first = classifier.features(small_data, tmp_path, num_steps=5)(images)
+    assert first.shape == (7, 32)
+    assert "Training the classifier" in capsys.readouterr().out
+    np.testing.assert_array_equal(classifier.features(small_data, tmp_path, num_steps=50)(images), first)
+    assert "Training the classifier" not in capsys.readouterr().out
+    other = small_data.replace(image=small_data.image.at[0, 0, 0, 0].add(1))
+    with pytest.raises(UserError, match=r"classifier.npz is damaged or of other images"):
+        classifier.features(other, tmp_path)
+    stored = np.load(tmp_path / "classifier.npz")
+    changed = stored["params"].copy()
+    changed[0] += 1
+    np.savez(tmp_path / "classifier.npz", params=changed, digest=stored["digest"])
+    with pytest.raises(UserError, match=r"classifier.npz is damaged or of other images"):
+        classifier.features(small_data, tmp_path)
+    (tmp_path / "classifier.npz").write_bytes(b"half")
+    with pytest.raises(UserError, match=r"classifier.npz is damaged"):
+        classifier.features(small_data, tmp_path)
+
+
+@pytest.mark.slow
+def test_the_classifier_learns(mnist):
+    from examples.gan.configs import default
+    from tools.finished import create_experiment
+
+    experiment = create_experiment(default.get_config())
+    data = experiment.train_data
+    model = classifier.FastApply(classifier.Classifier(10))
+    start = model.model.init(jax.random.key(0), data.normalization(data.image[:1]))
+    trained = classifier.train(data, start, model, 300)
+    test = experiment.eval_data["test"]
+    logits = model(trained, test.normalization(test.image))[1]
+    assert float(jnp.mean(logits.argmax(axis=1) == test.label)) > 0.93
