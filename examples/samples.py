@@ -6,6 +6,7 @@ The Frechet distance is one in the features of classifier.py. It is no FID: only
 """
 
 import importlib
+import pathlib
 import sys
 from collections.abc import Callable, Mapping
 from typing import Any, Literal
@@ -41,7 +42,8 @@ def create_data(config: Any, mesh: Any, *, size: int = 14, num_samples: int = 50
         normalization = input_pipeline.Normalization(half, half)
         return images.replace(image=blocks.mean((2, 4)).round().astype(np.uint8), normalization=normalization)
 
-    return data._replace(train=shrunk(data.train), eval={name: shrunk(images) for name, images in data.eval.items()})
+    train, evaluated = shrunk(data.train), {name: shrunk(images) for name, images in data.eval.items()}
+    return data._replace(train=train, eval=evaluated, example=(jnp.zeros((1, *train.image.shape[1:])), data.example[1]))
 
 
 def frechet_distance(first: np.ndarray, second: np.ndarray) -> float:
@@ -97,22 +99,20 @@ def evaluate(experiment: Experiment, weights: Mapping[str, Any], split: str, *, 
     return judge(experiment, split, {name: sample(experiment, w, key, num) for name, w in weights.items()})
 
 
-def draw(experiment: Experiment, weights: Mapping[str, Any], sample: Sample) -> Figure:
-    """Twelve samples of each of the weights, a row each, from the same noise."""
-    figure = Figure(figsize=(5, 0.62 * len(weights)), layout="constrained")
-    for axis, (name, variables) in zip(
-        figure.subplots(len(weights), squeeze=False)[:, 0], weights.items(), strict=True
-    ):
-        images = np.clip(np.asarray(sample(experiment, variables, jax.random.key(0), 12)) / 2 + 0.5, 0, 1)
-        axis.imshow(np.concatenate(images, axis=1), cmap="gray", vmin=0, vmax=1)
+def draw_run(workdir: pathlib.Path, path: pathlib.Path) -> None:
+    """A picture of twelve samples of each of a run's latest weights, a row each, from the same noise."""
+    run = FinishedRun.read(workdir)
+    stored, sample = run.stored[-1], importlib.import_module(run.config.task).sample
+    figure = Figure(figsize=(5, 0.62 * len(stored.names)), layout="constrained")
+    for axis, name in zip(np.ravel(figure.subplots(len(stored.names))), stored.names, strict=True):
+        images = sample(run.experiment, run.weights(stored, name), jax.random.key(0), 12)
+        axis.imshow(np.clip(np.concatenate(images, axis=1) / 2 + 0.5, 0, 1), cmap="gray", vmin=0, vmax=1)
         axis.set_title(name, loc="left", fontsize=9.5)
         axis.set_axis_off()
-    return figure
+    figure.savefig(path, dpi=144)
 
 
 if __name__ == "__main__":
     if len(sys.argv) != 2 or sys.argv[1].startswith("-"):
         sys.exit(__doc__)
-    run = FinishedRun.read(local_path(sys.argv[1]))
-    weights = {name: run.weights(run.stored[-1], name) for name in run.stored[-1].names}
-    draw(run.experiment, weights, importlib.import_module(run.config.task).sample).savefig(run.workdir / "samples.png")
+    draw_run(local_path(sys.argv[1]), local_path(sys.argv[1]) / "samples.png")

@@ -29,63 +29,62 @@ def waves(time: jax.Array, size: int) -> jax.Array:
 class MLP(nn.Module):
     """Residual blocks with layer normalisation, each of which is told the time."""
 
-    width: int
-    depth: int
+    features: int
+    blocks: int
 
     @nn.compact
     def __call__(self, noisy: tuple[jax.Array, jax.Array], train: bool) -> jax.Array:
         """Maps images [batch, height, width, channels] and times [batch] to velocities."""
         image, time = noisy
-        when = nn.silu(nn.Dense(self.width)(waves(time, 64)))
-        x = nn.Dense(self.width)(image.reshape(len(image), -1))
-        for _ in range(self.depth):
-            y = nn.Dense(self.width)(nn.LayerNorm()(x)) + nn.Dense(self.width)(when)
-            x = x + nn.Dense(self.width)(nn.silu(y))
+        when = nn.silu(nn.Dense(self.features)(waves(time, 64)))
+        x = nn.Dense(self.features)(image.reshape(len(image), -1))
+        for _ in range(self.blocks):
+            y = nn.Dense(self.features)(nn.LayerNorm()(x)) + nn.Dense(self.features)(when)
+            x = x + nn.Dense(self.features)(nn.silu(y))
         return nn.Dense(image[0].size)(nn.LayerNorm()(x)).reshape(image.shape)
 
 
 class UNet(nn.Module):
     """Residual convolutions at falling and rising resolutions (Ho et al. 2020), without attention.
 
-    At the i-th of `depth` resolutions there are `width * 2 ** i` features.
+    At the i-th of `blocks` resolutions there are `features * 2 ** i` features.
     """
 
-    width: int
-    depth: int
+    features: int
+    blocks: int
 
     @nn.compact
     def __call__(self, noisy: tuple[jax.Array, jax.Array], train: bool) -> jax.Array:
         """Maps images [batch, height, width, channels] and times [batch] to velocities."""
         image, time = noisy
-        when = nn.silu(nn.Dense(4 * self.width)(waves(time, 64)))
+        when = nn.silu(nn.Dense(4 * self.features)(waves(time, 64)))
 
         def block(x: jax.Array, size: int) -> jax.Array:
             y = nn.Conv(size, (3, 3))(nn.silu(nn.GroupNorm(8)(x))) + nn.Dense(size)(when)[:, None, None]
             return nn.Dense(size)(x) + nn.Conv(size, (3, 3))(nn.silu(nn.GroupNorm(8)(y)))
 
-        x, kept = nn.Conv(self.width, (3, 3))(image), []
-        for level in range(self.depth):
-            x = block(x, self.width * 2**level)
+        x, kept = nn.Conv(self.features, (3, 3))(image), []
+        for level in range(self.blocks):
+            x = block(x, self.features * 2**level)
             kept.append(x)
             x = nn.avg_pool(x, (2, 2), (2, 2))
-        x = block(x, self.width * 2**self.depth)
-        for level in reversed(range(self.depth)):
+        x = block(x, self.features * 2**self.blocks)
+        for level in reversed(range(self.blocks)):
             same = kept.pop()
             x = jax.image.resize(x, (*same.shape[:3], x.shape[-1]), "nearest")
-            x = block(jnp.concatenate([x, same], axis=-1), self.width * 2**level)
+            x = block(jnp.concatenate([x, same], axis=-1), self.features * 2**level)
         return nn.Conv(image.shape[-1], (3, 3))(nn.silu(nn.GroupNorm(8)(x)))
 
 
-def create_model(example: tuple[Any, Any], *, convolutional: bool = False, width: int = 256, depth: int = 3) -> Any:
-    return (UNet if convolutional else MLP)(width, depth)
+def create_model(example: tuple[Any, Any], *, convolutional: bool = False, features: int = 256, blocks: int = 3) -> Any:
+    return (UNet if convolutional else MLP)(features, blocks)
 
 
 def create_data(config: Any, mesh: Any, *, size: int = 14, num_samples: int = 5000, num_steps: int = 20) -> Any:
     """Shrunk images; `num_steps` are those of sampling, of two evaluations of the network each."""
     del num_steps
     data = samples.create_data(config, mesh, size=size, num_samples=num_samples)
-    image = jnp.zeros((1, *data.train.image.shape[1:]))
-    return data._replace(example=((image, jnp.zeros(1)), image))
+    return data._replace(example=((data.example[0], jnp.zeros(1)), data.example[0]))
 
 
 def errors(velocity: Any, image: jax.Array, key: jax.Array, time: jax.Array) -> jax.Array:

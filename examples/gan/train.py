@@ -27,7 +27,7 @@ class Generator(nn.Module):
     """Latents to images in [-1, 1]: two hidden layers, or DCGAN's convolutions with layer normalisation in them."""
 
     shape: tuple[int, ...]
-    width: int
+    features: int
     convolutional: bool
 
     @nn.compact
@@ -35,43 +35,43 @@ class Generator(nn.Module):
         """Maps [batch, latents] to [batch, height, width, channels]."""
         height, width, channels = self.shape
         if self.convolutional:
-            x = nn.Dense(height // 4 * (width // 4) * 4 * self.width)(latents)
-            x = x.reshape(-1, height // 4, width // 4, 4 * self.width)
-            for size in (2 * self.width, self.width):
+            x = nn.Dense(height // 4 * (width // 4) * 4 * self.features)(latents)
+            x = x.reshape(-1, height // 4, width // 4, 4 * self.features)
+            for size in (2 * self.features, self.features):
                 x = nn.ConvTranspose(size, (4, 4), strides=(2, 2))(leaky(nn.LayerNorm()(x)))
             return nn.tanh(nn.Conv(channels, (3, 3))(leaky(nn.LayerNorm()(x))))
         for _ in range(2):
-            latents = leaky(nn.LayerNorm()(nn.Dense(self.width)(latents)))
+            latents = leaky(nn.LayerNorm()(nn.Dense(self.features)(latents)))
         return nn.tanh(nn.Dense(height * width * channels)(latents)).reshape(-1, *self.shape)
 
 
 class Discriminator(nn.Module):
     """Images to one logit each, above 0 for what seems real, without any normalisation."""
 
-    width: int
+    features: int
     convolutional: bool
 
     @nn.compact
     def __call__(self, image: jax.Array) -> jax.Array:
         """Maps [batch, height, width, channels] to [batch]."""
         if self.convolutional:
-            for size in (self.width, 2 * self.width, 4 * self.width):
+            for size in (self.features, 2 * self.features, 4 * self.features):
                 image = leaky(nn.Conv(size, (4, 4), strides=(2, 2))(image))
         x = image.reshape(len(image), -1)
         for _ in range(0 if self.convolutional else 2):
-            x = leaky(nn.Dense(self.width)(x))
+            x = leaky(nn.Dense(self.features)(x))
         return nn.Dense(1)(x)[:, 0]
 
 
 class Players(nn.Module):
     shape: tuple[int, ...]
     latents: int
-    width: int
+    features: int
     convolutional: bool
 
     def setup(self) -> None:
-        self.generator = Generator(self.shape, self.width, self.convolutional)
-        self.discriminator = Discriminator(self.width, self.convolutional)
+        self.generator = Generator(self.shape, self.features, self.convolutional)
+        self.discriminator = Discriminator(self.features, self.convolutional)
 
     def __call__(self, image: jax.Array, train: bool) -> jax.Array:
         """The logits [batch] of as many generated images, of which only the number is taken."""
@@ -87,9 +87,9 @@ class Players(nn.Module):
 
 
 def create_model(
-    example: tuple[Any, Any], *, latents: int = 64, width: int = 256, convolutional: bool = False
+    example: tuple[Any, Any], *, latents: int = 64, features: int = 256, convolutional: bool = False
 ) -> Players:
-    return Players(example[0].shape[1:], latents, width, convolutional)
+    return Players(example[0].shape[1:], latents, features, convolutional)
 
 
 def two_adams(
@@ -109,7 +109,7 @@ def two_adams(
 optimizers.OPTIMIZERS["two_adams"] = two_adams
 
 
-def loss_fn(params: Any, state: CustomTrainState, batch: dict[str, jax.Array], *, r1: float = 1.0) -> Any:
+def loss_fn(params: Any, state: CustomTrainState, batch: dict[str, jax.Array], *, r1: float = 0.1) -> Any:
     """The non-saturating losses of both, and `r1` / 2 times the squared gradient of the logits by real images.
 
     Mescheder et al. 2018, "Which training methods for GANs do actually converge?", for the penalty, R1.

@@ -16,7 +16,7 @@ from examples.diffusion.train import TASK, errors, follow, sample
 def diffusion_config(**fields):
     config = default.get_config()
     config.dataset, config.data.size, config.data.num_samples = "digits", 8, 200
-    config.batch_size, config.model.width, config.model.depth = 32, 16, 1
+    config.batch_size, config.model.features, config.model.blocks = 32, 16, 1
     config.duration = "40 steps"
     config.update(fields)
     return config

@@ -24,7 +24,7 @@ def test_the_bilinear_game_is_its_closed_form():
 def gan_config(**fields):
     config = default.get_config()
     config.dataset, config.data.size, config.data.num_samples = "digits", 8, 100
-    config.batch_size, config.model.width = 32, 16
+    config.batch_size, config.model.features = 32, 16
     config.duration = "20 steps"
     for name, value in fields.items():
         group, _, field = name.rpartition(".")

@@ -17,6 +17,6 @@ def get_config() -> ml_collections.ConfigDict:
     config.data.num_samples = 10_000
     config.duration = "200000 steps"
     config.augment.flip = True
-    config.model.width = 96
-    config.model.depth = 3
+    config.model.features = 96
+    config.model.blocks = 3
     return config

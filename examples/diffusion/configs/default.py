@@ -17,18 +17,18 @@ def get_config() -> ml_collections.ConfigDict:
     config.eval_every = "12.5%"
     config.evaluate_sets_every = "25%"
     config.checkpoint_every = "25%"
-    config.snapshot_every = "12.5%"
+    config.snapshot_every = "6.25%"
 
     config.model.name = "velocity"
-    config.model.width = 256
-    config.model.depth = 3
+    config.model.features = 256
+    config.model.blocks = 3
 
     config.optimizer.name = "adamw"  # without weight decay, Adam
     config.optimizer.learning_rate = 1e-3
 
     config.averages = ml_collections.ConfigDict()
-    for share in (1, 5, 20):
-        config.averages[f"ema{share}"] = default.average("ema", half_life=f"{share}%")
+    for share in ("01", "05", "20"):
+        config.averages[f"ema{share}"] = default.average("ema", half_life=f"{int(share)}%")
     config.averages.uncorrected = default.average("ema", decay=0.9999, debias=False)
     # From these two, tools.posthoc makes averages of other lengths after training, as EDM2 does (Karras et al. 2024).
     config.averages.power05 = default.average("power_ema", width=0.05)

@@ -15,7 +15,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.data.size = 28
     config.duration = "50000 steps"
     config.model.convolutional = True
-    config.model.width = 32
-    config.model.depth = 2
+    config.model.features = 32
+    config.model.blocks = 2
     config.optimizer.learning_rate = 3e-4
     return config

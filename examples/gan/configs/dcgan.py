@@ -17,6 +17,6 @@ def get_config() -> ml_collections.ConfigDict:
     config.duration = "100000 steps"
     config.model.convolutional = True
     config.model.latents = 128
-    config.model.width = 64
+    config.model.features = 64
     config.optimizer.learning_rate = 2e-4
     return config

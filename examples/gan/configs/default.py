@@ -1,4 +1,4 @@
-"""MNIST shrunk to 14x14, for two CPU cores: 20,000 steps of 128 at a constant learning rate, and four averages.
+"""MNIST shrunk to 14x14, for two CPU cores: 10,000 steps of 128 at a constant learning rate, and four averages.
 
 python main.py --config=examples/gan/configs/default.py --workdir=runs/gan
 """
@@ -13,7 +13,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.task = "examples.gan.train"
     config.dataset = "mnist"
     config.batch_size = 128
-    config.duration = "20000 steps"
+    config.duration = "10000 steps"
     config.evaluate_sets_every = "5%"
     config.checkpoint_every = "25%"
 
