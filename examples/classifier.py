@@ -87,10 +87,15 @@ def features(data: TrainData, workdir: pathlib.Path | None, num_steps: int = 200
         if path and path.parent.is_dir():
             np.savez(content := io.BytesIO(), params=params, digest=digest(data, params))
             replace_file(path, content.getvalue())
-    compute = jax.jit(lambda image: apply_fn(as_tree(params), image)[0])
+    tree = as_tree(params)
 
     def of_images(image: jax.Array) -> np.ndarray:
-        parts = [compute(image[start : start + 1000]) for start in range(0, len(image), 1000)]
+        parts = [_features(tree, image[start : start + 1000], apply_fn) for start in range(0, len(image), 1000)]
         return np.concatenate(jax.device_get(parts)).astype(np.float64)
 
     return of_images
+
+
+@functools.partial(jax.jit, static_argnames="apply_fn")
+def _features(params: Any, image: jax.Array, apply_fn: Callable[..., Any]) -> jax.Array:
+    return apply_fn(params, image)[0]

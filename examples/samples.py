@@ -46,25 +46,33 @@ def create_data(config: Any, mesh: Any, *, size: int = 14, num_samples: int = 50
     return data._replace(train=train, eval=evaluated, example=(jnp.zeros((1, *train.image.shape[1:])), data.example[1]))
 
 
-def frechet_distance(first: np.ndarray, second: np.ndarray) -> float:
-    """The squared Frechet distance of normal distributions with the moments of two sets [number, d], d > 1; or NaN."""
-    if not (np.isfinite(first).all() and np.isfinite(second).all()):
-        return np.nan
-    (mean, cov), (other_mean, other_cov) = ((x.mean(axis=0), np.cov(x, rowvar=False)) for x in (first, second))
-    values, vectors = np.linalg.eigh(cov)
-    root = vectors * np.sqrt(np.maximum(values, 0))  # cov = root @ root.T
-    overlap = np.sqrt(np.maximum(np.linalg.eigvalsh(root.T @ other_cov @ root), 0)).sum()
-    return float(np.sum((mean - other_mean) ** 2) + np.trace(cov) + np.trace(other_cov) - 2 * overlap)
+def moments(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Means [NUM_GROUPS + 1, d] and covariances [..., d, d] of x [number, d]: of all, then without each group."""
+    mean = x.mean(axis=0)
+    parts = [(x - mean)[group::NUM_GROUPS] for group in range(NUM_GROUPS)]
+    sums, squares = np.stack([p.sum(axis=0) for p in parts]), np.stack([p.T @ p for p in parts])
+    number = len(x) - np.array([0, *map(len, parts)])[:, None, None]
+    off = -np.concatenate([np.zeros((1, x.shape[1])), sums])[:, :, None] / number  # of the mean
+    left = squares.sum(axis=0) - np.concatenate([np.zeros((1, *squares.shape[1:])), squares])
+    return mean + off[:, :, 0], (left - number * off @ off.swapaxes(1, 2)) / (number - 1)
 
 
-def jackknife(first: np.ndarray, second: np.ndarray) -> np.ndarray:
-    """Items [NUM_GROUPS] whose mean is the distance and whose standard error is the distance's, by a grouped jackknife.
+def frechet_distance(first: np.ndarray, second: np.ndarray) -> tuple[float, np.ndarray]:
+    """The squared Frechet distance of normal distributions with the moments of two sets [number, d], or NaN.
 
-    They are its pseudo-values (Tukey 1958), moved to the mean: the bias stays, which is the same for all weights.
+    Returns:
+        The distance, and items [NUM_GROUPS] whose mean it is and whose standard error is its own: pseudo-values of a
+        grouped jackknife (Tukey 1958), moved to the mean. Its bias stays, which is about the same for all weights.
     """
-    groups = [np.arange(len(x)) % NUM_GROUPS for x in (first, second)]
-    without = [frechet_distance(first[groups[0] != g], second[groups[1] != g]) for g in range(NUM_GROUPS)]
-    return frechet_distance(first, second) - (NUM_GROUPS - 1) * (np.array(without) - np.mean(without))
+    if not (np.isfinite(first).all() and np.isfinite(second).all()):
+        return np.nan, np.full(NUM_GROUPS, np.nan)
+    (mean, cov), (other_mean, other_cov) = moments(first), moments(second)
+    values, vectors = np.linalg.eigh(cov)
+    root = vectors * np.sqrt(np.maximum(values, 0))[:, None]  # cov = root @ root.T
+    overlap = np.linalg.eigvalsh(root.swapaxes(1, 2) @ other_cov @ root)
+    traces = np.trace(cov + other_cov, axis1=1, axis2=2) - 2 * np.sqrt(np.maximum(overlap, 0)).sum(axis=1)
+    distance, *without = np.sum((mean - other_mean) ** 2, axis=1) + traces
+    return float(distance), distance - (NUM_GROUPS - 1) * (np.array(without) - np.mean(without))
 
 
 def covered(points: np.ndarray, others: np.ndarray, k: int = 3) -> np.ndarray:
@@ -88,8 +96,8 @@ def judge(experiment: Experiment, split: str, samples: Mapping[str, jax.Array]) 
     for name, images in samples.items():
         made = features(jnp.clip(jnp.round(127.5 * images + 127.5), 0, 255) / 127.5 - 1)  # as files would hold them
         near, few = made[:NUM_NEIGHBOURS], real[:NUM_NEIGHBOURS]
-        items = {"frechet": jackknife(made, real), "precision": covered(near, few), "recall": covered(few, near)}
-        found[name] = {metric: (values.mean(), values) for metric, values in items.items()}
+        shares = {"precision": covered(near, few), "recall": covered(few, near)}
+        found[name] = {"frechet": frechet_distance(made, real)} | {m: (x.mean(), x) for m, x in shares.items()}
     return found
 
 

@@ -23,14 +23,29 @@ def test_the_distance_is_that_of_its_formula_in_float64():
     means, covs = zip(*((x.mean(axis=0), np.cov(x.T)) for x in (first, second)), strict=True)
     root = scipy.linalg.sqrtm(covs[0] @ covs[1])
     expected = np.sum((means[0] - means[1]) ** 2) + np.trace(covs[0] + covs[1] - 2 * root.real)
-    assert samples.frechet_distance(first, second) == pytest.approx(expected, abs=1e-6)
-    assert samples.frechet_distance(first, first) == pytest.approx(0, abs=1e-6)
+    assert samples.frechet_distance(first, second)[0] == pytest.approx(expected, abs=1e-6)
+    assert samples.frechet_distance(first, first)[0] == pytest.approx(0, abs=1e-6)
+
+
+def test_items_are_pseudo_values_of_a_jackknife_over_groups():
+    first, second = normal(1, 211), normal(2, 307, shift=0.2)
+    distance, items = samples.frechet_distance(first, second)
+    without = [
+        samples.frechet_distance(*(np.delete(x, np.s_[group :: samples.NUM_GROUPS], axis=0) for x in (first, second)))[
+            0
+        ]
+        for group in range(samples.NUM_GROUPS)
+    ]
+    pseudo = samples.NUM_GROUPS * distance - (samples.NUM_GROUPS - 1) * np.array(without)
+    np.testing.assert_allclose(items, pseudo - pseudo.mean() + distance, rtol=1e-9)
 
 
 def test_the_distance_of_two_gaussians_lies_within_its_interval():
     """A shift by 0.5 and a scale of 1.5 in each of 8 dimensions: 8 * (0.25 + 0.25)."""
     found = [
-        intervals.mean_interval(samples.jackknife(normal(seed, 2000), normal(100 + seed, 3000, shift=0.5, scale=1.5)))
+        intervals.mean_interval(
+            samples.frechet_distance(normal(seed, 2000), normal(100 + seed, 3000, shift=0.5, scale=1.5))[1]
+        )
         for seed in range(20)
     ]
     assert sum(low <= 4 <= high for _, low, high in found) >= 17  # of 20 intervals of 95 %
@@ -42,7 +57,7 @@ def test_the_distance_of_two_gaussians_lies_within_its_interval():
 def test_what_is_not_finite_has_no_distance_and_covers_nothing():
     broken = normal(0, 100)
     broken[3] = np.nan
-    assert np.isnan(samples.jackknife(broken, normal(1, 100))).all()
+    assert np.isnan(samples.frechet_distance(broken, normal(1, 100))[1]).all()
     assert not samples.covered(broken[3:4], normal(1, 100)).any()
 
 
