@@ -1,10 +1,10 @@
-"""Flow matching: noise becomes an image along a learned velocity (Lipman et al. 2023, Liu et al. 2023).
+"""Flow matching: noise becomes an image along straight paths (Lipman et al. 2023, Liu et al. 2023).
 
     python main.py --config=examples/diffusion/configs/default.py --workdir=runs/diffusion
     python -m examples.samples runs/diffusion
 
-On the straight path from noise to an image, `(1 - t) * noise + t * image`, the network learns the velocity, which is
-`image - noise`. Sampling follows it from t = 0 to 1.
+The network sees a point `x` of the path from noise to an image, `(1 - t) * noise + t * image`, and estimates the image.
+With the velocity `(estimate - x) / (1 - t)`, which sampling follows, the estimate would be reached at t = 1.
 """
 
 import functools
@@ -21,8 +21,8 @@ from train_state import CustomTrainState
 
 
 def waves(time: jax.Array, size: int) -> jax.Array:
-    """Times [batch] in [0, 1] as sines and cosines [batch, size], of periods down to a thousandth."""
-    angles = 2 * jnp.pi * time[:, None] * jnp.geomspace(0.5, 1000, size // 2)
+    """Times [batch] in [0, 1] as sines and cosines [batch, size], of up to 16 periods."""
+    angles = 2 * jnp.pi * time[:, None] * jnp.geomspace(0.25, 16, size // 2)
     return jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], axis=-1)
 
 
@@ -34,14 +34,14 @@ class MLP(nn.Module):
 
     @nn.compact
     def __call__(self, noisy: tuple[jax.Array, jax.Array], train: bool) -> jax.Array:
-        """Maps images [batch, height, width, channels] and times [batch] to velocities."""
+        """Maps images [batch, height, width, channels] and times [batch] to images in [-1, 1]."""
         image, time = noisy
         when = nn.silu(nn.Dense(self.features)(waves(time, 64)))
         x = nn.Dense(self.features)(image.reshape(len(image), -1))
         for _ in range(self.blocks):
             y = nn.Dense(self.features)(nn.LayerNorm()(x)) + nn.Dense(self.features)(when)
             x = x + nn.Dense(self.features)(nn.silu(y))
-        return nn.Dense(image[0].size)(nn.LayerNorm()(x)).reshape(image.shape)
+        return nn.tanh(nn.Dense(image[0].size)(nn.LayerNorm()(x))).reshape(image.shape)
 
 
 class UNet(nn.Module):
@@ -55,7 +55,7 @@ class UNet(nn.Module):
 
     @nn.compact
     def __call__(self, noisy: tuple[jax.Array, jax.Array], train: bool) -> jax.Array:
-        """Maps images [batch, height, width, channels] and times [batch] to velocities."""
+        """Maps images [batch, height, width, channels] and times [batch] to images in [-1, 1]."""
         image, time = noisy
         when = nn.silu(nn.Dense(4 * self.features)(waves(time, 64)))
 
@@ -73,7 +73,7 @@ class UNet(nn.Module):
             same = kept.pop()
             x = jax.image.resize(x, (*same.shape[:3], x.shape[-1]), "nearest")
             x = block(jnp.concatenate([x, same], axis=-1), self.features * 2**level)
-        return nn.Conv(image.shape[-1], (3, 3))(nn.silu(nn.GroupNorm(8)(x)))
+        return nn.tanh(nn.Conv(image.shape[-1], (3, 3))(nn.silu(nn.GroupNorm(8)(x))))
 
 
 def create_model(example: tuple[Any, Any], *, convolutional: bool = False, features: int = 256, blocks: int = 3) -> Any:
@@ -87,27 +87,27 @@ def create_data(config: Any, mesh: Any, *, size: int = 14, num_samples: int = 50
     return data._replace(example=((data.example[0], jnp.zeros(1)), data.example[0]))
 
 
-def errors(velocity: Any, image: jax.Array, key: jax.Array, time: jax.Array) -> jax.Array:
-    """The squared error of the velocity of each image on its way from noise, the mean over its pixels, [batch]."""
-    noise = jax.random.normal(key, image.shape)
+def errors(estimate: Any, image: jax.Array, key: jax.Array, time: jax.Array) -> jax.Array:
+    """The squared error [batch] of the estimate of each image at a time [batch] on its way, the mean over pixels."""
     part = time[:, None, None, None]
-    return jnp.square(velocity(((1 - part) * noise + part * image, time)) - (image - noise)).mean(axis=(1, 2, 3))
+    noisy = (1 - part) * jax.random.normal(key, image.shape) + part * image
+    return jnp.square(estimate((noisy, time)) - image).mean(axis=(1, 2, 3))
 
 
 def loss_fn(params: Any, state: CustomTrainState, batch: dict[str, jax.Array]) -> Any:
     time = jax.random.uniform(state.step_key("time"), (len(batch["image"]),))
-    velocity = functools.partial(state.apply_fn, {"params": params}, train=True)
-    error = errors(velocity, batch["image"], state.step_key("noise"), time)
+    estimate = functools.partial(state.apply_fn, {"params": params}, train=True)
+    error = errors(estimate, batch["image"], state.step_key("noise"), time)
     return error.mean(), ({"loss": (error.sum(), error.size)}, {})
 
 
 def score_fn(apply_fn: Any, variables: Any, batch: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
     """The loss of each image at four times, one in each quarter of the way; the same noise for all weights."""
-    velocity = functools.partial(apply_fn, variables, train=False)
+    estimate = functools.partial(apply_fn, variables, train=False)
     keys = jax.random.split(jax.random.key(0), 4)
     first = jax.random.uniform(keys[0], (len(batch["image"]),)) / 4
     return {
-        "loss": jnp.mean(jnp.stack([errors(velocity, batch["image"], keys[i], first + i / 4) for i in range(4)]), 0)
+        "loss": jnp.mean(jnp.stack([errors(estimate, batch["image"], keys[i], first + i / 4) for i in range(4)]), 0)
     }
 
 
@@ -116,7 +116,7 @@ def follow(apply_fn: Any, variables: Any, noise: jax.Array, num_steps: int) -> j
     """Images from noise, by the midpoint rule."""
 
     def velocity(x: jax.Array, time: Any) -> jax.Array:
-        return apply_fn(variables, (x, jnp.full(len(x), time)), train=False)
+        return (apply_fn(variables, (x, jnp.full(len(x), time)), train=False) - x) / (1 - time)
 
     def step(index: int, x: jax.Array) -> jax.Array:
         time, half = index / num_steps, 0.5 / num_steps
