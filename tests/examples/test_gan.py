@@ -87,6 +87,13 @@ def test_fields_of_an_optimizer_of_ones_own_are_checked_like_others():
         check(gan_config(**{"optimizer.generator_rate": 1}))
 
 
+def test_fields_of_an_optimizer_of_ones_own_are_no_fields_of_others():
+    config = gan_config(**{"optimizer.name": "adamw", "optimizer.generator_rate": 0.5})
+    with pytest.raises(UserError, match=r"optimizer.generator_rate is unknown"):
+        check(config)
+    check(gan_config(**{"optimizer.name": "adamw"}))
+
+
 @pytest.mark.slow
 def test_the_config_for_a_gpu_compiles(made_data, monkeypatch):
     monkeypatch.setenv("TFDS_DATA_DIR", str(made_data))

@@ -1,10 +1,14 @@
 """Frechet distance, precision and recall of samples, and the classifier in whose features they are taken."""
 
+import subprocess
+import sys
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 import scipy.linalg
+from conftest import ROOT
 
 from augmentation import Augmentation
 from examples import classifier, samples
@@ -113,6 +117,19 @@ def test_the_classifier_of_a_workdir_is_trained_once_and_guarded_by_its_digest(t
     (tmp_path / "classifier.npz").write_bytes(b"half")
     with pytest.raises(UserError, match=r"classifier.npz is damaged"):
         classifier.features(small_data, tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["diffusion", "gan"])
+def test_runs_killed_at_random_moments_end_bit_for_bit_as_if_they_had_been_left_alone(name):
+    fields = ["dataset=digits", "data.size=8", "data.num_samples=100", "model.features=16", "duration=120 steps"]
+    fields += ["evaluate_sets_every=40 steps", "checkpoint_every=30 steps", "log_every=17 steps", "batch_size=32"]
+    command = [sys.executable, "tests/chaos/chaos.py", "--runs=3", "--seed=0"]
+    command += [f"--config=examples/{name}/configs/default.py", *(f"--override={field}" for field in fields)]
+    command += [f"--phase={phase}" for phase in ("train", "evaluate", "saving")]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=600)
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert "3 of 3 runs ended bit for bit" in result.stdout
 
 
 @pytest.mark.slow
