@@ -1,4 +1,4 @@
-"""A small classifier whose features judge generated images. It is trained once for a run, in seconds."""
+"""Small images, and a classifier whose features judge generated ones. It is trained once for a run, in seconds."""
 
 import functools
 import hashlib
@@ -15,11 +15,34 @@ import optax
 from flax import linen as nn
 from jax.flatten_util import ravel_pytree
 
+import input_pipeline
 from input_pipeline import TrainData
 from runtime.convolution import FastApply
 from runtime.errors import UserError
 from runtime.files import replace_file
 from runtime.progress import under_way
+
+
+def create_data(config: Any, mesh: Any, *, size: int = 14, num_samples: int = 5000) -> input_pipeline.Data:
+    """Images shrunk to `size`, between -1 and 1; `num_samples` are to be judged with them, which changes results.
+
+    Raises:
+        UserError: images cannot be shrunk to this size in whole blocks of pixels.
+    """
+    del num_samples
+    data = input_pipeline.create_data(config, mesh)
+
+    def shrunk(images: Any) -> Any:
+        n, height, width, channels = images.image.shape
+        if size < 1 or height % size or width % size:
+            raise UserError(f"data.size = {size}: must divide the {height} x {width} of the images of {config.dataset}")
+        blocks = np.asarray(images.image).reshape(n, size, height // size, size, width // size, channels)
+        half = np.full(channels, 127.5, np.float32)
+        normalization = input_pipeline.Normalization(half, half)
+        return images.replace(image=blocks.mean((2, 4)).round().astype(np.uint8), normalization=normalization)
+
+    train, evaluated = shrunk(data.train), {name: shrunk(images) for name, images in data.eval.items()}
+    return data._replace(train=train, eval=evaluated, example=(jnp.zeros((1, *train.image.shape[1:])), data.example[1]))
 
 
 class Classifier(nn.Module):

@@ -8,11 +8,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import scipy.linalg
-from conftest import ROOT
+from conftest import ROOT, create_experiment
 
 from augmentation import Augmentation
-from examples import classifier, samples
-from input_pipeline import Normalization, TrainData
+from examples import classifier, distances
+from examples.gan.configs import default
+from input_pipeline import Normalization, TrainData, find_source
 from runtime import intervals
 from runtime.errors import UserError
 
@@ -27,20 +28,17 @@ def test_the_distance_is_that_of_its_formula_in_float64():
     means, covs = zip(*((x.mean(axis=0), np.cov(x.T)) for x in (first, second)), strict=True)
     root = scipy.linalg.sqrtm(covs[0] @ covs[1])
     expected = np.sum((means[0] - means[1]) ** 2) + np.trace(covs[0] + covs[1] - 2 * root.real)
-    assert samples.frechet_distance(first, second)[0] == pytest.approx(expected, abs=1e-6)
-    assert samples.frechet_distance(first, first)[0] == pytest.approx(0, abs=1e-6)
+    assert distances.frechet_distance(first, second)[0] == pytest.approx(expected, abs=1e-6)
+    assert distances.frechet_distance(first, first)[0] == pytest.approx(0, abs=1e-6)
 
 
 def test_items_are_pseudo_values_of_a_jackknife_over_groups():
     first, second = normal(1, 211), normal(2, 307, shift=0.2)
-    distance, items = samples.frechet_distance(first, second)
-    without = [
-        samples.frechet_distance(*(np.delete(x, np.s_[group :: samples.NUM_GROUPS], axis=0) for x in (first, second)))[
-            0
-        ]
-        for group in range(samples.NUM_GROUPS)
-    ]
-    pseudo = samples.NUM_GROUPS * distance - (samples.NUM_GROUPS - 1) * np.array(without)
+    distance, items = distances.frechet_distance(first, second)
+    groups = [np.s_[group :: distances.NUM_GROUPS] for group in range(distances.NUM_GROUPS)]
+    parts = [(np.delete(first, group, axis=0), np.delete(second, group, axis=0)) for group in groups]
+    without = [distances.frechet_distance(*pair)[0] for pair in parts]
+    pseudo = distances.NUM_GROUPS * distance - (distances.NUM_GROUPS - 1) * np.array(without)
     np.testing.assert_allclose(items, pseudo - pseudo.mean() + distance, rtol=1e-9)
 
 
@@ -48,7 +46,7 @@ def test_the_distance_of_two_gaussians_lies_within_its_interval():
     """A shift by 0.5 and a scale of 1.5 in each of 8 dimensions: 8 * (0.25 + 0.25)."""
     found = [
         intervals.mean_interval(
-            samples.frechet_distance(normal(seed, 2000), normal(100 + seed, 3000, shift=0.5, scale=1.5))[1]
+            distances.frechet_distance(normal(seed, 2000), normal(100 + seed, 3000, shift=0.5, scale=1.5))[1]
         )
         for seed in range(20)
     ]
@@ -61,8 +59,8 @@ def test_the_distance_of_two_gaussians_lies_within_its_interval():
 def test_what_is_not_finite_has_no_distance_and_covers_nothing():
     broken = normal(0, 100)
     broken[3] = np.nan
-    assert np.isnan(samples.frechet_distance(broken, normal(1, 100))[1]).all()
-    assert not samples.covered(broken[3:4], normal(1, 100)).any()
+    assert np.isnan(distances.frechet_distance(broken, normal(1, 100))[1]).all()
+    assert not distances.covered(broken[3:4], normal(1, 100)).any()
 
 
 def test_precision_and_recall_of_made_cases():
@@ -71,7 +69,7 @@ def test_precision_and_recall_of_made_cases():
     half_wrong = np.concatenate([all_modes, normal(5, 600, 4, shift=-50)])
 
     def precision_and_recall(made):
-        return samples.covered(made, real).mean(), samples.covered(real, made).mean()
+        return distances.covered(made, real).mean(), distances.covered(real, made).mean()
 
     assert precision_and_recall(real) == (1, 1)
     precision, recall = precision_and_recall(one_mode)
@@ -86,7 +84,7 @@ def test_a_point_is_covered_up_to_the_third_neighbour():
     others = np.array([[0.0], [1.0], [2.0], [3.0], [10.0]])
     # The third neighbours of the first four are at 3, 2, 2 and 3; that of 10 is at 9.
     points = np.array([[-3.0], [-3.01], [6.0], [19.0], [19.01]])
-    np.testing.assert_array_equal(samples.covered(points, others), [True, False, True, True, False])
+    np.testing.assert_array_equal(distances.covered(points, others), [True, False, True, True, False])
 
 
 @pytest.fixture(scope="module")
@@ -119,6 +117,21 @@ def test_the_classifier_of_a_workdir_is_trained_once_and_guarded_by_its_digest(t
         classifier.features(small_data, tmp_path)
 
 
+def test_images_are_shrunk_to_means_of_blocks_and_only_to_such():
+    config = default.get_config()
+    config.dataset, config.data.size = "digits", 4
+    experiment = create_experiment(config)
+    whole = find_source("digits").load("train").image.astype(np.float64)
+    expected = whole.reshape(-1, 4, 2, 4, 2, 1).mean(axis=(2, 4))
+    np.testing.assert_allclose(experiment.train_data.image, expected, atol=0.5)
+    batch, _ = experiment.train_data.batch(experiment.state)
+    assert batch["image"].shape == (128, 4, 4, 1)
+    assert float(batch["image"].min()) == -1
+    config.data.size = 3
+    with pytest.raises(UserError, match=r"data.size = 3: must divide the 8 x 8 of the images of digits"):
+        create_experiment(config)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["diffusion", "gan"])
 def test_runs_killed_at_random_moments_end_bit_for_bit_as_if_they_had_been_left_alone(name):
@@ -134,9 +147,6 @@ def test_runs_killed_at_random_moments_end_bit_for_bit_as_if_they_had_been_left_
 
 @pytest.mark.slow
 def test_the_classifier_learns(mnist):
-    from examples.gan.configs import default
-    from tools.finished import create_experiment
-
     experiment = create_experiment(default.get_config())
     data = experiment.train_data
     model = classifier.FastApply(classifier.Classifier(10))
