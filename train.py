@@ -259,10 +259,8 @@ def evaluate(
     experiment: Experiment, state: CustomTrainState, splits: Iterable[str], *, sets: bool = True, keep: Keep = None
 ) -> dict[str, evaluation.Metrics]:
     """Scores raw and averaged weights on some splits; see `evaluate_weights`."""
-    split_batch = sharding.split_batch(experiment.mesh)
-    weights = evaluation.weights_to_score(
-        state, experiment.train_data, experiment.config.recompute_batches, split_batch
-    )
+    num_batches, split_batch = experiment.config.recompute_batches, sharding.split_batch(experiment.mesh)
+    weights = evaluation.weights_to_score(state, experiment.train_data, num_batches, split_batch)
     return {split: evaluate_weights(experiment, weights, split, sets=sets, keep=keep) for split in splits}
 
 

@@ -46,6 +46,7 @@ def test_the_midpoint_rule_is_of_second_order():
     assert errors[1] < 0.01
 
 
+@pytest.mark.slow
 def test_the_loss_is_the_squared_error_of_the_estimate_at_the_point_of_the_path():
     image, time = jnp.ones((4, 3, 3, 2)), jnp.array([0.0, 0.25, 0.5, 0.9])
     noise = jax.random.normal(jax.random.key(0), image.shape)

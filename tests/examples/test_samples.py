@@ -117,6 +117,7 @@ def test_the_classifier_of_a_workdir_is_trained_once_and_guarded_by_its_digest(t
         classifier.features(small_data, tmp_path)
 
 
+@pytest.mark.slow
 def test_images_are_shrunk_to_means_of_blocks_and_only_to_such():
     config = default.get_config()
     config.dataset, config.data.size = "digits", 4
