@@ -4,12 +4,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import check, create_experiment
+from conftest import create_experiment
 
 from examples.gan import bilinear
 from examples.gan.configs import dcgan, default
 from examples.gan.train import loss_fn
-from runtime.errors import UserError
 
 
 def test_the_bilinear_game_is_its_closed_form():
@@ -78,20 +77,6 @@ def test_each_loss_moves_its_own_player_only(experiment):
         "discriminator": jax.grad(of_discriminator)(state.params["discriminator"]),
     }
     jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-3, atol=1e-6), found, expected)  # of float32
-
-
-def test_fields_of_an_optimizer_of_ones_own_are_checked_like_others():
-    with pytest.raises(UserError, match=r"optimizer.generator_rat is unknown; did you mean optimizer.generator_rate"):
-        check(gan_config(**{"optimizer.generator_rat": 1.0}))
-    with pytest.raises(UserError, match=r"optimizer.generator_rate = 1 is of type int; must be of type float"):
-        check(gan_config(**{"optimizer.generator_rate": 1}))
-
-
-def test_fields_of_an_optimizer_of_ones_own_are_no_fields_of_others():
-    config = gan_config(**{"optimizer.name": "adamw", "optimizer.generator_rate": 0.5})
-    with pytest.raises(UserError, match=r"optimizer.generator_rate is unknown"):
-        check(config)
-    check(gan_config(**{"optimizer.name": "adamw"}))
 
 
 @pytest.mark.slow
