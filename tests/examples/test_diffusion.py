@@ -63,7 +63,7 @@ def test_the_loss_is_the_squared_error_of_the_estimate_at_the_point_of_the_path(
 
 @pytest.mark.slow
 def test_all_weights_get_the_same_noise_and_another_seed_gets_other(tmp_path):
-    first, other = (create_experiment(diffusion_config(seed=seed)) for seed in (0, 1))
+    first, other = (create_experiment(diffusion_config(seed=seed), tmp_path) for seed in (0, 1))  # one classifier
     weights = {"raw": first.state.weights()["raw"]}
     found = [TASK.evaluate(e, weights | {"again": weights["raw"]}, "test") for e in (first, other)]
     for sets in found:
