@@ -18,6 +18,7 @@ from matplotlib.figure import Figure
 
 from examples import classifier
 from examples.distances import covered, frechet_distance
+from runtime.errors import UserError
 from runtime.files import local_path
 from runtime.score_metrics import Sets
 from streams import stream_key
@@ -64,4 +65,7 @@ def draw_run(workdir: pathlib.Path, path: pathlib.Path) -> None:
 if __name__ == "__main__":
     if len(sys.argv) != 2 or sys.argv[1].startswith("-"):
         sys.exit(__doc__)
-    draw_run(local_path(sys.argv[1]), local_path(sys.argv[1]) / "samples.png")
+    try:
+        draw_run(local_path(sys.argv[1]), local_path(sys.argv[1]) / "samples.png")
+    except UserError as error:
+        sys.exit(f"error: {error}")

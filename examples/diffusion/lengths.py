@@ -31,7 +31,7 @@ CURVES = {
     "uncorrected": "decay 0.9999, uncorrected",
 }
 BASIS = ("power05", "power10")
-WIDTHS = (0.03, 0.04, 0.05, 0.07, 0.10, 0.13, 0.16, 0.19, 0.22)
+WIDTHS = (0.03, 0.05, 0.07, 0.10, 0.13, 0.16, 0.20)
 LENGTHS = {width: f"power_ema:width={width}" for width in WIDTHS}
 METRICS = (*samples.METRICS, "loss")
 

@@ -14,8 +14,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.dataset = "mnist"
     config.batch_size = 128
     config.duration = "8000 steps"
-    config.eval_every = "12.5%"
-    config.evaluate_sets_every = "25%"
+    config.eval_every = "25%"
     config.checkpoint_every = "25%"
     config.snapshot_every = "6.25%"
 
