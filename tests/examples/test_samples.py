@@ -8,10 +8,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import scipy.linalg
-from conftest import ROOT, create_experiment
+from conftest import ROOT, create_experiment, read_metrics
+from PIL import Image
 
+import train
 from augmentation import Augmentation
-from examples import classifier, distances
+from examples import classifier, distances, results, samples
+from examples.gan import swing
 from examples.gan.configs import default
 from input_pipeline import Normalization, TrainData, find_source
 from runtime import intervals
@@ -156,3 +159,32 @@ def test_the_classifier_learns(mnist):
     test = experiment.eval_data["test"]
     logits = model(trained, test.normalization(test.image))[1]
     assert float(jnp.mean(logits.argmax(axis=1) == test.label)) > 0.93
+
+
+@pytest.mark.slow
+def test_seeds_are_read_from_their_runs_and_samples_drawn(tmp_path):
+    for seed in (0, 1):
+        config = default.get_config()
+        config.dataset, config.data.size, config.data.num_samples = "digits", 8, 100
+        config.duration, config.evaluate_sets_every, config.seed = "20 steps", "10 steps", seed
+        train.train_and_evaluate(config, tmp_path / f"seed{seed}")
+    workdirs = results.seeds(tmp_path)
+    curves, steps = results.read(workdirs, swing.CURVES, samples.METRICS), results.steps(workdirs[0], "frechet")
+    assert steps == [10, 20]
+    assert np.shape(curves["ema05"]["recall"]) == (2, 2)
+    lines = [line for line in read_metrics(tmp_path / "seed1", "mean") if "frechet" in line]
+    assert curves["mean"]["frechet"][1] == [round(line["frechet"], 4) for line in lines]
+    result = results.about(workdirs) | {"steps": steps, "curves": curves}
+    assert 0 < result["floor"]["frechet"] < np.min(curves["raw"]["frechet"])
+    assert swing.table(result).count("|\n") == 1 + len(swing.CURVES)
+    np.testing.assert_allclose(swing.swing(curves["raw"]), np.abs(np.diff(curves["raw"]["frechet"]))[:, 0])
+    swing.draw(result).savefig(tmp_path / "swing.png")
+    samples.draw_run(workdirs[0], tmp_path / "samples.png")
+    with Image.open(tmp_path / "samples.png") as picture:
+        assert len(set(picture.convert("L").get_flattened_data())) > 10  # not blank
+    stored = dict(np.load(tmp_path / "seed1" / "classifier.npz"))
+    np.savez(tmp_path / "seed1" / "classifier.npz", **stored | {"digest": "0" * 64})
+    with pytest.raises(UserError, match=r"the classifiers of .*seed0 and others differ"):
+        results.about(workdirs)
+    with pytest.raises(UserError, match=r"has no runs seed0, seed1"):
+        results.seeds(tmp_path / "seed0")
