@@ -23,12 +23,13 @@ from tools import posthoc
 
 FOLDER = pathlib.Path(__file__).parent
 SCHEDULES = {"constant": "#D55E00", "cosine": "#0072B2"}  # Okabe and Ito's colours
+# By name of the curve: in words, and in a colour.
 CURVES = {
-    "raw": "raw",
-    "ema01": "EMA, half-life 1 %",
-    "ema05": "EMA, half-life 5 %",
-    "ema20": "EMA, half-life 20 %",
-    "uncorrected": "decay 0.9999, uncorrected",
+    "raw": ("raw", "#999999"),
+    "ema01": ("EMA, half-life 1 %", "#E69F00"),
+    "ema05": ("EMA, half-life 5 %", "#009E73"),
+    "ema20": ("EMA, half-life 20 %", "#CC79A7"),
+    "uncorrected": ("decay 0.9999, uncorrected", "#000000"),
 }
 BASIS = ("power05", "power10")
 WIDTHS = (0.03, 0.05, 0.07, 0.10, 0.13, 0.16, 0.20)
@@ -48,7 +49,7 @@ def table(result: Mapping[str, Any], schedule: str) -> str:
     header = ["weights", "denoising loss", "minus raw, thousandths", "distance", "minus raw", "precision", "recall"]
     lines = [f"| {' | '.join(header)} |", "|---" * len(header) + "|"]
     curves = result["schedules"][schedule]
-    for name, words in CURVES.items():
+    for name, (words, _) in CURVES.items():
         values = {metric: results.last(curves[name], metric) for metric in METRICS}
         apart = {metric: values[metric] - results.last(curves["raw"], metric) for metric in METRICS}
         cells = [words, f"{values['loss'].mean():.4f}"]
@@ -90,24 +91,24 @@ def draw(result: Mapping[str, Any]) -> Figure:
         length.plot([100 * width for width in WIDTHS], values, color=colour, alpha=0.35, linewidth=0.6)
         length.plot([100 * width for width in WIDTHS], values.mean(axis=1), "o-", color=colour, label=schedule)
         length.axhline(raw, color=colour, linestyle="--", linewidth=1, label=f"{schedule}, raw")
-    length.set_title("distance at the end", loc="left", fontsize=9.5)
+    length.set_title("distance at the end of training", loc="left", fontsize=9.5)
     length.set_xlabel("width of the average, % of training", fontsize=9.5)
     for axis, schedule in zip(panels, SCHEDULES, strict=True):
-        for name, words in CURVES.items():
-            if name != "uncorrected":  # far above
-                values = np.array(result["schedules"][schedule][name]["frechet"])
-                axis.plot(result["steps"], values.mean(axis=0), "o-", label=words, color=COLOURS[name])
-        axis.set_title(f"distance over training, {schedule}", loc="left", fontsize=9.5)
-    panels[-1].set_xlabel("step", fontsize=9.5)
+        for name, (words, colour) in CURVES.items():
+            values = np.array(result["schedules"][schedule][name]["frechet"])
+            axis.plot(result["steps"], values.T, color=colour, alpha=0.35, linewidth=0.6)
+            axis.plot(result["steps"], values.mean(axis=0), "o-", color=colour, label=words)
+        axis.set_title(f"distance in training, {schedule}", loc="left", fontsize=9.5)
+        axis.set_xticks(result["steps"])
+    panels[-1].set_xlabel("step of training", fontsize=9.5)
     for axis in figure.axes:
+        axis.axhline(result["floor"]["frechet"], color="black", linestyle=":", linewidth=1, label="real images")
+        axis.set_yscale("log")
         axis.legend(fontsize=9.5, loc="upper left", bbox_to_anchor=(1, 1), frameon=False)
         axis.tick_params(labelsize=9.5)
         axis.grid(alpha=0.25)
         axis.spines[["top", "right"]].set_visible(False)
     return figure
-
-
-COLOURS = {"raw": "#999999", "ema01": "#D55E00", "ema05": "#0072B2", "ema20": "#009E73"}
 
 
 def main(folder: pathlib.Path | None) -> None:
