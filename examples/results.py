@@ -71,3 +71,10 @@ def in_words(values: Sequence[float] | np.ndarray, form: str = ".1f", sign: str 
 def last(curve: Mapping[str, Any], metric: str) -> np.ndarray:
     """The values of a metric at the end of each training, [seeds]."""
     return np.array(curve[metric])[:, -1]
+
+
+def row(words: str, curves: Mapping[str, Any]) -> str:
+    """A line for docs/averages.md: the distance at the end of raw weights, and of three EMAs minus raw."""
+    raw = last(curves["raw"], "frechet")
+    apart = [in_words(last(curves[name], "frechet") - raw, sign="+") for name in ("ema01", "ema05", "ema20")]
+    return f"| {' | '.join([words, in_words(raw), *apart])} |"
