@@ -6,7 +6,6 @@ import json
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
 from conftest import check, create_experiment, digits_config, read_metrics, resolve
 from flax import linen as nn
@@ -14,7 +13,6 @@ from flax import struct
 
 import evaluation
 import input_pipeline
-import optimizers
 import train
 from reporting import page, runs, tables
 from runtime import intervals, run_config
@@ -277,36 +275,6 @@ def test_fields_of_a_model_of_ones_own_are_checked_like_others(walk):
     with pytest.raises(UserError, match=r"model\.width = 3: the model of task 'task_\d+' has no such field"):
         check(walk(model__width=3))
     check(walk(model__name="scale"))
-
-
-def test_fields_that_only_an_optimizer_declares_are_fields_of_the_config(monkeypatch):
-    def stretched(learning_rate, *, b1, stretch: float = 2.0):
-        return optax.chain(optax.adam(learning_rate, b1), optax.scale(stretch))
-
-    monkeypatch.setitem(optimizers.OPTIMIZERS, "stretched", stretched)
-    assert resolve(digits_config(optimizer__name="stretched")).optimizer.stretch == 2.0
-    assert resolve(digits_config(optimizer__name="stretched", optimizer__stretch=3.0)).optimizer.stretch == 3.0
-    with pytest.raises(UserError, match=r"optimizer\.stretch = 3 is of type int; must be of type float"):
-        check(digits_config(optimizer__name="stretched", optimizer__stretch=3))
-    with pytest.raises(UserError, match=r"optimizer\.stretched is unknown; did you mean optimizer\.stretch\?"):
-        check(digits_config(optimizer__name="stretched", optimizer__stretched=3.0))
-    with pytest.raises(UserError, match=r"optimizer\.stretch is unknown"):
-        check(digits_config(optimizer__stretch=3.0))
-    check(digits_config())
-
-
-@pytest.mark.slow
-def test_a_task_finds_the_folder_of_its_run_in_training_and_afterwards(walk, task, tmp_path):
-    def noting(experiment, weights, split):
-        with (experiment.workdir / "kept").open("a") as file:
-            file.write("x")
-        return evaluate(experiment, weights, split)
-
-    name = task(**TASK | {"evaluate": noting})
-    train.train_and_evaluate(walk(task=name), tmp_path / "run")
-    assert (tmp_path / "run" / "kept").read_text() == "xxxx"
-    assert FinishedRun.read(tmp_path / "run").experiment.workdir == tmp_path / "run"
-    assert create_experiment(walk(task=name), tmp_path / "run").workdir == tmp_path / "run"
 
 
 @pytest.mark.parametrize(
