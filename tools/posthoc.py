@@ -6,7 +6,8 @@
 An average is written KIND:FIELD=VALUE,FIELD=VALUE with the kinds and fields of `config.averages`; lawa is the mean of
 the raw weights of the last snapshots (or checkpoints, where there are no snapshots). Each average is fitted as a linear
 combination of everything stored (see `averaging.synthesize`) and, where the fit is good enough, scored beside the raw
-weights, at every step at which something is stored. The scores go to WORKDIR/posthoc.jsonl, which tools.report reads.
+weights, at every step at which something is stored, or with --last only at the last. The scores go to
+WORKDIR/posthoc.jsonl, which tools.report reads.
 
 A run stores snapshots with --config.snapshot_every=6.25%. Two averages of kind power_ema, 0.05 and 0.10 wide, are a
 good basis for others.
