@@ -64,15 +64,16 @@ def draw(result: Mapping[str, Any]) -> Figure:
         game.plot(paths[name].real, paths[name].imag, color=colour, label=words)
     game.set(aspect="equal")
     game.set_title("min over x, max over y of x * y", loc="left", fontsize=9.5)
-    game.legend(fontsize=9.5, loc="upper left", bbox_to_anchor=(1, 1), frameon=False)
+    game.legend(fontsize=9.5, loc="upper left", bbox_to_anchor=(1, 1), frameon=False, handlelength=0.8)
     for axis, names in zip(panels, (("raw", "ema01"), ("raw", "ema05"), ("raw", "ema20", "mean")), strict=True):
         for name in names:
             words, colour = CURVES[name]
             values = np.array(result["curves"][name]["frechet"])
             axis.semilogy(result["steps"], values.T, color=colour, alpha=0.3, linewidth=0.6)
             axis.semilogy(result["steps"], np.exp(np.log(values).mean(axis=0)), color=colour, linewidth=2, label=words)
-        axis.axhline(result["floor"]["frechet"], color="black", linestyle=":", linewidth=1, label="real images")
+        axis.axhline(result["floor"]["frechet"], color="black", linestyle=":", linewidth=1)
         axis.legend(fontsize=9.5, loc="upper right", frameon=False)
+        axis.set_xticks([0, 4000, 8000])
         axis.set_ylabel("distance", fontsize=9.5)
     panels[-1].set_xlabel("step of training", fontsize=9.5)
     for axis in figure.axes:
