@@ -54,7 +54,7 @@ def table(result: Mapping[str, Any]) -> str:
 def draw(result: Mapping[str, Any]) -> Figure:
     """The game in the plane, and the distance of each seed over training with its mean."""
     figure = Figure(figsize=(5, 9), layout="constrained")
-    game, *panels = figure.subplots(4, height_ratios=[1.5, 1, 1, 1])
+    game, *panels = figure.subplots(4, height_ratios=[1.25, 1, 1, 1])
     paths = bilinear.play(1500, 0.02)
     for name, words, colour in (
         ("raw", "players", "#999999"),
@@ -64,7 +64,7 @@ def draw(result: Mapping[str, Any]) -> Figure:
         game.plot(paths[name].real, paths[name].imag, color=colour, label=words)
     game.set(aspect="equal")
     game.set_title("min over x, max over y of x * y", loc="left", fontsize=9.5)
-    game.legend(fontsize=9.5, loc="upper left", bbox_to_anchor=(1, 1), frameon=False, handlelength=0.8)
+    game.legend(fontsize=9.5, loc="center left", bbox_to_anchor=(1, 0.5), frameon=False, handlelength=0.8)
     for axis, names in zip(panels, (("raw", "ema01"), ("raw", "ema05"), ("raw", "ema20", "mean")), strict=True):
         for name in names:
             words, colour = CURVES[name]
