@@ -64,12 +64,14 @@ def _defaults(config: Mapping[str, Any], task: Any) -> dict[str, Any]:
 
 
 def declared_fields(config: Mapping[str, Any], task: Any) -> dict[str, dict[str, Any]]:
-    """The fields of `config.loss`, `.data` and `.model` that what takes them declares, with their defaults."""
+    """The fields of `config.loss`, `.data`, `.model` and `.optimizer` that what takes them declares, with defaults."""
     model = _model_of(config, task)
+    optimizer = optimizers.OPTIMIZERS.get(config["optimizer"]["name"])
     return {
         "loss": fields.declared(task.loss_fn),
         "data": fields.declared(task.create_data),
         "model": fields.declared(model, without=("parent", "name", "num_classes", "dtype")) if model else {},
+        "optimizer": fields.declared(optimizer) if optimizer else {},
     }
 
 
@@ -134,7 +136,7 @@ def _joint_problems(config: Mapping[str, Any], task: Any) -> Iterator[str]:
         yield f"averages.{name}: {found}, and the loss of task {config['task']!r} needs it, as config.loss is"
     defaults, values = fields.flatten(_defaults(config, task)), fields.flatten(config)
     for name, reason in _unused_fields(config, task):
-        if values[name] != defaults[name]:
+        if name in values and values[name] != defaults[name]:
             yield f"{name} = {values[name]!r}: {reason}; leave it at its default, --config.{name}={defaults[name]}"
     if not has_own_model(task):
         try:

@@ -234,9 +234,10 @@ class Experiment:
     loss_fn: LossFn  # with its fields of `config.loss`
     train_program: Program
     eval_step: evaluation.EvalStep | None  # None if there is no `score_fn`
+    workdir: pathlib.Path | None  # of the run, where a task may keep files; None outside of one
 
 
-def create_experiment(config: ml_collections.FrozenConfigDict, task: Task) -> Experiment:
+def create_experiment(config: ml_collections.FrozenConfigDict, task: Task, workdir: Keep = None) -> Experiment:
     """Creates the state and reads the data, all on the devices. Takes what `settings.prepare` returns.
 
     Raises:
@@ -258,7 +259,7 @@ def create_experiment(config: ml_collections.FrozenConfigDict, task: Task) -> Ex
             config = settings.completed(config, chunked=suits_chunks(program, state, train_data))
         eval_step, proportions = evaluation.create_eval_step(state, task, eval_data["test"], mesh)
     config = settings.completed(config, proportions=proportions)
-    return Experiment(config, task, mesh, state, sums, train_data, eval_data, loss_fn, program, eval_step)
+    return Experiment(config, task, mesh, state, sums, train_data, eval_data, loss_fn, program, eval_step, workdir)
 
 
 def evaluate(
@@ -298,7 +299,7 @@ def train_and_evaluate(
     """
     started, workdir = time.monotonic(), run_folder.locate(workdir)
     task = find_task(config.task)
-    experiment = create_experiment(settings.prepare(config, task, workdir, config_change), task)
+    experiment = create_experiment(settings.prepare(config, task, workdir, config_change), task, workdir)
     config, program, train_data = experiment.config, experiment.train_program, experiment.train_data
     origin = find_origin(workdir, config.init_from, config.init_weights, experiment.state)
     gradient_fn = functools.partial(compute_gradients, loss_fn=experiment.loss_fn, num_microbatches=config.accumulate)

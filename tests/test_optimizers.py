@@ -3,8 +3,10 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from conftest import check, digits_config, resolve
 
 import optimizers
+from runtime.errors import UserError
 
 FIELDS = {"momentum": 0.9, "nesterov": False, "b1": 0.9, "b2": 0.999, "weight_decay": 0.0}
 
@@ -166,3 +168,19 @@ def test_gradient_noise_comes_after_clipping():
     tx = create("sgd", learning_rate=1.0, momentum=0.0, clip_norm=1e-6, gradient_noise=1.0)
     [after] = path_of(tx, {"kernel": jnp.zeros(1000)}, [{"kernel": jnp.ones(1000)}])
     assert np.std(after["kernel"]) == pytest.approx(1, abs=4 / np.sqrt(2 * 1000))
+
+
+def test_fields_that_only_an_optimizer_declares_are_fields_of_the_config(monkeypatch):
+    def stretched(learning_rate, *, b1, stretch: float = 2.0):
+        return optax.chain(optax.adam(learning_rate, b1), optax.scale(stretch))
+
+    monkeypatch.setitem(optimizers.OPTIMIZERS, "stretched", stretched)
+    assert resolve(digits_config(optimizer__name="stretched")).optimizer.stretch == 2.0
+    assert resolve(digits_config(optimizer__name="stretched", optimizer__stretch=3.0)).optimizer.stretch == 3.0
+    with pytest.raises(UserError, match=r"optimizer\.stretch = 3 is of type int; must be of type float"):
+        check(digits_config(optimizer__name="stretched", optimizer__stretch=3))
+    with pytest.raises(UserError, match=r"optimizer\.stretched is unknown; did you mean optimizer\.stretch\?"):
+        check(digits_config(optimizer__name="stretched", optimizer__stretched=3.0))
+    with pytest.raises(UserError, match=r"optimizer\.stretch is unknown"):
+        check(digits_config(optimizer__stretch=3.0))
+    check(digits_config())

@@ -53,7 +53,7 @@ class FinishedRun:
     @functools.cached_property
     def experiment(self) -> train.Experiment:
         """Its data on the devices, and a state at step 0 onto which its own can be restored."""
-        return train.create_experiment(self.config, self.task)
+        return train.create_experiment(self.config, self.task, self.workdir)
 
     def weights(self, stored: Stored, name: str) -> Variables:
         """Raw or averaged weights on the devices, and the batch statistics with them; see `Stored.read_weights`."""
@@ -88,7 +88,7 @@ def create_experiment(
     task = train.find_task(config.task)
     with tempfile.TemporaryDirectory() as empty:
         resolved = settings.prepare(config, task, workdir or pathlib.Path(empty), config_change)
-    return train.create_experiment(resolved, task)
+    return train.create_experiment(resolved, task, workdir)
 
 
 def evaluate_checkpoint(

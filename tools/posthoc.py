@@ -6,7 +6,8 @@
 An average is written KIND:FIELD=VALUE,FIELD=VALUE with the kinds and fields of `config.averages`; lawa is the mean of
 the raw weights of the last snapshots (or checkpoints, where there are no snapshots). Each average is fitted as a linear
 combination of everything stored (see `averaging.synthesize`) and, where the fit is good enough, scored beside the raw
-weights, at every step at which something is stored. The scores go to WORKDIR/posthoc.jsonl, which tools.report reads.
+weights, at every step at which something is stored, or with --last only at the last. The scores go to
+WORKDIR/posthoc.jsonl, which tools.report reads.
 
 A run stores snapshots with --config.snapshot_every=6.25%. Two averages of kind power_ema, 0.05 and 0.10 wide, are a
 good basis for others.
@@ -160,7 +161,12 @@ def has_negative_variance(batch_stats: Mapping[str, Any]) -> bool:
 
 
 def posthoc(
-    workdir: pathlib.Path, texts: Sequence[str], names: Sequence[str] | None = None, max_error: float = 0.05
+    workdir: pathlib.Path,
+    texts: Sequence[str],
+    names: Sequence[str] | None = None,
+    max_error: float = 0.05,
+    *,
+    last: bool = False,
 ) -> list[dict[str, Any]]:
     """Makes averages and scores them.
 
@@ -169,6 +175,7 @@ def posthoc(
         texts: the averages; see `parse`.
         names: the stored weights to make them of, "raw" and averages' names; None for all.
         max_error: of a fit that is scored.
+        last: whether to score only at the last step at which something is stored.
 
     Returns:
         Lines as in `metrics.jsonl`, with the error of the fit as `fit_error`.
@@ -193,7 +200,7 @@ def posthoc(
         return jax.device_get(run.weights(run.stored[index], name))
 
     lines = []
-    for index, point in enumerate(run.stored):
+    for index, point in [*enumerate(run.stored)][-1 if last else 0 :]:
         step, num_updates = point.record.step, point.record.updates
         weights = {"raw": jax.device_put(read(index, "raw"), replicated(experiment.mesh))}
         fit_errors: dict[str, float] = {}
@@ -257,9 +264,10 @@ def main() -> None:
     basis_help = "stored weights to make it of; may be given repeatedly; default: all"
     parser.add_argument("--basis", action="append", help=basis_help)
     parser.add_argument("--max_error", type=float, default=0.05, help="of a fit that is scored; default: %(default)s")
+    parser.add_argument("--last", action="store_true", help="score only at the last step, where scoring takes long")
     args = parser.parse_args()
     try:
-        lines = posthoc(args.workdir, args.average, args.basis, args.max_error)
+        lines = posthoc(args.workdir, args.average, args.basis, args.max_error, last=args.last)
         write(args.workdir, lines)
         say(page.write(args.workdir) if lines else "Nothing was made")
     except (UserError, OSError) as error:

@@ -65,6 +65,14 @@ def test_what_was_tracked_is_made_exactly_at_every_step(run):
         assert found["loss"] == pytest.approx(line["loss"], rel=1e-5)
 
 
+def test_only_the_last_step_is_scored_if_so_asked(run):
+    workdir, _ = run
+    everywhere = posthoc.posthoc(workdir, ["ema:half_life=5%"], BASIS)
+    assert posthoc.posthoc(workdir, ["ema:half_life=5%"], BASIS, last=True) == [
+        line for line in everywhere if line["step"] == 160
+    ]
+
+
 @pytest.mark.slow
 def test_lawa_and_the_tail_mean_are_means_of_snapshots(run):
     workdir, state = run

@@ -17,6 +17,7 @@ from runtime.dispatch import counted_if
 from runtime.errors import UserError
 from runtime.stored import find_checkpoint
 from tools.command_line import _ConfigParser, _wrong_overrides
+from tools.finished import FinishedRun
 
 
 def own_scores(apply_fn, variables, batch):
@@ -208,3 +209,19 @@ def test_an_error_in_a_task_names_task_and_model(task):
 def test_a_training_metric_must_be_a_sum_and_a_count(metric):
     with pytest.raises(UserError, match=r"the loss returns the metric mine = .*; expected two scalars, \(sum, count\)"):
         counted_if(jnp.bool_(True), {"mine": metric})
+
+
+@pytest.mark.slow
+def test_a_task_finds_the_folder_of_its_run_in_training_and_afterwards(task, tmp_path):
+    def evaluate(experiment, weights, split):
+        with (experiment.workdir / "kept").open("a") as file:
+            file.write("x")
+        return {
+            name: {"size": (float(jnp.abs(w["params"]["Dense_1"]["bias"]).sum()), None)} for name, w in weights.items()
+        }
+
+    config = digits_config(task=task(evaluate=evaluate, metrics={"size": "lower"}))
+    train.train_and_evaluate(config, tmp_path / "run")
+    assert (tmp_path / "run" / "kept").read_text() == "xx"
+    assert FinishedRun.read(tmp_path / "run").experiment.workdir == tmp_path / "run"
+    assert create_experiment(config, tmp_path / "run").workdir == tmp_path / "run"

@@ -1,0 +1,80 @@
+"""What the pages of sampled models have in common: the numbers of several seeds, read from their runs."""
+
+import datetime
+import json
+import pathlib
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from examples import samples
+from reporting.runs import Run
+from runtime import environment, intervals
+from runtime.errors import UserError
+from tools.finished import FinishedRun
+
+
+def seeds(folder: pathlib.Path) -> list[pathlib.Path]:
+    """The workdirs `seed0`, `seed1`, ... in a folder of tools.sweep."""
+    found = sorted(folder.glob("seed*"), key=lambda path: int(path.name[4:]))
+    if not found:
+        raise UserError(f"{folder} has no runs seed0, seed1, ...; python -m tools.sweep makes them")
+    return found
+
+
+def read(workdirs: Sequence[pathlib.Path], curves: Collection[str], metrics: Collection[str]) -> dict[str, Any]:
+    """By curve and metric the values on test images [seeds][evaluations], only where there are all metrics."""
+    found: dict[str, Any] = {curve: {metric: [] for metric in metrics} for curve in curves}
+    for run in map(Run.read, workdirs):
+        for curve in curves:
+            lines = [line for line in run.curves[curve, "test"].values() if {*metrics} <= line.keys()]
+            for metric in metrics:
+                found[curve][metric].append([round(line[metric], 4) for line in lines])
+    return found
+
+
+def steps(workdir: pathlib.Path, metric: str) -> list[int]:
+    """The steps at which a metric was evaluated on test images."""
+    return [step for step, line in Run.read(workdir).curves["raw", "test"].items() if metric in line]
+
+
+def about(workdirs: Sequence[pathlib.Path]) -> dict[str, Any]:
+    """When, where and how long they ran, which classifier judged them, and what it says of real images.
+
+    Raises:
+        UserError: they were not all judged by the same one.
+    """
+    with_digest = [str(np.load(workdir / "classifier.npz")["digest"]) for workdir in workdirs]
+    if len({*with_digest}) > 1:
+        raise UserError(f"the classifiers of {workdirs[0]} and others differ, so their distances cannot be compared")
+    times = [json.loads((workdir / "timing.jsonl").read_text().splitlines()[-1]) for workdir in workdirs]
+    experiment = FinishedRun.read(workdirs[0]).experiment
+    data, num = experiment.train_data, experiment.config.data.num_samples
+    floor = samples.judge(experiment, "test", {"real": data.normalization(data.image[:num])})["real"]
+    return {
+        "date": datetime.date.today().isoformat(),
+        "environment": environment.describe(),
+        "classifier": with_digest[0],
+        "floor": {metric: round(float(value), 4) for metric, (value, _) in floor.items()},
+        "seconds": [round(sum(t[name] for name in t if name.endswith("_seconds"))) for t in times],
+        "train_seconds": [round(t["train_seconds"]) for t in times],
+    }
+
+
+def in_words(values: Sequence[float] | np.ndarray, form: str = ".1f", sign: str = "") -> str:
+    """A mean with its 95 % interval over the seeds (Student's t)."""
+    low_to_high = [f"{value:{sign}{form}}" for value in intervals.mean_interval(np.asarray(values))]
+    return "{} ({} .. {})".format(*low_to_high)
+
+
+def last(curve: Mapping[str, Any], metric: str) -> np.ndarray:
+    """The values of a metric at the end of each training, [seeds]."""
+    return np.array(curve[metric])[:, -1]
+
+
+def row(words: str, curves: Mapping[str, Any]) -> str:
+    """A line for docs/averages.md: the distance at the end of raw weights, and of three EMAs minus raw."""
+    raw = last(curves["raw"], "frechet")
+    apart = [in_words(last(curves[name], "frechet") - raw, sign="+") for name in ("ema01", "ema05", "ema20")]
+    return f"| {' | '.join([words, in_words(raw), *apart])} |"
