@@ -37,12 +37,13 @@ from runtime.progress import say
 from runtime.rules import RULES
 from train_state import Average, CustomTrainState
 
+GROUPS = ("optimizer", "model", "loss", "data")  # of the config, whose fields others declare
 WRONG = "the config is wrong; configs/default.py documents every field but those of a task or model of your own"
 
 
 def _with_defaults(config: Mapping[str, Any], task: Any) -> dict[str, Any]:
     """The config as a dict, with the defaults of what its loss, its model and its averages leave out."""
-    filled = fields.with_tuples(ml_collections.ConfigDict(config).to_dict())
+    filled = {group: {} for group in GROUPS} | fields.with_tuples(ml_collections.ConfigDict(config).to_dict())
     for group, declared in declared_fields(filled, task).items():
         filled[group] = declared | filled[group]
     if not isinstance(filled.setdefault("averages", {}), dict):
@@ -66,7 +67,7 @@ def _defaults(config: Mapping[str, Any], task: Any) -> dict[str, Any]:
 def declared_fields(config: Mapping[str, Any], task: Any) -> dict[str, dict[str, Any]]:
     """The fields of `config.loss`, `.data`, `.model` and `.optimizer` that what takes them declares, with defaults."""
     model = _model_of(config, task)
-    optimizer = optimizers.OPTIMIZERS.get(config["optimizer"]["name"])
+    optimizer = optimizers.OPTIMIZERS.get(config["optimizer"].get("name"))
     return {
         "loss": fields.declared(task.loss_fn),
         "data": fields.declared(task.create_data),
@@ -93,12 +94,12 @@ def has_own_model(task: Any) -> bool:
 
 def _model_of(config: Mapping[str, Any], task: Any) -> Callable[..., Any] | None:
     """What takes the fields of `config.model`: a class of `models.MODELS`, or what the task makes its model with."""
-    return task.create_model if has_own_model(task) else models.MODELS.get(config["model"]["name"])
+    return task.create_model if has_own_model(task) else models.MODELS.get(config["model"].get("name"))
 
 
 def owners(config: Mapping[str, Any], task: Any) -> dict[str, tuple[str, list[str]]]:
     """By group of the config, what takes its fields, in words, and those that it takes; no model if there is none."""
-    known, model = _defaults(config, task), f"model {config['model']['name']!r}"
+    known, model = _defaults(config, task), f"model {config['model'].get('name')!r}"
     takers = {
         "model": (f"the model of task {config['task']!r}" if has_own_model(task) else model, _model_of(config, task)),
         "loss": (f"the loss of task {config['task']!r}", task.loss_fn),
@@ -272,8 +273,7 @@ def resolve(
     first = "ema" if "ema" in kept else next(iter(kept), "raw")
     resolved["best_curve"] = resolved["best_curve"] or first
     resolved["best_metric"] = resolved["best_metric"] or next(iter(task.metrics))
-    resolved["metrics"] = dict(task.metrics)
-    resolved["num_train"] = num_train
+    resolved["metrics"], resolved["num_train"] = dict(task.metrics), num_train
     resolved["chunked"] = resolved["steps_per_dispatch"] > 1 if resolved["steps_per_dispatch"] else None
     return ml_collections.FrozenConfigDict(resolved)
 

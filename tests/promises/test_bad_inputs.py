@@ -136,12 +136,13 @@ CONFIGS = {
     "del config.averages; config.averages = 3": "averages = 3: must be a dict",
     "config.averages.ema = {'kind': 'ema', 'decya': 0.9}": "averages.ema.decya is unknown; did you mean",
     "del config['optimizer']": "optimizer.name is missing; its default is 'sgd'",
+    "del config['model']": "model.name is missing; its default is 'mlp'",
     "config.optimiser = 3": "optimiser is unknown",
     "del config['seed']; config.seed = None": "seed = None is of type NoneType; must be of type int, such as 0",
     "del config['seed']; config.seed = True": "seed = True is of type bool; must be of type int, such as 0",
     "return {}": "get_config() of the file that --config names must return an ml_collections.ConfigDict",
     "return 3 +": "is no Python: invalid syntax",
-    "return config\n\ndel get_config\n\ndef other():": "has no get_config(); configs/digits.py shows",
+    "return config\n\ndel get_config\n\ndef other():": "has no get_config(), as configs/digits.py has",
 }
 
 
