@@ -119,7 +119,7 @@ def test_muon_makes_kernels_orthogonal_as_inputs_by_outputs_and_leaves_the_rest_
     np.testing.assert_allclose(np.abs(after["Dense_0"]["bias"]), 1, rtol=1e-3)  # Adam's first step is the rate
 
 
-@pytest.mark.parametrize("name", optimizers.OPTIMIZERS)
+@pytest.mark.parametrize("name", ["sgd", "adamw", "lion", "muon"])
 def test_weight_decay_is_decoupled_and_spares_all_but_kernels(name):
     params = {
         "Dense_0": {"kernel": jnp.ones((3, 2)), "bias": jnp.ones(2)},
