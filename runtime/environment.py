@@ -56,7 +56,7 @@ def write(workdir: pathlib.Path, *, deterministic: bool, **more: Any) -> None:
     """
     path, found = workdir / "environment.json", describe() | more
     found["reproducible"] = deterministic or found["backend"] != "gpu"
-    devices, version = found["devices"], found["packages"]["jaxlib"]
+    devices, version = found["devices"], found["packages"].get("jaxlib", "unknown")
     # What sums are rounded by.
     now = {"devices": f"{len(devices)} x {devices[0]}", "jaxlib": version, "XLA_FLAGS": found["xla_flags"] or "none"}
     found["began"] = {**now, **_read(path).get("began", {})}

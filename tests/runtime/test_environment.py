@@ -58,3 +58,9 @@ def test_a_run_says_whether_its_results_are_reproducible(tmp_path, capsys, monke
     left_to_chance = backend == "gpu" and not deterministic
     assert ("not reproducible to the bit" in capsys.readouterr().out) == left_to_chance
     assert json.loads((tmp_path / "environment.json").read_text())["reproducible"] != left_to_chance
+
+
+def test_a_package_of_another_name_keeps_no_run_from_starting(tmp_path, monkeypatch):
+    monkeypatch.setattr(environment, "PACKAGES", ())
+    environment.write(tmp_path, deterministic=False)
+    assert json.loads((tmp_path / "environment.json").read_text())["began"]["jaxlib"] == "unknown"
