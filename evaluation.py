@@ -28,7 +28,7 @@ from runtime.score_metrics import (
     summarize,
     summarized,
 )
-from runtime.sharding import replicated, split_batch
+from runtime.sharding import put, replicated, split_batch
 from runtime.stored import Best
 from train_state import CustomTrainState
 
@@ -85,7 +85,7 @@ def eval_step(
     *,
     apply_fn: Callable[..., Any],
     score_fn: ScoreFn,
-    sharding: jax.sharding.Sharding,
+    sharding: jax.sharding.NamedSharding,
 ) -> tuple[jax.Array, Scores]:
     """Scores one batch with one set of weights.
 
@@ -101,7 +101,9 @@ def eval_step(
         `mask`, bool [batch], False for padding; and the scores [batch].
     """
     batch = jax.lax.with_sharding_constraint(data.batch(index), sharding)
-    return batch["mask"], score_fn(apply_fn, variables, batch)
+    found = batch["mask"], score_fn(apply_fn, variables, batch)
+    # Few numbers, of which every process has all: so each computes the same metrics from them.
+    return jax.lax.with_sharding_constraint(found, replicated(sharding.mesh))
 
 
 def create_eval_step(
@@ -142,7 +144,7 @@ def weights_to_score(
     for average in state.averages:
         if average.batch_stats == "recompute":
             variables = weights[average.name]
-            whole = jax.device_put(variables, replicated(mesh))
+            whole = put(variables, replicated(mesh))
             variables["batch_stats"] = batch_statistics.recompute(
                 whole, data, state, batches=range(num_batches), sharding=split_batch(mesh)
             )
@@ -192,7 +194,7 @@ def evaluate(
     scores: dict[str, Scores] = {name: {} for name in weights}
     on_every_device = jax.tree.leaves(raw)[0].sharding  # where averages may be in parts, see `sharding.of_state`
     for name, variables in weights.items():
-        variables = jax.device_put(variables, on_every_device)  # one at a time, for all may be too large
+        variables = put(variables, on_every_device)  # one at a time, for all may be too large
         if eval_step:
             with first_time("Compiling the evaluation, and the first one"):
                 scores[name] = score(variables, data, eval_step)

@@ -20,7 +20,7 @@ from runtime.errors import UserError
 from runtime.fields import taken_by
 from runtime.permutation import example_indices
 from runtime.progress import say, under_way
-from runtime.sharding import replicated
+from runtime.sharding import put, replicated
 from runtime.sources import SPLITS, Images, Source, describe, read_arrays
 from runtime.tfds_sets import find_tfds_source
 from streams import stream_key
@@ -288,6 +288,4 @@ def load(
         if len(images)
     }
     everywhere = replicated(mesh)
-    return jax.device_put(train_data, everywhere), {
-        name: jax.device_put(data, everywhere) for name, data in eval_data.items()
-    }
+    return put(train_data, everywhere), {name: put(data, everywhere) for name, data in eval_data.items()}

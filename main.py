@@ -19,7 +19,7 @@ import tools  # noqa: F401  # first: it says what to install where one of the ne
 from absl import app, flags
 from ml_collections import config_flags
 
-from runtime import interruption, trackers
+from runtime import hosts, interruption, trackers
 from runtime.errors import UserError
 from runtime.files import local_path
 from runtime.progress import say
@@ -35,6 +35,15 @@ _CONFIG_CHANGE = flags.DEFINE_enum(
     ["refuse", "accept"],
     "Whether to continue a run although the config is not the one that it was started with.",
 )
+_DISTRIBUTED = flags.DEFINE_enum(
+    "distributed",
+    "auto",
+    ["auto", "off"],
+    "auto trains as one with the other processes that SLURM, Open MPI, Kubernetes or a TPU pod has started.",
+)
+_COORDINATOR = flags.DEFINE_string("coordinator", None, "HOST:PORT of process 0, where no such launcher says it.")
+_NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "How many processes train as one.")
+_PROCESS_ID = flags.DEFINE_integer("process_id", None, "The number of this one, from 0 on.")
 _CACHE_DIR = flags.DEFINE_string(
     "cache_dir",
     command_line.CACHE_DIR,
@@ -52,14 +61,19 @@ def main(argv: list[str]) -> None:
         sys.exit(f"error: unknown argument {argv[1]!r}; flags are written --name=value")
     try:
         _run()
+        hosts.part()
     except UserError as error:
         interruption.end(f"error: {error}", 1)
     except OSError as error:
         mend = "What was saved is as it was; with that mended, the same command continues from it."
         interruption.end(f"error: {error}. {mend}", 1)
     except interruption.Interrupted as stopped:
+        hosts.gather(None)  # all have saved
         message = f"Stopped and saved at step {stopped}. {interruption.how_to_continue()}"
         interruption.end(message, interruption.STATUS)
+    except Exception as error:
+        interruption.end_others(error)
+        raise
 
 
 def _run() -> None:
@@ -70,6 +84,8 @@ def _run() -> None:
     # Here, so that a wrong flag is reported without waiting for JAX, and signals are heard while it is imported.
     import jax
 
+    hosts.start(_DISTRIBUTED.value, {flag.name: flag.value for flag in (_COORDINATOR, _NUM_PROCESSES, _PROCESS_ID)})
+    interruption.follow_others()
     import train
     from reporting import page
     from runtime import caching, clocks, sharding
@@ -88,7 +104,8 @@ def _run() -> None:
         with trackers.following(workdir, chosen):
             with trackers.following(workdir, [page.keep_up]):  # which ends before the last page is written
                 train.train_and_evaluate(_CONFIG.value, workdir, config_change=_CONFIG_CHANGE.value)
-            say(page.write(workdir))
+            if hosts.first():
+                say(page.write(workdir))
     else:
         finished.evaluate_checkpoint(
             _CONFIG.value, workdir, which=_CHECKPOINT.value, config_change=_CONFIG_CHANGE.value

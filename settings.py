@@ -12,7 +12,6 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-import jax
 import ml_collections
 
 import input_pipeline
@@ -304,7 +303,7 @@ def create_data(task: Any, config: Mapping[str, Any], mesh: Any) -> Any:
     """The task's data on the devices, with the fields of `config.data`; see `input_pipeline.Data`."""
     data = task.create_data(config, mesh, **fields.taken_by(task.create_data, config.get("data", {})))
     task_checks.check_data(data)
-    on_devices = jax.device_put((data.train, data.memory), sharding.replicated(mesh))
+    on_devices = sharding.put((data.train, data.memory), sharding.replicated(mesh))
     return data._replace(train=on_devices[0], memory=on_devices[1])
 
 

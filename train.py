@@ -304,19 +304,19 @@ def train_and_evaluate(
     origin = find_origin(workdir, config.init_from, config.init_weights, experiment.state)
     gradient_fn = functools.partial(compute_gradients, loss_fn=experiment.loss_fn, num_microbatches=config.accumulate)
     with contextlib.ExitStack() as stack:
-        stack.enter_context(run_folder.hold(workdir))
+        folder = stack.enter_context(run_folder.enter(workdir, config, train_data))
         checkpoints = stack.enter_context(Checkpoints(workdir, config.keep_checkpoints, experiment.state))
         step, best = checkpoints.record.step, checkpoints.record.best
         writer = stack.enter_context(
-            MetricWriter(workdir, config.duration, checkpoints.record.writer, config.best_metric, config.proportions)
+            MetricWriter(folder, config.duration, checkpoints.record.writer, config.best_metric, config.proportions)
         )
         checkpoints.discard_newer()
         state, sums = checkpoints.restore_or_initialize(experiment.state, experiment.sums, origin, config.init_weights)
-        run_folder.describe(workdir, config, state)
+        run_folder.describe(folder, config, state)
         if not checkpoints.latest:
             checkpoints.save(state, sums, best, writer.record())
         advance = stack.enter_context(
-            Dispatcher(program, config.chunked, config.steps_per_dispatch, config.profile, workdir, writer.progress.at)
+            Dispatcher(program, config.chunked, config.steps_per_dispatch, config.profile, folder, writer.progress.at)
         )
         writer.add_startup(started)
 
@@ -336,7 +336,7 @@ def train_and_evaluate(
                 # The first split gives the curves. Where that is "validation", "test" is scored once, at the end.
                 splits = [*experiment.eval_data][: None if last else 1]
                 with writer.clock("eval_seconds"):
-                    scores = evaluate(experiment, state, splits, sets=sets, keep=workdir if last else None)
+                    scores = evaluate(experiment, state, splits, sets=sets, keep=folder if last else None)
                 writer.write_scores(step, scores)
                 best = evaluation.better(
                     best, step, scores[splits[0]], config.best_curve, config.best_metric, task.metrics

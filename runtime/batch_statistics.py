@@ -11,6 +11,7 @@ from flax import linen as nn
 from flax import traverse_util
 
 from runtime.errors import UserError
+from runtime.sharding import put, replicated
 from train_state import CustomTrainState
 
 
@@ -27,7 +28,7 @@ def recompute(
     state: CustomTrainState,
     *,
     batches: Iterable[int],
-    sharding: jax.sharding.Sharding,
+    sharding: jax.sharding.NamedSharding,
 ) -> Any:
     """The batch statistics of a model with these weights, measured on training images.
 
@@ -72,7 +73,7 @@ def recompute(
         other = ", ".join("/".join(path) for path in sorted(like.keys() - statistics.keys()))
         raise UserError(f"batch_stats = 'recompute' is for an nn.BatchNorm that is not frozen; the model has {other}")
     return traverse_util.unflatten_dict(
-        {path: jax.device_put(statistics[path].astype(leaf.dtype), leaf.sharding) for path, leaf in like.items()}
+        {path: put(statistics[path].astype(leaf.dtype), leaf.sharding) for path, leaf in like.items()}
     )
 
 
@@ -82,7 +83,7 @@ def _batch_moments(
     data: TrainData,
     state: CustomTrainState,
     *,
-    sharding: jax.sharding.Sharding,
+    sharding: jax.sharding.NamedSharding,
 ) -> dict[tuple[str, ...], tuple[jax.Array, jax.Array]]:
     """Mean and variance of what each batch norm sees of one training batch, by the path of its module."""
     image = jax.lax.with_sharding_constraint(data.batch(state)[0]["image"], sharding)
@@ -108,4 +109,5 @@ def _batch_moments(
         )
     moved = traverse_util.flatten_dict(updates["batch_stats"])
     # From zeros, a running statistic moves to (1 - momentum) times that of the batch.
-    return {path: (moved[*path, "mean"] / (1 - m), moved[*path, "var"] / (1 - m)) for path, m in momentum.items()}
+    moments = {path: (moved[*path, "mean"] / (1 - m), moved[*path, "var"] / (1 - m)) for path, m in momentum.items()}
+    return jax.lax.with_sharding_constraint(moments, replicated(sharding.mesh))

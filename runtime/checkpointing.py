@@ -20,7 +20,7 @@ from typing import Any, Self
 import jax
 import orbax.checkpoint as ocp
 
-from runtime import average_table
+from runtime import average_table, hosts
 from runtime.errors import UserError
 from runtime.files import local_path, without_wildcards
 from runtime.metric_writing import Written, read_metrics
@@ -68,7 +68,7 @@ class Checkpoints:
                 trained, or the latest is of another model or optimizer.
         """
         self._workdir, self._keep = pathlib.Path(workdir), keep
-        self.latest, self._damaged = _find_start(self._workdir)
+        self.latest, self._damaged = hosts.decided(lambda: _find_start(self._workdir))
         self.record = self.latest.record if self.latest else Record()
         if self.latest:
             self.latest.check_fits(like)
@@ -101,6 +101,8 @@ class Checkpoints:
 
         Damaged checkpoints are moved below `WORKDIR/damaged`; unfinished ones and later snapshots are removed.
         """
+        if not hosts.first():
+            return
         for error in self._damaged:
             aside = self._workdir.absolute() / "damaged" / f"{error.folder.name}-{time.time_ns()}"
             aside.parent.mkdir(exist_ok=True)
@@ -189,7 +191,8 @@ class Checkpoints:
             record: goes with them.
             obsolete: folders to remove in the end.
         """
-        self._check_space(trees)
+        if hosts.first():
+            self._check_space(trees)
         step, rejected, counts = jax.device_get((state.step, state.rejected["total"], state.ema_count))
         record = dataclasses.replace(
             record,
@@ -209,7 +212,9 @@ class Checkpoints:
 
     def _finish(self, partial: pathlib.Path, folder: pathlib.Path, leaf: Any, obsolete: Sequence[pathlib.Path]) -> None:
         """Waits until everything is written, reads a leaf of it, adds the digests, and gives the folder its name."""
-        self._checkpointer.wait_until_finished()
+        self._checkpointer.wait_until_finished()  # by all processes
+        if not hosts.first():
+            return
         read_part(partial / "state", leaf)  # whole files are not all it takes: orbax has to find its way through them
         with (partial / DIGESTS).open("w") as file:
             json.dump(compute_digests(partial, sync=True), file, indent=2)
@@ -283,6 +288,8 @@ def check_run(workdir: pathlib.Path) -> None:
         UserError: the newest checkpoint has another format, there is no config.json, no checkpoint to continue from, or
             the metrics are damaged.
     """
+    if not hosts.first():
+        return
     folders = saved_folders(workdir / "checkpoints")
     for folder in folders[-1:]:
         with contextlib.suppress(DamagedError):  # which is for another time
@@ -308,6 +315,10 @@ def find_origin(workdir: pathlib.Path, init_from: str, weights: str, like: Custo
     Raises:
         UserError: there is none, it does not have the average, or it is of another model.
     """
+    return hosts.decided(lambda: _find_origin(workdir, init_from, weights, like))
+
+
+def _find_origin(workdir: pathlib.Path, init_from: str, weights: str, like: CustomTrainState) -> Stored | None:
     if not init_from or saved_folders(workdir / "checkpoints"):
         return None
     found = list_stored(local_path(init_from, "init_from"))

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import hashlib
 import pathlib
 import re
 import time
@@ -14,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
-from runtime import interruption
+from runtime import hosts, interruption
 from runtime.errors import UserError
 from runtime.profiling import Profiler
 from runtime.progress import first_time
@@ -176,8 +177,7 @@ class Dispatcher:
         self._progress = progress
         self._profiler = Profiler(workdir / "profile", profile)
         self._max_steps = max_steps if self.chunked and max_steps else 2**31 - 1
-        # Steps to take before waiting for the device. How long one takes is not known yet, and measured as it goes;
-        # several hosts would have to agree on it.
+        # Steps to take before waiting for the device. How long one takes is not known yet, and measured as it goes.
         self._next = 1
 
     def __enter__(self) -> Self:
@@ -206,7 +206,11 @@ class Dispatcher:
         Returns:
             State, sums, and the number of steps done: `end`, unless the process has been asked to stop.
         """
+        is_new = self._program is None
         program = self.compiled_for(state, sums)
+        if is_new and hosts.count() > 1:  # of which each would wait for ever in what another does not do
+            text = program.lower(state, sums, data, np.int32(1)).as_text()  # type: ignore[attr-defined]
+            hosts.check_same({"the program of a step": hashlib.sha256(text.encode()).hexdigest()})
         self._profiler.at(step)
         while step < end:
             num_steps = min(self._next, end - step)
@@ -216,10 +220,10 @@ class Dispatcher:
                     with jax.profiler.StepTraceAnnotation("train", step_num=number):
                         state, sums = program(state, sums, data, np.int32(num_steps))
                 jax.block_until_ready((state, sums))
-            seconds = time.perf_counter() - started
+            seconds = hosts.largest(time.perf_counter() - started)
             step += num_steps
             self._progress(step)
             self._next = max(1, min(self._max_steps, int(num_steps * MAX_SECONDS / seconds)))
-            if interruption.requested(range(step - num_steps + 1, step + 1)):
+            if interruption.requested():
                 break
         return state, sums, step

@@ -1,6 +1,7 @@
 """The surroundings of a run: versions, devices, command and commit."""
 
 import contextlib
+import hashlib
 import json
 import os
 import pathlib
@@ -8,11 +9,16 @@ import platform
 import re
 import subprocess
 import sys
+from collections.abc import Mapping
 from importlib import metadata
 from typing import Any
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 
+from runtime import hosts, run_config
+from runtime.fields import flatten
 from runtime.files import replace_file
 from runtime.progress import say
 
@@ -38,12 +44,45 @@ def describe() -> dict[str, Any]:
         "platform": platform.platform(),
         "processor": _processor(),
         "cpu_count": os.cpu_count(),
+        "processes": hosts.count(),
         "backend": jax.default_backend(),
         "xla_flags": os.environ.get("XLA_FLAGS", ""),
         "devices": [device.device_kind for device in devices],
         "command": sys.orig_argv[1:],  # without the path of Python
         "commit": _commit(),
     }
+
+
+def check_processes(config: Mapping[str, Any], data: Any) -> None:
+    """Checks that all processes of a run have the same config, code, packages and data.
+
+    Args:
+        config: resolved.
+        data: of training, a tree of arrays, of which each device has all.
+
+    Raises:
+        UserError: they do not; names the first thing that differs.
+    """
+    if hosts.count() == 1:
+        return
+    digest = hashlib.sha256()
+    for leaf in jax.tree.leaves(data):
+        if not jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+            digest.update(np.asarray(leaf.addressable_data(0)).tobytes())
+    root = pathlib.Path(__file__).parent.parent
+    files = [pathlib.Path(str(getattr(module, "__file__", ""))) for module in [*sys.modules.values()]]
+    code = {
+        path.relative_to(root).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in files
+        if path.is_relative_to(root)
+    }
+    hosts.check_same(
+        {f"config.{name}": value for name, value in flatten(json.loads(run_config.to_json(config))).items()}
+        | {"Python": platform.python_version()}
+        | _versions()
+        | code
+        | {"the training data": digest.hexdigest()}
+    )
 
 
 def write(workdir: pathlib.Path, *, deterministic: bool, **more: Any) -> None:

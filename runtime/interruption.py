@@ -14,7 +14,11 @@ import signal
 import socket
 import sys
 import threading
+import time
+import traceback
 from typing import NoReturn
+
+from runtime import hosts
 
 # What a process ends with when its own command continues the run: EX_TEMPFAIL of sysexits.h, "try again later".
 STATUS = 75
@@ -23,6 +27,7 @@ _INSISTENT = (signal.SIGTERM, signal.SIGINT)  # a second one means now; a closin
 _SIGNALS = (*_INSISTENT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 
 _requested = threading.Event()
+_ending = threading.Lock()
 _is_training = False
 
 
@@ -43,6 +48,21 @@ def listen() -> None:
             signal.signal(signum, lambda *_: None)  # instead of a KeyboardInterrupt in the middle of anything
     signal.set_wakeup_fd(sender.detach(), warn_on_full_buffer=False)
     threading.Thread(target=_receive, args=(receiver,), daemon=True).start()
+
+
+def follow_others() -> None:
+    """Has a thread end this process when another one of the run has ended, or when it has got stuck."""
+
+    def follow() -> None:
+        while True:
+            time.sleep(0.5)
+            if told := hosts.told():
+                end(*told)
+            if stalled := hosts.stalled():
+                end(f"{stalled} {how_to_continue()}", STATUS)
+
+    if hosts.count() > 1:
+        threading.Thread(target=follow, daemon=True).start()
 
 
 def _receive(receiver: socket.socket) -> None:
@@ -73,12 +93,25 @@ def _tell(message: str) -> None:
 def end(message: str, status: int) -> NoReturn:
     """Ends the process at once, whatever its threads are doing, with a message on the standard error.
 
-    Without what libraries do at the end of a process: some wait minutes for what has failed, and some crash.
+    So do the other processes of the run, with the same message. Without what libraries do at the end of a process: some
+    wait minutes for what has failed, and some crash.
     """
+    _ending.acquire()  # and never released: whatever else would end the process is of no interest any more
     _tell(message)
+    hosts.tell(message, status)
     with contextlib.suppress(OSError):
         sys.stdout.flush()
     os._exit(status)
+
+
+def end_others(error: Exception) -> None:
+    """Ends all processes of a run after an error in one of them that nobody expected; in a single one, does nothing."""
+    if hosts.count() > 1:
+        with _ending:  # while another thread ends this one, what it waits for fails
+            traceback.print_exception(error)
+        if isinstance(error, RuntimeError):  # of the devices, maybe because another process has died
+            time.sleep(1.5 * hosts.HEARTBEAT)  # in which JAX would end this one
+        end(f"error: {type(error).__name__}: {error}", 1)
 
 
 def how_to_continue() -> str:
@@ -86,20 +119,11 @@ def how_to_continue() -> str:
     return f"To continue: {shlex.join(sys.orig_argv)}"
 
 
-def requested(steps: range = range(0)) -> bool:
-    """Whether training is to stop. From the first call on, a signal waits for the next one.
+def requested() -> bool:
+    """Whether training is to stop; of several processes, whether any of them is asked to, and all have to call it.
 
-    Args:
-        steps: what was done since the last call. Several hosts agree on one of these numbers, and stop together: the
-            notice that one of them gets is JAX's to pass on (`jax_enable_preemption_service`), and Ctrl-C ends a host
-            at once.
+    From the first call on, a signal waits for the next one.
     """
     global _is_training
-    import jax  # here, so that signals are listened to while it is imported
-    from jax.experimental import multihost_utils
-
-    if jax.process_count() == 1:
-        _is_training = True
-    elif any(multihost_utils.reached_preemption_sync_point(step) for step in steps):
-        _requested.set()
-    return _requested.is_set()
+    _is_training = True
+    return bool(hosts.largest(_requested.is_set()))

@@ -17,7 +17,7 @@ from tensorboard.compat.proto.event_pb2 import Event
 from tensorboard.compat.proto.summary_pb2 import Summary
 from tensorboard.summary.writer.record_writer import RecordWriter
 
-from runtime import clocks, trackers
+from runtime import clocks, hosts, trackers
 from runtime.dispatch import Sums
 from runtime.errors import UserError
 from runtime.progress import LOG_SECONDS, Progress, format_seconds, say
@@ -140,6 +140,7 @@ class MetricWriter:
             UserError: `metrics.jsonl` is damaged.
         """
         self._workdir = pathlib.Path(workdir)
+        before = before if hosts.first() else Written()  # the others begin with an empty folder
         self._num_steps = num_steps
         self._metric, self._in_percent = metric, metric in proportions
         lines = read_metrics(self._workdir / "metrics.jsonl", before.lengths.get("metrics.jsonl", 0))

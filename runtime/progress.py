@@ -58,6 +58,12 @@ def quietly(tell: Callable[[str], None] = lambda _: None) -> Iterator[None]:
         _tell = before
 
 
+def silence() -> None:
+    """Says nothing from now on, in a process beside the one that does."""
+    global _tell
+    _tell = lambda _: None  # noqa: E731
+
+
 @contextlib.contextmanager
 def under_way(what: str) -> Iterator[None]:
     """Says that something has begun, and when it is done, how long it took."""

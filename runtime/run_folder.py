@@ -1,16 +1,20 @@
 """The folder of a run: one process at a time, and a description of the run."""
 
 import contextlib
+import datetime
 import fcntl
 import os
 import pathlib
-from collections.abc import Iterator
+import tempfile
+import time
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 import jax
 import ml_collections
 from clu import parameter_overview
 
-from runtime import average_table, environment, run_config, sharding
+from runtime import average_table, environment, hosts, run_config, sharding
 from runtime.durations import PERIODS, in_words
 from runtime.errors import UserError
 from runtime.files import local_path
@@ -52,8 +56,48 @@ def check(workdir: pathlib.Path) -> None:
 
 
 @contextlib.contextmanager
-def hold(workdir: pathlib.Path) -> Iterator[None]:
-    """Keeps a workdir, which is created if it does not exist, to this process.
+def enter(workdir: pathlib.Path, config: Mapping[str, Any], data: Any) -> Iterator[pathlib.Path]:
+    """Keeps a workdir, which is created if it does not exist, to this run, of which all processes must do the same.
+
+    Args:
+        workdir: of the run.
+        config: resolved.
+        data: of training.
+
+    Yields:
+        Where to write everything but checkpoints: the workdir, or in all processes but the first a temporary folder.
+
+    Raises:
+        UserError: another run has it, it cannot be written to, or one process has other things than the first.
+    """
+    environment.check_processes(config, data)
+    if hosts.first():
+        with hold(workdir) as holder:
+            hosts.gather(holder)
+            yield workdir
+    else:
+        holder, until = hosts.gather("")[0], time.monotonic() + 10
+        while _holder(workdir) != holder:  # a network's disk may show files late
+            if time.monotonic() > until:
+                raise UserError(
+                    f"--workdir={workdir} is not the folder that process 0 has locked: all processes of a run need the "
+                    "same one, on a disk that they share"
+                )
+            time.sleep(0.2)
+        with tempfile.TemporaryDirectory() as folder:
+            yield pathlib.Path(folder)
+
+
+def _holder(workdir: pathlib.Path) -> str:
+    """What the lock of a workdir says; nothing if there is none."""
+    with contextlib.suppress(OSError, UnicodeDecodeError):
+        return (workdir / "lock").read_text().strip()
+    return ""
+
+
+@contextlib.contextmanager
+def hold(workdir: pathlib.Path) -> Iterator[str]:
+    """Keeps a workdir, which is created if it does not exist, to this process; yields what the lock says of it.
 
     The lock is the operating system's on a file named `lock`, so that the end of the process, however it comes about,
     releases it; the file itself stays.
@@ -72,17 +116,17 @@ def hold(workdir: pathlib.Path) -> Iterator[None]:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            lock.seek(0)
-            holder = lock.read().strip() or "not known"
+            holder = _holder(workdir) or "not known"
             raise UserError(
                 f"--workdir={workdir} is in use by another run ({holder}). Wait for its end, or use another --workdir."
             ) from error
         except OSError as error:
             raise UserError(f"--workdir={workdir} cannot be locked: {error}. Use a local --workdir.") from error
         lock.truncate(0)
-        lock.write(f"process {os.getpid()} on {os.uname().nodename}\n")
+        holder = f"process {os.getpid()} on {os.uname().nodename} since {datetime.datetime.now().isoformat(' ')}"
+        lock.write(f"{holder}\n")
         lock.flush()
-        yield
+        yield holder
 
 
 def describe(workdir: pathlib.Path, config: ml_collections.FrozenConfigDict, state: CustomTrainState) -> None:

@@ -7,9 +7,11 @@ from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax._src import xla_bridge
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
+from runtime import hosts
 from runtime.errors import UserError
 from runtime.progress import first_time
 
@@ -48,10 +50,10 @@ def find_devices(*, deterministic: bool = False) -> list[jax.Device]:
             f"JAX_PLATFORMS={asked}: JAX finds no such device here{f' ({reason})' if reason else ''}. Install JAX for "
             'it, pip install "jax[cuda13]" or "jax[tpu]", or run without: JAX_PLATFORMS=cpu'
         ) from error
-    if jax.process_count() > 1:
+    if jax.process_count() != hosts.count():
         raise UserError(
-            f"JAX runs in {jax.process_count()} processes, and a run is one process on the devices of one machine: "
-            "start it there alone, without jax.distributed.initialize()"
+            f"JAX runs in {jax.process_count()} processes without that they have joined: start each of them with "
+            "main.py --coordinator=HOST:PORT --num_processes=N --process_id=K, without jax.distributed.initialize()"
         )
     return devices
 
@@ -83,9 +85,31 @@ def create_mesh() -> jax.sharding.Mesh:
     return jax.make_mesh((len(find_devices()),), ("data",), axis_types=(AxisType.Auto,))
 
 
-def replicated(mesh: jax.sharding.Mesh) -> NamedSharding:
+def replicated(mesh: jax.sharding.Mesh | jax.sharding.AbstractMesh) -> NamedSharding:
     """The sharding of state and data sets: a copy on every device."""
     return NamedSharding(mesh, PartitionSpec())
+
+
+def put(tree: T, shardings: Any) -> T:
+    """Arrays laid out on the devices.
+
+    Args:
+        tree: of arrays: of every process the same, or on the devices of all of them.
+        shardings: where to, a tree of the same structure or one for all.
+    """
+    if hosts.count() == 1:
+        return jax.device_put(tree, shardings)
+
+    def one(x: Any, sharding: jax.sharding.Sharding) -> jax.Array:
+        # device_put would compare what the processes have, byte by byte, over the network.
+        if isinstance(x, jax.Array) and (not x.is_fully_addressable or jnp.issubdtype(x.dtype, jax.dtypes.prng_key)):
+            return jax.device_put(x, sharding)
+        whole = np.asarray(x)
+        return jax.make_array_from_callback(whole.shape, sharding, lambda index: whole[index])
+
+    if isinstance(shardings, jax.sharding.Sharding):
+        return jax.tree.map(lambda x: one(x, shardings), tree)
+    return jax.tree.map(one, tree, shardings)
 
 
 def of_state(state: T, mesh: jax.sharding.Mesh, whole: Collection[str] = ()) -> T:

@@ -26,6 +26,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
+from runtime import hosts
 from runtime.errors import UserError
 from runtime.fields import flatten
 from runtime.files import replace_file
@@ -130,11 +131,13 @@ def queues(workdir: pathlib.Path) -> list[queue.SimpleQueue[Line | None]]:
 def following(workdir: pathlib.Path, trackers: Iterable[Tracker]) -> Iterator[None]:
     """While this is open, trackers get what is written to `metrics.jsonl`. Its end waits for them, but not for ever.
 
+    Of several processes only the first has any.
+
     Args:
         workdir: of the run.
         trackers: functions as this module's docstring describes them. What they raise is printed.
     """
-    lines = [(tracker, queue.SimpleQueue[Line | None]()) for tracker in trackers]
+    lines = [(tracker, queue.SimpleQueue[Line | None]()) for tracker in trackers if hosts.first()]
     given_up = threading.Event()
     threads = [
         threading.Thread(target=_track, args=(workdir, *each, given_up), name=_name(each[0]), daemon=True)

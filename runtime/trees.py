@@ -6,7 +6,9 @@ from typing import Any, TypeVar
 import jax
 import orbax.checkpoint as ocp
 
+from runtime import hosts
 from runtime.files import without_wildcards
+from runtime.sharding import put
 
 T = TypeVar("T")
 
@@ -26,9 +28,18 @@ def saved_names(folder: pathlib.Path) -> set[str]:
         return {*ocp.PyTreeCheckpointHandler().metadata(place).tree}
 
 
+def _alone() -> ocp.options.MultiprocessingOptions:
+    """How this process reads: without waiting for others, which may have nothing to read."""
+    return ocp.options.MultiprocessingOptions(primary_host=hosts.index(), active_processes={hosts.index()})
+
+
 def read_tree(folder: pathlib.Path, like: Any) -> Any:
     """Reads a saved tree, with the leaves of this one as `abstract` gives them."""
-    with without_wildcards(folder) as place, ocp.StandardCheckpointer() as checkpointer:
+    options = _alone()
+    with (
+        without_wildcards(folder) as place,
+        ocp.StandardCheckpointer(multiprocessing_options=options) as checkpointer,
+    ):
         return checkpointer.restore(place, like)
 
 
@@ -37,7 +48,11 @@ def read_part(folder: pathlib.Path, like: Any) -> Any:
     args = ocp.args.PyTreeRestore(
         like, restore_args=ocp.checkpoint_utils.construct_restore_args(like), partial_restore=True
     )
-    with without_wildcards(folder) as place, ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
+    options, handler = _alone(), ocp.PyTreeCheckpointHandler()
+    with (
+        without_wildcards(folder) as place,
+        ocp.Checkpointer(handler, multiprocessing_options=options) as checkpointer,
+    ):
         return checkpointer.restore(place, args=args)
 
 
@@ -64,7 +79,7 @@ def shapes(tree: Any) -> Any:
 
 def laid_out_as(like: T, tree: T) -> T:
     """A tree on the devices on which `like`, of the same structure, has each array, or part of an array."""
-    return jax.tree.map(lambda x, other: jax.device_put(x, other.sharding), tree, like)
+    return put(tree, jax.tree.map(lambda x: x.sharding, like))
 
 
 def abstract(x: Any, sharding: jax.sharding.Sharding) -> jax.ShapeDtypeStruct:

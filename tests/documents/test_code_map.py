@@ -50,7 +50,7 @@ def test_what_is_to_be_read_has_at_most_2300_lines():
 
 
 def test_the_loop_reads_in_one_sitting():
-    assert sum(map(num_lines, ("main.py", "train.py", "train_state.py", "evaluation.py"))) <= 950
+    assert sum(map(num_lines, ("main.py", "train.py", "train_state.py", "evaluation.py"))) <= 970
     assert num_lines("train.py") <= 355
 
 

@@ -129,7 +129,7 @@ def test_several_processes_are_refused_before_anything_is_done(tmp_path, start):
             process.kill()
     for process, (_, errors) in zip(processes, said, strict=True):
         assert process.returncode == 1, said
-        assert "error: JAX runs in 2 processes, and a run is one process" in errors.replace("UserError", "error")
+        assert "error: JAX runs in 2 processes without that they have joined" in errors.replace("UserError", "error")
         assert ("Traceback" in errors) == (start == "Python")
     assert not workdir.exists()
 

@@ -92,7 +92,7 @@ def test_the_front_of_the_house_can_be_taken_in_at_a_glance():
     [loop] = [node for node in ast.walk(function) if isinstance(node, ast.While)]
     assert loop.lineno - function.body[1].lineno <= 30  # the set-up, after the docstring
     core = ("main.py", "train.py", "train_state.py", "evaluation.py")
-    assert sum(len((ROOT / name).read_text().splitlines()) for name in core) <= 950
+    assert sum(len((ROOT / name).read_text().splitlines()) for name in core) <= 970
 
 
 def test_no_file_is_too_long_to_read():

@@ -1,7 +1,6 @@
 import shutil
 import signal
 import subprocess
-import sys
 
 import pytest
 from conftest import ROOT, command, read_metrics, run_main
@@ -141,53 +140,6 @@ def test_before_training_a_signal_ends_the_process_with_the_command_to_start_aga
     assert errors.startswith("SIGINT: stopped, with nothing to save. To continue: ")
     assert f"main.py --config=configs/digits.py --workdir={tmp_path / 'run'}" in errors
     assert len(errors.splitlines()) == 1
-
-
-# Two hosts, which count steps at different speeds. The first one gets the notice.
-HOST = """
-import sys, time
-import jax
-rank, address = int(sys.argv[1]), sys.argv[2]
-jax.distributed.initialize(address, 2, rank)
-from runtime import interruption
-from jax.experimental import multihost_utils
-step = 0
-print("counting", flush=True)
-while not interruption.requested(range(step + 1, step + 6)):  # five steps in a chunk
-    step += 5
-    multihost_utils.sync_global_devices(f"step {step}")
-print("stopped after", step + 5, flush=True)
-multihost_utils.sync_global_devices("the end")
-"""
-
-
-@pytest.mark.slow
-def test_several_hosts_stop_at_the_same_step_though_only_one_of_them_is_told_to():
-    import socket
-
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        address = f"localhost:{free.getsockname()[1]}"
-    hosts = [
-        subprocess.Popen(
-            [sys.executable, "-c", HOST, str(rank), address],
-            cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-        )
-        for rank in range(2)
-    ]  # fmt: skip
-    try:
-        for host in hosts:
-            wait_for(host.stdout, "counting")
-        hosts[0].send_signal(signal.SIGTERM)
-        said = [host.communicate(timeout=120) for host in hosts]
-    finally:
-        for host in hosts:
-            host.kill()
-    assert [host.returncode for host in hosts] == [0, 0], said
-    # Gloo writes lines of its own in between, which name the rank.
-    stopped = [[line for line in output.splitlines() if line.startswith("stopped after ")] for output, _ in said]
-    assert len(stopped[0]) == 1
-    assert stopped[0] == stopped[1]
 
 
 DISK = """

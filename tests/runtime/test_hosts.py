@@ -1,0 +1,84 @@
+import pytest
+
+from runtime import hosts
+from runtime.errors import UserError
+
+SLURM = {
+    "SLURM_JOB_ID": "4711",
+    "SLURM_NTASKS": "4",
+    "SLURM_PROCID": "2",
+    "SLURM_LOCALID": "0",
+    "SLURM_STEP_NODELIST": "node[07-10]",
+}
+OMPI = {
+    "OMPI_COMM_WORLD_SIZE": "2",
+    "OMPI_COMM_WORLD_RANK": "1",
+    "OMPI_COMM_WORLD_LOCAL_RANK": "1",
+    "OMPI_MCA_orte_hnp_uri": "1531576320.0;tcp://10.96.0.1,10.148.0.1:34911",
+}
+TPU = {"TPU_WORKER_ID": "0", "TPU_WORKER_HOSTNAMES": "t1k-w0,t1k-w1"}
+K8S = {"KUBERNETES_SERVICE_HOST": "10.0.0.1", "JOB_COMPLETION_INDEX": "3"}
+
+
+@pytest.mark.parametrize(
+    ("variables", "launcher"),
+    [
+        ({}, None),
+        (SLURM, "slurm"),
+        (SLURM | {"SLURM_NTASKS": "1"}, None),
+        (OMPI, "ompi"),
+        (OMPI | {"OMPI_COMM_WORLD_SIZE": "1"}, None),
+        (TPU, "gketpu"),
+        (TPU | {"TPU_WORKER_HOSTNAMES": "t1k-w0"}, None),
+        (TPU | {"TPU_WORKER_HOSTNAMES": "t1k-w0", "MEGASCALE_NUM_SLICES": "2"}, "gketpu"),
+        (K8S, "k8s"),
+    ],
+)
+def test_processes_join_where_a_launcher_has_started_several_of_them(variables, launcher):
+    assert hosts.detect({"PATH": "/usr/bin", **variables}) == launcher
+
+
+@pytest.mark.parametrize("complete", [SLURM, OMPI, TPU, K8S])
+def test_a_set_of_variables_that_is_not_complete_starts_nothing(complete):
+    """As a shell within a job has one, or a pod of any kind."""
+    for missing in complete:
+        assert hosts.detect({name: value for name, value in complete.items() if name != missing}) is None
+
+
+@pytest.mark.parametrize(
+    ("name", "variables", "found"),
+    [("slurm", SLURM, ("node07:6", 4, 2)), ("ompi", OMPI, ("10.96.0.1:6", 2, 1))],
+)
+def test_what_is_taken_for_a_launcher_is_all_that_jax_needs_of_it(monkeypatch, name, variables, found):
+    from jax._src.clusters import ClusterEnv
+
+    for variable, value in variables.items():
+        monkeypatch.setenv(variable, value)
+    address, num, index, _ = ClusterEnv.auto_detect_unset_distributed_params(None, None, None, None, name, 1)
+    assert address.startswith(found[0])
+    assert (num, index) == found[1:]
+
+
+@pytest.mark.parametrize(
+    ("distributed", "given", "message"),
+    [
+        ("auto", ("localhost:1", 2, None), "--process_id is missing: several processes are started with --coordinator"),
+        ("auto", (None, 2, 0), "--coordinator is missing"),
+        ("off", ("localhost:1", 2, 0), "--distributed=off asks for the contrary"),
+        ("auto", ("localhost:1", 2, 2), "--process_id=2: must be in 0 .. 1"),
+    ],
+)
+def test_flags_that_do_not_say_which_processes_there_are_say_so(distributed, given, message):
+    names = ("coordinator", "num_processes", "process_id")
+    with pytest.raises(UserError, match=message):
+        hosts.start(distributed, dict(zip(names, given, strict=True)))
+
+
+def test_a_process_of_its_own_agrees_with_itself():
+    hosts.start("auto", dict.fromkeys(("coordinator", "num_processes", "process_id")))
+    assert (hosts.first(), hosts.count(), hosts.index()) == (True, 1, 0)
+    assert hosts.gather("x") == ["x"]
+    assert hosts.largest(0.5) == 0.5
+    assert hosts.decided(lambda: {"step": 3}) == {"step": 3}
+    hosts.check_same({"config": 1})
+    hosts.part()
