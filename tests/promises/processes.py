@@ -60,6 +60,7 @@ def started(
     each: Callable[[int], Sequence[str]] = lambda _: (),
     environment: Callable[[int], dict[str, str]] = lambda _: {},
     program: Callable[[Sequence[str]], list[str]] | None = None,
+    joined: bool = True,
 ) -> Iterator[Processes]:
     """Starts main.py, or a program that takes the same flags, `num` times; what still runs in the end is killed.
 
@@ -71,10 +72,11 @@ def started(
         each: arguments for one of them.
         environment: variables for one of them.
         program: the command that the arguments belong to.
+        joined: whether flags say that they belong together.
     """
     port = free_port()
     line = program or (lambda flags: command(*flags, config=config))
-    commands = [line([*arguments, *each(index), *flags(num, index, port)]) for index in range(num)]
+    commands = [line([*arguments, *each(index), *(flags(num, index, port) if joined else ())]) for index in range(num)]
     visible = {"XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}", "JAX_PLATFORMS": "cpu"}
     with tempfile.TemporaryDirectory() as folder:
         processes = Processes(

@@ -21,6 +21,10 @@ CONFIG = """
 import os
 from configs import default
 
+if os.environ.get("KIND") == "whole":  # averages as each device would have them without the others
+    from runtime import sharding
+    sharding.MIN_SPLIT_BYTES = 2**60
+
 def get_config():
     config = default.get_config()
     config.batch_size, config.duration = 32, "24 steps"
@@ -83,6 +87,11 @@ def test_eight_devices_do_the_same_to_the_bit_however_many_processes_have_them(t
         succeed(num, flag, config=config, devices=8 // num, environment=lambda _, e=environment: e)
     assert same(tmp_path / "1", tmp_path / "2")
     assert same(tmp_path / "1", tmp_path / "4")
+    if kind == "mlp":
+        flag = f"--workdir={tmp_path / 'whole'}"
+        output = succeed(2, flag, config=config, devices=4, environment=lambda _: {"KIND": "whole"})
+        assert "and 0.7 MB of averages" in output
+        assert same(tmp_path / "1", tmp_path / "whole")
 
 
 @pytest.mark.slow
@@ -109,6 +118,52 @@ def test_a_run_of_any_number_of_processes_continues_with_any_other(tmp_path, con
         apart = max(apart, *(abs(a - b) for x in losses.values() for a, b in zip(x, losses[name], strict=True)))
     assert equal == 9
     assert apart <= 1e-5
+
+
+@pytest.mark.slow
+def test_the_tasks_of_a_slurm_job_find_each_other_and_stay_apart_when_told_to(tmp_path, config):
+    """With the variables of a job on this machine."""
+    job = {"SLURM_JOB_ID": str(os.getpid()), "SLURM_NTASKS": "2", "SLURM_STEP_NODELIST": "localhost"}
+    options = {
+        "config": config,
+        "environment": lambda index: {**job, "SLURM_PROCID": str(index), "SLURM_LOCALID": str(index)},
+        "joined": False,
+    }
+    output = succeed(2, f"--workdir={tmp_path / 'run'}", **options)
+    assert output.startswith(
+        "2 processes train as one, started by slurm; --distributed=off keeps them apart\n2 x cpu\n"
+    )
+    each = lambda index: [f"--workdir={tmp_path / str(index)}", "--distributed=off"]  # noqa: E731
+    assert succeed(2, each=each, **options).startswith("1 x cpu\n")
+    assert same(tmp_path / "0", tmp_path / "1")
+
+
+# Of process 1, a device that never gets ready.
+STUCK = """
+import time
+import jax
+import train
+from configs import digits
+from runtime import hosts
+
+hosts.PATIENCE = 15
+
+def loss_fn(params, state, batch, **kwargs):
+    jax.debug.callback(lambda step: time.sleep(1000 * hosts.index() * (step == 3)), state.step)
+    return original(params, state, batch, **kwargs)
+
+original = train.loss_fn
+train.TASKS["classification"] = train.Task(loss_fn)
+get_config = digits.get_config
+"""
+
+
+@pytest.mark.slow
+def test_processes_of_which_one_gets_stuck_end_with_a_message_and_the_status_of_start_again(tmp_path):
+    (tmp_path / "config.py").write_text(STUCK)
+    for process in run(2, f"--workdir={tmp_path / 'run'}", config=str(tmp_path / "config.py")):
+        assert process.status == 75, process
+        assert re.search("Nothing has gone on for 15 s: .* is stuck", process.errors), process
 
 
 # What main.py starts with, for a program that is not a run.
