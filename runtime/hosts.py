@@ -6,10 +6,13 @@ status.
 """
 
 import contextlib
+import functools
 import os
 import pickle
+import socket
 import time
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
 from runtime.errors import UserError
@@ -91,27 +94,31 @@ def start(distributed: str, given: Mapping[str, Any]) -> None:
         raise UserError(f"{wrong}: several processes are started with --{', --'.join(given)}, the last one from 0 on")
     elif not 0 <= given["process_id"] < given["num_processes"]:
         raise UserError(f"--process_id={given['process_id']}: must be in 0 .. {given['num_processes'] - 1}")
+    else:
+        _check_address(given["coordinator"], here=given["process_id"] == 0)
     import jax  # here, so that what only prints does without
     from jax._src import distributed as state  # whose client has no public name
 
     # It would take SIGTERM from `interruption`, whose notices all processes get from one another.
     jax.config.update("jax_enable_preemption_service", False)
+    join = functools.partial(
+        jax.distributed.initialize,
+        given["coordinator"],
+        given["num_processes"],
+        given["process_id"],
+        cluster_detection_method=launcher if launcher and missing else "deactivate",
+        initialization_timeout=2 * ARRIVAL,  # at whose end JAX would end the process with a stack trace
+        heartbeat_timeout_seconds=HEARTBEAT,
+        shutdown_timeout_seconds=HEARTBEAT,
+    )
     try:
-        jax.distributed.initialize(
-            given["coordinator"],
-            given["num_processes"],
-            given["process_id"],
-            cluster_detection_method="deactivate" if not launcher or not missing else launcher,
-            initialization_timeout=ARRIVAL,
-            heartbeat_timeout_seconds=HEARTBEAT,
-            shutdown_timeout_seconds=HEARTBEAT,
-        )
-    except (RuntimeError, ValueError) as error:
-        how = f"{launcher} has set {', '.join(LAUNCHERS[launcher])}" if missing and launcher else str(dict(given))
-        reason = str(error).strip().partition("\n")[0]
+        ThreadPoolExecutor(1).submit(join).result(ARRIVAL)
+    except (RuntimeError, ValueError, TimeoutError) as error:
+        told = ", ".join(LAUNCHERS[launcher] if launcher and missing else (f"--{n}={x}" for n, x in given.items()))
+        reason = str(error).strip().partition("\n")[0] or f"not all have come within {ARRIVAL} s"
         raise UserError(
-            f"the processes of this run do not find each other ({how}): {reason}. Do all run, and is the coordinator's "
-            "port open? A single one starts with --distributed=off"
+            f"the processes of this run do not find each other: {reason}. Do all of them run, do they say the same "
+            f"({told}), and is the coordinator's port open and free? Without others, one runs with --distributed=off"
         ) from error
     _index, _count, _client = state.global_state.process_id, state.global_state.num_processes, state.global_state.client
     _met = time.monotonic()
@@ -120,6 +127,21 @@ def start(distributed: str, given: Mapping[str, Any]) -> None:
         silence()
     if _count > 1:
         say(f"{_count} processes train as one{by}")
+
+
+def _check_address(address: str, *, here: bool) -> None:
+    """Checks the coordinator's address before JAX does, which would crash."""
+    _, colon, port = address.rpartition(":")
+    if not colon or not port.isdecimal() or int(port) >= 2**16:
+        raise UserError(f"--coordinator={address}: must be HOST:PORT, such as node0:54321")
+    try:
+        if here:
+            socket.create_server(("", int(port))).close()
+    except OSError as error:
+        raise UserError(
+            f"--coordinator={address}: its port cannot be used ({error}). Use another, the same for all processes, of "
+            "which only one is --process_id=0"
+        ) from error
 
 
 def told() -> tuple[str, int] | None:

@@ -1,4 +1,9 @@
+import socket
+import subprocess
+import sys
+
 import pytest
+from conftest import ROOT
 
 from runtime import hosts
 from runtime.errors import UserError
@@ -66,12 +71,55 @@ def test_what_is_taken_for_a_launcher_is_all_that_jax_needs_of_it(monkeypatch, n
         ("auto", (None, 2, 0), "--coordinator is missing"),
         ("off", ("localhost:1", 2, 0), "--distributed=off asks for the contrary"),
         ("auto", ("localhost:1", 2, 2), "--process_id=2: must be in 0 .. 1"),
+        ("auto", ("localhost", 2, 0), "--coordinator=localhost: must be HOST:PORT"),
+        ("auto", ("localhost:http", 2, 0), "--coordinator=localhost:http: must be HOST:PORT"),
+        (
+            "auto",
+            ("localhost:{taken}", 2, 0),
+            "--coordinator=localhost:.*: its port cannot be used .*ddress already in",
+        ),
     ],
 )
 def test_flags_that_do_not_say_which_processes_there_are_say_so(distributed, given, message):
     names = ("coordinator", "num_processes", "process_id")
-    with pytest.raises(UserError, match=message):
-        hosts.start(distributed, dict(zip(names, given, strict=True)))
+    with socket.create_server(("", 0)) as server:
+        values = dict(zip(names, given, strict=True))
+        values["coordinator"] = values["coordinator"] and values["coordinator"].format(taken=server.getsockname()[1])
+        with pytest.raises(UserError, match=message):
+            hosts.start(distributed, values)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("coordinator", "process", "reason"),
+    [
+        ("localhost:{free}", 0, "not all have come within 5 s"),
+        ("localhost:{free}", 1, "not all have come within 5 s"),
+        ("no.such.host:1", 1, "not all have come within 5 s"),
+    ],
+)
+def test_processes_that_do_not_find_each_other_say_so_and_end(coordinator, process, reason):
+    script = """
+import sys
+from runtime import hosts, interruption
+from runtime.errors import UserError
+hosts.ARRIVAL = 5
+try:
+    hosts.start("auto", {"coordinator": sys.argv[1], "num_processes": 2, "process_id": int(sys.argv[2])})
+except UserError as error:
+    interruption.end(f"error: {error}", 1)
+"""
+    with socket.socket() as free:
+        free.bind(("", 0))
+        address = coordinator.format(free=free.getsockname()[1])
+    command = [sys.executable, "-c", script, address, str(process)]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert result.returncode == 1, result.stderr
+    [message] = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
+    assert message.startswith("error: the processes of this run do not find each other: ")
+    assert reason in message.lower()
+    assert f"--coordinator={address}" in message
+    assert "Traceback" not in result.stderr
 
 
 def test_a_process_of_its_own_agrees_with_itself():
