@@ -19,9 +19,9 @@ class MLP(nn.Module):
 
     @nn.compact
     def __call__(self, noisy: tuple[jax.Array, jax.Array], train: bool) -> jax.Array:
-        """Maps images [batch, height, width, channels] and times [batch] to images in [-1, 1]."""
+        """Maps images [batch, height, width, channels] and times, [batch] or [1] of all, to images in [-1, 1]."""
         image, time = noisy
-        when = nn.silu(nn.Dense(self.features)(waves(time, 64)))
+        when = nn.silu(nn.Dense(64)(waves(time, 64)))
         x = nn.Dense(self.features)(image.reshape(len(image), -1))
         for _ in range(self.blocks):
             y = nn.Dense(self.features)(nn.LayerNorm()(x)) + nn.Dense(self.features)(when)
@@ -40,7 +40,7 @@ class UNet(nn.Module):
 
     @nn.compact
     def __call__(self, noisy: tuple[jax.Array, jax.Array], train: bool) -> jax.Array:
-        """Maps images [batch, height, width, channels] and times [batch] to images in [-1, 1]."""
+        """Maps images [batch, height, width, channels] and times, [batch] or [1] of all, to images in [-1, 1]."""
         image, time = noisy
         when = nn.silu(nn.Dense(4 * self.features)(waves(time, 64)))
 

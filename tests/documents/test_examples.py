@@ -14,6 +14,7 @@ from PIL import Image
 
 import averaging
 from examples import bootstrapping, kernels, low_pass
+from examples.diffusion import lengths
 from examples.dqn import targets
 from examples.gan import swing
 from examples.when_it_works import grid
@@ -64,6 +65,7 @@ def test_the_weights_in_the_picture_are_those_of_the_averages_and_sum_to_one():
 
 DQN = json.loads((ROOT / "benchmarks" / "results" / "dqn_cleanrl.json").read_text())
 TARGETS = json.loads((targets.FOLDER / "targets.json").read_text())
+LENGTHS = json.loads((lengths.FOLDER / "lengths.json").read_text())
 SWING = json.loads((swing.FOLDER / "swing.json").read_text())
 STORED = json.loads((grid.FOLDER / "grid.json").read_text())
 
@@ -77,6 +79,7 @@ STORED = json.loads((grid.FOLDER / "grid.json").read_text())
         lambda: grid.draw(STORED["cells"]),
         lambda: targets.draw(TARGETS),
         lambda: swing.draw(SWING),
+        lambda: lengths.draw(LENGTHS),
     ],
 )
 def test_a_picture_can_be_read_on_a_phone(draw):
