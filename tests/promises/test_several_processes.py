@@ -1,5 +1,6 @@
 """Several processes train as one: to the bit, and whatever becomes of one of them becomes of all."""
 
+import contextlib
 import os
 import pathlib
 import re
@@ -14,10 +15,11 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 from conftest import ROOT, read_metrics
-from processes import run, started, succeed
+from processes import free_port, run, started, succeed
 
 # 24 steps with everything that a run may have; KIND says which model.
 CONFIG = """
+import contextlib
 import os
 from configs import default
 
@@ -321,3 +323,31 @@ def test_a_signal_to_one_process_stops_all_at_one_step(tmp_path, config, told):
     assert len(steps) == 1
     assert (workdir / "checkpoints" / str(*steps)).is_dir()
     assert not list(workdir.glob("*/*.partial"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
+def test_the_script_for_two_processes_passes_on_signals_and_statuses(tmp_path, config, signum):
+    """Ctrl-C reaches all processes of a terminal at once, and SIGTERM of a scheduler the script."""
+    workdir = tmp_path / "run"
+    arguments = [f"--config={config}", f"--workdir={workdir}", "--config.duration=100000 steps"]
+    path = f"{pathlib.Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    with (tmp_path / "out").open("w") as out:
+        script = subprocess.Popen(
+            ["sh", "examples/launch/two_processes.sh", *arguments], cwd=ROOT, stdout=out, stderr=out,
+            env=os.environ | {"PORT": str(free_port()), "PATH": path}, start_new_session=True,
+        )  # fmt: skip
+    try:
+        while not (workdir / "timing.jsonl").exists() or not (workdir / "timing.jsonl").read_text():
+            assert script.poll() is None, (tmp_path / "out").read_text()
+            time.sleep(0.1)
+        if signum == signal.SIGINT:
+            os.killpg(script.pid, signum)
+        else:
+            script.send_signal(signum)
+        assert script.wait(120) == 75, (tmp_path / "out").read_text()
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(script.pid, signal.SIGKILL)
+        script.wait()
+    assert (tmp_path / "out").read_text().count("Stopped and saved at step") == 2
