@@ -13,6 +13,7 @@ from examples.diffusion.configs import default
 def get_config() -> ml_collections.ConfigDict:
     config = default.get_config()
     config.data.size = 28
+    config.batch_size = 128
     config.duration = "50000 steps"
     config.model.convolutional = True
     config.model.features = 32
