@@ -28,7 +28,7 @@ from runtime.score_metrics import (
     summarize,
     summarized,
 )
-from runtime.sharding import put, replicated, split_batch
+from runtime.sharding import fetch, put, replicated, split_batch
 from runtime.stored import Best
 from train_state import CustomTrainState
 
@@ -85,7 +85,7 @@ def eval_step(
     *,
     apply_fn: Callable[..., Any],
     score_fn: ScoreFn,
-    sharding: jax.sharding.NamedSharding,
+    sharding: jax.sharding.Sharding,
 ) -> tuple[jax.Array, Scores]:
     """Scores one batch with one set of weights.
 
@@ -101,9 +101,7 @@ def eval_step(
         `mask`, bool [batch], False for padding; and the scores [batch].
     """
     batch = jax.lax.with_sharding_constraint(data.batch(index), sharding)
-    found = batch["mask"], score_fn(apply_fn, variables, batch)
-    # Few numbers, of which every process has all: so each computes the same metrics from them.
-    return jax.lax.with_sharding_constraint(found, replicated(sharding.mesh))
+    return batch["mask"], score_fn(apply_fn, variables, batch)
 
 
 def create_eval_step(
@@ -163,7 +161,7 @@ def score(variables: Any, data: EvalData, eval_step: EvalStep) -> Scores:
         NumPy arrays [number of images], floats in float64.
     """
     batches = [eval_step(variables, data, index) for index in np.arange(data.num_batches, dtype=np.int32)]
-    masks, scores = zip(*jax.device_get(batches), strict=True)
+    masks, scores = zip(*fetch(batches), strict=True)
     mask = np.concatenate(masks)
 
     def join(*parts: np.ndarray) -> np.ndarray:

@@ -219,6 +219,8 @@ class Dispatcher:
                 for number in range(step, step + num_steps, num_steps if self.chunked else 1):
                     with jax.profiler.StepTraceAnnotation("train", step_num=number):
                         state, sums = program(state, sums, data, np.int32(num_steps))
+                        if hosts.count() > 1:  # where programs that wait for others must not overtake each other
+                            jax.block_until_ready(sums)
                 jax.block_until_ready((state, sums))
             seconds = hosts.largest(time.perf_counter() - started)
             step += num_steps

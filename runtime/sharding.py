@@ -112,6 +112,15 @@ def put(tree: T, shardings: Any) -> T:
     return jax.tree.map(one, tree, shardings)
 
 
+def fetch(tree: T) -> T:
+    """NumPy arrays of those on the devices, all of them in every process, even if each has only parts."""
+    if hosts.count() > 1:
+        # In one program, for many small ones that exchange something may wait for one another for ever on CPUs.
+        mesh = jax.tree.leaves(tree)[0].sharding.mesh
+        tree = jax.jit(lambda tree: tree, out_shardings=replicated(mesh))(tree)
+    return jax.device_get(tree)
+
+
 def of_state(state: T, mesh: jax.sharding.Mesh, whole: Collection[str] = ()) -> T:
     """How a state lies on the devices: a copy on each, but of the averages' parameters a part on each.
 

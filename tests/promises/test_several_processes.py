@@ -231,6 +231,12 @@ def test_every_part_of_a_run_is_for_several_processes(tmp_path, config):
     assert f"{workdir}, latest checkpoint, step 30, on the test set" in output
     last = [line["accuracy"] for line in read_metrics(workdir, "ema") if line.get("split") == "test"][-1]
     assert f"ema      {last:.2%}" in output
+    # Afterwards, one process is enough.
+    for tool in (["posthoc", "--average=lawa:last=2"], ["export", "--average=tail", f"--out={tmp_path / 'exported'}"]):
+        command = [sys.executable, "-m", f"tools.{tool[0]}", str(workdir), *tool[1:]]
+        subprocess.run(command, cwd=ROOT, check=True, timeout=240)
+    assert (workdir / "posthoc.jsonl").read_text()
+    assert (tmp_path / "exported" / "weights.safetensors").exists()
 
 
 @pytest.mark.slow
