@@ -10,6 +10,7 @@ import functools
 import os
 import pickle
 import socket
+import threading
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -41,6 +42,7 @@ _index, _count, _meetings = 0, 1, 0
 _met = time.monotonic()  # when all have met last
 _awaited: int | None = None  # who has not come yet
 _client: Any = None
+_asking = threading.Lock()
 
 
 def index() -> int:
@@ -146,7 +148,7 @@ def _check_address(address: str, *, here: bool) -> None:
 
 def told() -> tuple[str, int] | None:
     """The message and the status with which another process says that all are to end; None if none does."""
-    with contextlib.suppress(Exception):  # there is none, or JAX is about to end us itself
+    with _asking, contextlib.suppress(Exception):  # there is none, or JAX is about to end us itself
         found: tuple[str, int] = pickle.loads(_client.key_value_try_get_bytes("end"))
         return found
     return None
@@ -227,5 +229,8 @@ def _leave() -> None:
     """Waits until all others leave, too, for without the first one JAX would take them for lost."""
     import jax
 
+    global _client
+    with _asking:  # for the end of Python must not find a thread in the client
+        _client = None
     with contextlib.suppress(Exception):  # that some are gone already
         jax.distributed.shutdown()

@@ -140,7 +140,7 @@ def test_the_tasks_of_a_slurm_job_find_each_other_and_stay_apart_when_told_to(tm
     assert same(tmp_path / "0", tmp_path / "1")
 
 
-# Of process 1, a device that never gets ready.
+# A device of process 0, where such callbacks run, that does not get ready.
 STUCK = """
 import time
 import jax
@@ -151,7 +151,7 @@ from runtime import hosts
 hosts.PATIENCE = 15
 
 def loss_fn(params, state, batch, **kwargs):
-    jax.debug.callback(lambda step: time.sleep(1000 * hosts.index() * (step == 3)), state.step)
+    jax.debug.callback(lambda step: time.sleep(1000 * float(step == 3)), state.step)
     return original(params, state, batch, **kwargs)
 
 original = train.loss_fn
