@@ -25,7 +25,6 @@ import subprocess
 import sys
 import tempfile
 import time
-import warnings
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
@@ -140,9 +139,12 @@ def damage(path: pathlib.Path, rng: random.Random) -> str:
 
 def leaves(folder: pathlib.Path) -> dict[str, np.ndarray]:
     """All arrays in a checkpoint."""
-    with warnings.catch_warnings(), ocp.PyTreeCheckpointer() as checkpointer:
-        warnings.simplefilter("ignore")  # that the devices are not given
-        trees = {item.name: checkpointer.restore(item) for item in folder.iterdir() if item.name in ("state", "sums")}
+    handler, trees = ocp.PyTreeCheckpointHandler(), {}
+    with ocp.Checkpointer(handler) as checkpointer:
+        for item in (folder / "state", folder / "sums"):
+            # Not onto devices, which may be others by now.
+            as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), handler.metadata(item).tree)
+            trees[item.name] = checkpointer.restore(item, args=ocp.args.PyTreeRestore(restore_args=as_numpy))
 
     def as_numbers(x):
         return np.asarray(jax.random.key_data(x) if jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key) else x)
