@@ -78,7 +78,9 @@ def main(argv: list[str]) -> None:
         hosts.part()
         return
     row, seconds = measure_split()
-    measure.write("hosts", [row, *map(measure_exchange, (2, 4))], seconds=seconds)
+    exchanges = [*map(measure_exchange, (2, 4))]
+    print(*exchanges, sep="\n", flush=True)
+    measure.write("hosts", [row], exchanges=exchanges, seconds=seconds)
 
 
 if __name__ == "__main__":

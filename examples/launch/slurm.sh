@@ -14,8 +14,8 @@
 # Until all processes have ended: when one has been lost, the others take up to half a minute to end, too.
 srun --kill-on-bad-exit=0 python main.py "$@"
 status=$?
-# 75: told to stop, and saved. 134: another process was lost. 137, 143: killed, as a node that goes down kills.
+# 75: told to stop, and saved. 134, 139: another process was lost. 137, 143: killed, as a node that goes down kills.
 case $status in
-    75 | 134 | 137 | 143) scontrol requeue "$SLURM_JOB_ID" ;;
+    75 | 134 | 137 | 139 | 143) scontrol requeue "$SLURM_JOB_ID" ;;
 esac
 exit $status
