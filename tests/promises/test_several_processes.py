@@ -116,7 +116,7 @@ def test_a_run_of_any_number_of_processes_continues_with_any_other(tmp_path, con
             equal += saved(workdir, 24) == saved(tmp_path / name, 24)
             losses[other] = [line["loss"] for line in read_metrics(workdir, "train") if line["step"] > 24]
             assert len(losses[other]) == 10
-        assert losses["1x8"] != []
+        assert losses["1x8"] == losses["2x4"]  # sums are rounded the same
         apart = max(apart, *(abs(a - b) for x in losses.values() for a, b in zip(x, losses[name], strict=True)))
     assert equal == 9
     assert apart <= 1e-5
