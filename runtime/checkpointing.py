@@ -191,8 +191,7 @@ class Checkpoints:
             record: goes with them.
             obsolete: folders to remove in the end.
         """
-        if hosts.first():
-            self._check_space(trees)
+        self._check_space(trees)
         step, rejected, counts = jax.device_get((state.step, state.rejected["total"], state.ema_count))
         record = dataclasses.replace(
             record,

@@ -173,7 +173,7 @@ def gather(value: T) -> list[T]:
     _meetings += 1
     _client.key_value_set_bytes(f"{_meetings}/{_index}", pickle.dumps(value))
     found = []
-    for _awaited in range(_count):
+    for _awaited in range(_count):  # for longer than `stalled` has patience, in milliseconds
         found.append(pickle.loads(_client.blocking_key_value_get_bytes(f"{_meetings}/{_awaited}", 2000 * PATIENCE)))
     # That all have come here means that all have what was exchanged before.
     _client.key_value_delete(f"{_meetings - 1}/{_index}")

@@ -78,7 +78,6 @@ def test_two_processes_of_one_device_do_what_one_of_two_does_to_the_bit(tmp_path
     assert same(tmp_path / "two", tmp_path / "one")
     assert output.startswith("2 processes train as one\n2 x cpu\n")
     assert "Batches of 32 = 2 devices x 2 parts x 8 examples" in output
-    assert "Traceback" not in output
 
 
 @pytest.mark.slow
@@ -109,10 +108,9 @@ def test_a_run_of_any_number_of_processes_continues_with_any_other(tmp_path, con
         for other, (num, devices) in layouts.items():
             workdir = tmp_path / f"{name}-{other}"
             shutil.copytree(tmp_path / name, workdir)
-            # --config_change, for a longer duration changes the evaluations at 24 steps of the shorter one.
             output = succeed(num, f"--workdir={workdir}", *long, config=config, devices=devices)
             assert f"Continuing {workdir} at step 24" in output
-            assert "Damaged" not in output
+            assert "damaged" not in output
             equal += saved(workdir, 24) == saved(tmp_path / name, 24)
             losses[other] = [line["loss"] for line in read_metrics(workdir, "train") if line["step"] > 24]
             assert len(losses[other]) == 10
