@@ -3,6 +3,8 @@
 import jax
 import jax.numpy as jnp
 
+from runtime.rows import ROUNDS, encrypt
+
 
 def example_indices(key: jax.Array, step: jax.Array, *, batch_size: int, num_examples: int) -> jax.Array:
     """The training images of a step's batch, a pure function of (key, step).
@@ -53,32 +55,17 @@ def permute(position: jax.Array, key: jax.Array, epoch: jax.Array, num_examples:
     Returns:
         uint32 [n].
     """
-    rounds = 8  # even, so that halves of unequal width have changed places back at the end
-    # Narrower networks are measurably not uniform.
-    num_bits = max(8, (num_examples - 1).bit_length())
-    widths = (num_bits - num_bits // 2, num_bits // 2)
-    round_keys = jax.vmap(lambda e: jax.random.bits(jax.random.fold_in(key, e), (rounds,), jnp.uint32))(epoch)
-
-    def encrypt(x: jax.Array) -> jax.Array:
-        left_bits, right_bits = widths
-        for r in range(rounds):
-            left, right = x >> right_bits, x & ((1 << right_bits) - 1)
-            left = left ^ (_mix(right ^ round_keys[:, r]) & ((1 << left_bits) - 1))
-            x = (right << left_bits) | left
-            left_bits, right_bits = right_bits, left_bits
-        return x
+    keys = round_keys(key, epoch)
 
     def outside(x: jax.Array) -> jax.Array:
         return jnp.any(x >= num_examples)
 
     def send_again(x: jax.Array) -> jax.Array:
-        return jnp.where(x >= num_examples, encrypt(x), x)
+        return jnp.where(x >= num_examples, encrypt(x, keys, num_examples), x)
 
-    return jax.lax.while_loop(outside, send_again, encrypt(position))
+    return jax.lax.while_loop(outside, send_again, encrypt(position, keys, num_examples))
 
 
-def _mix(x: jax.Array) -> jax.Array:
-    """The finaliser of MurmurHash3 (Appleby): every bit of the uint32 input moves every bit of the output."""
-    x = (x ^ (x >> 16)) * jnp.uint32(0x85EBCA6B)
-    x = (x ^ (x >> 13)) * jnp.uint32(0xC2B2AE35)
-    return x ^ (x >> 16)
+def round_keys(key: jax.Array, epoch: jax.Array) -> jax.Array:
+    """What tells the permutations of some epochs apart: uint32 [n, ROUNDS], for uint32 [n]."""
+    return jax.vmap(lambda e: jax.random.bits(jax.random.fold_in(key, e), (ROUNDS,), jnp.uint32))(epoch)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from runtime import permutation
+from runtime import permutation, rows
 
 KEY = jax.random.key(0)
 _example_indices = jax.jit(permutation.example_indices, static_argnames=("batch_size", "num_examples"))
@@ -64,3 +64,16 @@ def test_neighbours_are_torn_apart_like_in_a_random_permutation():
     order = np.asarray(permutation.permute(position, KEY, jnp.zeros(n, jnp.uint32), n), np.float64)
     assert abs(np.corrcoef(order[:-1], order[1:])[0, 1]) < 4 / np.sqrt(n)
     assert abs(np.corrcoef(order, np.arange(n))[0, 1]) < 4 / np.sqrt(n)
+
+
+@pytest.mark.parametrize(("num_examples", "batch_size"), [(50_000, 128), (901, 32), (10, 4), (7, 7), (2**20 + 1, 4096)])
+def test_a_host_that_reads_rows_reads_those_that_the_device_would_take(num_examples, batch_size):
+    """Those of steps of three epochs: at their ends, and in between."""
+    steps = sorted({0, 1, *(epoch * num_examples // batch_size for epoch in (1, 2, 3)), 3 * num_examples // batch_size})
+    keys = np.asarray(permutation.round_keys(KEY, jnp.arange(steps[-1] * batch_size // num_examples + 2)))
+    positions = np.arange(batch_size)[::-1]  # in any order, and any part of them
+    for step in steps:
+        expected = indices(step, batch_size=batch_size, num_examples=num_examples)
+        found = rows.of_step(step, positions, batch_size, keys, num_examples)
+        np.testing.assert_array_equal(found, expected[::-1])
+        np.testing.assert_array_equal(rows.of_step(step, positions[2:5], batch_size, keys, num_examples), found[2:5])
