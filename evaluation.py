@@ -13,7 +13,7 @@ import optax
 from jax.typing import ArrayLike
 
 from input_pipeline import EvalData
-from runtime import batch_statistics, predictions
+from runtime import batch_statistics, predictions, stream
 from runtime.errors import UserError
 from runtime.progress import first_time
 from runtime.score_metrics import (
@@ -30,6 +30,7 @@ from runtime.score_metrics import (
 )
 from runtime.sharding import fetch, put, replicated, split_batch
 from runtime.stored import Best
+from runtime.stream import Stream
 from train_state import CustomTrainState
 
 ScoreFn = Callable[[Callable[..., Any], Any, Mapping[str, jax.Array]], Scores]
@@ -105,14 +106,14 @@ def eval_step(
 
 
 def create_eval_step(
-    state: CustomTrainState, task: Any, data: EvalData, mesh: jax.sharding.Mesh
+    state: CustomTrainState, task: Any, data: EvalData | Stream, mesh: jax.sharding.Mesh
 ) -> tuple[EvalStep | None, tuple[str, ...]]:
     """`eval_step` with its keyword arguments, and the metrics that are proportions; None and none without a `score_fn`.
 
     Args:
         state: with the model.
         task: the `train.Task`.
-        data: to evaluate.
+        data: to evaluate, or a `Stream` of them.
         mesh: the devices.
 
     Raises:
@@ -121,7 +122,7 @@ def create_eval_step(
     if not task.score_fn:
         return None, ()
     step = functools.partial(eval_step, apply_fn=state.apply_fn, score_fn=task.score_fn, sharding=split_batch(mesh))
-    mask, scores = jax.eval_shape(step, state.weights()["raw"], data, jnp.int32(0))
+    mask, scores = jax.eval_shape(step, state.weights()["raw"], stream.like(data), jnp.int32(0))
     # What the task's own `evaluate` adds is not known yet.
     return step, check_scores(scores, {} if task.evaluate else task.metrics, mask.shape)
 
@@ -149,26 +150,36 @@ def weights_to_score(
     return weights
 
 
-def score(variables: Any, data: EvalData, eval_step: EvalStep) -> Scores:
-    """Scores one set of weights on all images.
+def score(weights: Mapping[str, Any], data: EvalData | Stream, eval_step: EvalStep) -> dict[str, Scores]:
+    """Scores sets of weights on all images.
 
     Args:
-        variables: the model's, whole on every device.
+        weights: the variables of the model, by name; one of them is named `raw`.
         data: the images; each is scored once, padding is dropped.
         eval_step: the function of that name with its keyword arguments.
 
     Returns:
-        NumPy arrays [number of images], floats in float64.
+        NumPy arrays [number of images] for each set of weights, floats in float64.
     """
-    batches = [eval_step(variables, data, index) for index in np.arange(data.num_batches, dtype=np.int32)]
-    masks, scores = zip(*fetch(batches), strict=True)
-    mask = np.concatenate(masks)
+    on_every_device = jax.tree.leaves(weights["raw"])[0].sharding  # averages may be in parts, see `sharding.of_state`
+    found: dict[str, list[Any]] = {name: [] for name in weights}
+    with stream.groups(data) as groups:
+        for group in groups:
+            for name, variables in weights.items():
+                variables = put(variables, on_every_device)  # one at a time, for all may be too large
+                with first_time("Compiling the evaluation, and the first one"):
+                    batches = [eval_step(variables, part, np.int32(index)) for part, index in group]
+                    found[name] += fetch(batches)
 
-    def join(*parts: np.ndarray) -> np.ndarray:
+    def join(mask: np.ndarray, *parts: np.ndarray) -> np.ndarray:
         values = np.concatenate(parts)[mask]
         return values.astype(np.float64) if np.issubdtype(values.dtype, np.floating) else values
 
-    return jax.tree.map(join, *scores)
+    scores = {}
+    for name, batches in found.items():
+        masks, parts = zip(*batches, strict=True)
+        scores[name] = jax.tree.map(functools.partial(join, np.concatenate(masks)), *parts)
+    return scores
 
 
 @np.errstate(over="ignore", invalid="ignore")  # weights that have diverged give metrics that are not finite
@@ -188,21 +199,15 @@ def evaluate(
     """
     if sets is not None:
         check_sets(sets, weights)
-    raw, apart = weights["raw"]["params"], {}
-    scores: dict[str, Scores] = {name: {} for name in weights}
-    on_every_device = jax.tree.leaves(raw)[0].sharding  # where averages may be in parts, see `sharding.of_state`
-    for name, variables in weights.items():
-        variables = put(variables, on_every_device)  # one at a time, for all may be too large
-        if eval_step:
-            with first_time("Compiling the evaluation, and the first one"):
-                scores[name] = score(variables, data, eval_step)
-        apart[name] = distance(variables["params"], raw)
+    raw = weights["raw"]["params"]
+    scores = score(weights, data, eval_step) if eval_step else {name: {} for name in weights}
     if keep and eval_step:
         predictions.write(keep, scores, data)
     metrics = {name: summarize(values) for name, values in scores.items()}
     for name in scores:
         if name != "raw":
-            metrics[f"{name}-raw"] = compare(scores[name], scores["raw"]) | {"distance": float(apart[name])}
+            apart = distance(put(weights[name]["params"], jax.tree.leaves(raw)[0].sharding), raw)
+            metrics[f"{name}-raw"] = compare(scores[name], scores["raw"]) | {"distance": float(apart)}
     found_raw = sets["raw"] if sets else {}
     for name, found in (sets or {}).items():
         metrics[name] |= {metric: float(value) for metric, (value, _) in found.items()}

@@ -4,9 +4,10 @@ A fork with data of its own adds a function to `SOURCES`; nothing else needs to 
 uint8 [n, height, width, channels] with a label for each: a class, int32 [n], or numbers to predict, float32 [n, k].
 """
 
-import dataclasses
+import functools
 import math
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 import jax
@@ -18,15 +19,20 @@ from flax import struct
 from augmentation import Augmentation
 from runtime.errors import UserError
 from runtime.fields import taken_by
-from runtime.permutation import example_indices
+from runtime.permutation import example_indices, round_keys
 from runtime.progress import say, under_way
-from runtime.sharding import put, replicated
-from runtime.sources import SPLITS, Images, Source, describe, read_arrays
+from runtime.readers import num_cores
+from runtime.rows import EvalRows, TrainRows
+from runtime.sharding import memory, put, replicated, split_batch
+from runtime.sources import SPLITS, Images, Source, read_arrays
+from runtime.splits import load_splits
+from runtime.stream import Stream
 from runtime.tfds_sets import find_tfds_source
 from streams import stream_key
 from train_state import CustomTrainState
 
 Array = jax.Array | np.ndarray
+NUM_NORMALIZED = 100_000  # images, whose mean tells that of more to three digits
 
 
 def _digits_source() -> Source:
@@ -69,47 +75,6 @@ def find_source(dataset: str, splits: tuple[str, str] = SPLITS) -> Source:
     return read_arrays(dataset) if is_file else SOURCES[dataset]()
 
 
-@dataclasses.dataclass(frozen=True)
-class Splits:
-    """The images of one experiment, on the host; `validation` is empty if none were asked for."""
-
-    train: Images
-    validation: Images
-    test: Images
-    num_classes: int
-
-
-def load_splits(source: Source, *, num_validation: int, label_noise: float, seed: int) -> Splits:
-    """Loads a data set, splits validation images off the training set, says what it has, disturbs training labels.
-
-    Args:
-        source: the data set.
-        num_validation: number of training images to set aside, drawn at random from the seed.
-        label_noise: share of the remaining training labels replaced by a uniformly drawn other class. Validation and
-            test labels stay as they are. Only classes can be replaced.
-        seed: fixes which images and labels those are.
-
-    Raises:
-        UserError: the data set is damaged, or its images or labels are not what it says or cannot be disturbed.
-    """
-    train, test = (source.load_checked(split) for split in ("train", "test"))
-    order = np.random.default_rng([seed, 0]).permutation(len(train))
-    # Sorted, so that without validation images the training set keeps its order.
-    validation, train = (train.take(np.sort(part)) for part in (order[:num_validation], order[num_validation:]))
-    found = {"train": train, "validation": validation, "test": test}
-    for line in describe(source.name, found, source.num_classes, source.class_names):
-        say(line)
-    label = train.label.copy()
-    if label_noise:
-        if label.ndim > 1 or source.num_classes == 1:
-            what = "labels are numbers" if label.ndim > 1 else "has one class only"
-            raise source.error(f"{what}; label_noise = {label_noise} replaces classes by others: set it to 0")
-        rng = np.random.default_rng([seed, 1])
-        noisy = rng.choice(len(train), size=round(label_noise * len(train)), replace=False)
-        label[noisy] = (label[noisy] + rng.integers(1, source.num_classes, size=len(noisy))) % source.num_classes
-    return Splits(Images(train.image, label), validation, test, source.num_classes)
-
-
 class Normalization(struct.PyTreeNode):
     """Mean and standard deviation of each channel of the training images: float32 [channels], in units of uint8."""
 
@@ -117,13 +82,21 @@ class Normalization(struct.PyTreeNode):
     std: Array
 
     @classmethod
-    def from_images(cls, image: np.ndarray) -> "Normalization":
-        """The statistics of uint8 images [n, height, width, channels], computed exactly from their histograms."""
-        levels = np.arange(256)
+    def from_images(cls, images: Images) -> "Normalization":
+        """The statistics of images, computed exactly from the histograms of at most `NUM_NORMALIZED` of them."""
+        levels, shape = np.arange(256), images.image.shape
+        rows = np.arange(len(images))
+        if len(rows) > NUM_NORMALIZED:
+            rows = np.sort(np.random.default_rng(0).permutation(len(images))[:NUM_NORMALIZED])
+
+        def count(part: np.ndarray) -> np.ndarray:
+            image = images.read(part)
+            return np.array([np.bincount(channel.ravel(), minlength=256) for channel in np.moveaxis(image, -1, 0)])
+
         # A few images at a time, for NumPy makes int64 of what it counts.
-        counts = np.zeros((image.shape[-1], 256), np.int64)
-        for part in np.array_split(image, max(1, image.size // 2**16)):
-            counts += [np.bincount(channel.ravel(), minlength=256) for channel in np.moveaxis(part, -1, 0)]
+        parts = np.array_split(rows, max(1, len(rows) * math.prod(shape[1:]) // 2**16))
+        with ThreadPoolExecutor(num_cores()) as pool:
+            counts = sum(pool.map(count, parts), np.zeros((shape[-1], 256), np.int64))
         mean = np.array([np.average(levels, weights=count) for count in counts])
         var = np.array([np.average((levels - m) ** 2, weights=count) for m, count in zip(mean, counts, strict=True)])
         # A channel without any variation is only centred.
@@ -137,7 +110,10 @@ class Normalization(struct.PyTreeNode):
 
 
 class TrainData(struct.PyTreeNode):
-    """The training set, to be put on the device: uint8 [n, height, width, channels] and int32 [n]."""
+    """The training set, to be put on the device: uint8 [n, height, width, channels] and int32 [n].
+
+    If it is `streamed`, only the rows of one step, in their order.
+    """
 
     image: Array
     label: Array
@@ -146,6 +122,12 @@ class TrainData(struct.PyTreeNode):
     batch_size: int = struct.field(pytree_node=False)
     augmentation: Augmentation = struct.field(pytree_node=False)
     class_names: tuple[str, ...] = struct.field(pytree_node=False, default=())
+    streamed: bool = struct.field(pytree_node=False, default=False)
+
+    @property
+    def images(self) -> Images:
+        """All images, on the host."""
+        return Images(np.asarray(self.image), np.asarray(self.label))
 
     def batch(self, state: CustomTrainState) -> tuple[dict[str, jax.Array], Any]:
         """The batch of `state.step`, a pure function of the seed and of it; see `Data.train`.
@@ -158,9 +140,12 @@ class TrainData(struct.PyTreeNode):
             `target`, float32 [batch, classes], the class probabilities to learn. Labels that are numbers are both. The
             state's memory goes with it, as it is.
         """
-        order = stream_key(state.rng, "permutation")
-        indices = example_indices(order, state.step, batch_size=self.batch_size, num_examples=len(self.label))
-        image, label = self.normalization(self.image[indices]), self.label[indices]
+        image, label = jnp.asarray(self.image), jnp.asarray(self.label)
+        if not self.streamed:
+            order = stream_key(state.rng, "permutation")
+            rows = example_indices(order, state.step, batch_size=self.batch_size, num_examples=len(label))
+            image, label = image[rows], label[rows]
+        image = self.normalization(image)
         target = jax.nn.one_hot(label, self.num_classes) if label.ndim == 1 else label
         batch = {"image": image, "label": label, "target": target}
         return self.augmentation(state.step_key("augmentation"), batch), state.memory
@@ -185,12 +170,11 @@ class EvalData(struct.PyTreeNode):
         num_devices: int,
         class_names: tuple[str, ...] = (),
     ) -> "EvalData":
-        """Pads with zeros to batches of equal size, as large as `batch_size` allows and a multiple of `num_devices`."""
-        num_batches = math.ceil(len(images) / batch_size)
-        batch_size = math.ceil(len(images) / (num_batches * num_devices)) * num_devices
+        """Pads with zeros to the batches of `_even_batches`."""
+        num_batches, batch_size = _even_batches(len(images), batch_size, num_devices)
         padding = num_batches * batch_size - len(images)
 
-        def pad(x: np.ndarray) -> np.ndarray:
+        def pad(x: Any) -> np.ndarray:
             return np.pad(x, [(0, padding)] + [(0, 0)] * (x.ndim - 1))
 
         mask = np.ones(len(images), bool)
@@ -201,6 +185,12 @@ class EvalData(struct.PyTreeNode):
         """The number of batches."""
         return len(self.label) // self.batch_size
 
+    @property
+    def images(self) -> Images:
+        """All images, on the host."""
+        number = int(np.sum(self.mask))
+        return Images(np.asarray(self.image)[:number], np.asarray(self.label)[:number])
+
     def batch(self, index: jax.Array) -> dict[str, jax.Array]:
         """Batch `index` of `num_batches`: `image`, `label` and `mask`."""
 
@@ -208,6 +198,12 @@ class EvalData(struct.PyTreeNode):
             return jax.lax.dynamic_slice_in_dim(x, index * self.batch_size, self.batch_size)
 
         return {"image": self.normalization(cut(self.image)), "label": cut(self.label), "mask": cut(self.mask)}
+
+
+def _even_batches(num_images: int, batch_size: int, num_devices: int) -> tuple[int, int]:
+    """Number and size of equal batches, as large as `batch_size` allows and a multiple of `num_devices`."""
+    num_batches = math.ceil(num_images / batch_size)
+    return num_batches, math.ceil(num_images / (num_batches * num_devices)) * num_devices
 
 
 class Data(NamedTuple):
@@ -233,15 +229,24 @@ def count_train(config: Mapping[str, Any]) -> int:
     return find_source(config["dataset"], config.get("splits", SPLITS)).num_train  # older runs have no splits
 
 
-def create_data(config: ml_collections.FrozenConfigDict, mesh: jax.sharding.Mesh) -> Data:
+def create_data(
+    config: ml_collections.FrozenConfigDict, mesh: jax.sharding.Mesh, *, mode: str = "auto", workers: int = 0
+) -> Data:
     """The images that `config.dataset` names, each with a label.
+
+    Args:
+        config: resolved.
+        mesh: the devices.
+        mode: where they lie: a copy on every "device"; or they are a "stream", read as they are needed; "auto": the
+            former if they take at most a quarter of its memory and each has one view only.
+        workers: processes that read a stream; 0: threads.
 
     Raises:
         UserError: see `load`.
     """
     source = find_source(config.dataset, config.get("splits", SPLITS))
     example = jnp.zeros((1, *source.image_shape)), jnp.zeros((1, source.num_classes))
-    return Data(*load(source, mesh, **taken_by(load, config)), example)
+    return Data(*load(source, mesh, **taken_by(load, config), mode=mode, workers=workers), example)
 
 
 def load(
@@ -254,8 +259,12 @@ def load(
     batch_size: int,
     eval_batch_size: int,
     augment: Mapping[str, Any],
-) -> tuple[TrainData, dict[str, EvalData]]:
-    """Reads a data set and puts a copy of it on every device.
+    duration: int = 0,
+    steps_per_dispatch: int = 0,
+    mode: str = "device",
+    workers: int = 0,
+) -> tuple[TrainData | Stream, Mapping[str, EvalData | Stream]]:
+    """Reads a data set and puts a copy of it on every device, or makes streams of it.
 
     Args:
         source: the data set.
@@ -266,6 +275,10 @@ def load(
         batch_size: of training.
         eval_batch_size: of evaluation, at most.
         augment: the fields of `Augmentation`.
+        duration: number of training steps.
+        steps_per_dispatch: as in the config; a stream gives one step at a time.
+        mode: see `create_data`.
+        workers: see `create_data`.
 
     Returns:
         The training images, and the evaluation images by split: "test", preceded by "validation" if there are any.
@@ -275,17 +288,52 @@ def load(
     """
     with under_way(f"Reading {source.name}"):
         splits = load_splits(source, num_validation=num_validation, label_noise=label_noise, seed=seed)
-    images, augmentation = splits.train, Augmentation(**augment)
+    images, augmentation, everywhere = splits.train, Augmentation(**augment), replicated(mesh)
     if problems := augmentation.problems(source.image_shape, batch_size, classes=images.label.ndim == 1):
         raise UserError("\n".join(problems))
-    normalization = Normalization.from_images(images.image)
-    train_data = TrainData(
-        images.image, images.label, normalization, splits.num_classes, batch_size, augmentation, source.class_names
+    evaluated = {"validation": splits.validation, "test": splits.test}
+    evaluated = {name: images for name, images in evaluated.items() if len(images)}
+    streamed = _is_streamed(mode, [images, *evaluated.values()])
+    if streamed and steps_per_dispatch > 1:
+        raise UserError(
+            f"steps_per_dispatch = {steps_per_dispatch}: images that are streamed come one step at a time; leave it at "
+            "0, or train with --config.data.mode=device"
+        )
+    normalization = put(Normalization.from_images(images), everywhere)
+    create = functools.partial(
+        TrainData,
+        normalization=normalization,
+        num_classes=splits.num_classes,
+        batch_size=batch_size,
+        augmentation=augmentation,
+        class_names=source.class_names,
+        streamed=streamed,
     )
-    eval_data = {
-        name: EvalData.from_images(images, normalization, eval_batch_size, mesh.size, source.class_names)
-        for name, images in (("validation", splits.validation), ("test", splits.test))
-        if len(images)
-    }
-    everywhere = replicated(mesh)
-    return put(train_data, everywhere), {name: put(data, everywhere) for name, data in eval_data.items()}
+    if not streamed:
+        resident = {}
+        for name, x in evaluated.items():
+            data = EvalData.from_images(x.in_memory(), normalization, eval_batch_size, mesh.size, source.class_names)
+            resident[name] = put(data, everywhere)
+        return put(create(**vars(images.in_memory())), everywhere), resident
+
+    num_epochs = 2 * duration * batch_size // len(images) + 1  # tools.diagnose may train on after the end
+    keys = round_keys(stream_key(jax.random.key(seed), "permutation"), jnp.arange(num_epochs, dtype=jnp.uint32))
+    rows = TrainRows(images, batch_size, np.asarray(keys), seed)
+    train_data = Stream(images, rows, create, batch_size, duration, split_batch(mesh), workers)
+    streams = {}
+    for name, x in evaluated.items():
+        number, size = _even_batches(len(x), eval_batch_size, mesh.size)
+        make = functools.partial(EvalData, normalization=normalization, batch_size=size, class_names=source.class_names)
+        streams[name] = Stream(x, EvalRows(x, size), make, size, number, split_batch(mesh), workers)
+    return train_data, streams
+
+
+def _is_streamed(mode: str, parts: list[Images]) -> bool:
+    """Whether these images are read as they are needed, which is said; see `create_data` for the mode."""
+    if mode not in ("auto", "device", "stream"):
+        raise UserError(f"data.mode = {mode!r}: must be 'auto', 'device' or 'stream'")
+    size, limit = sum(math.prod(part.image.shape) + part.label.nbytes for part in parts), memory()
+    streamed = mode == "stream" or (mode == "auto" and size > limit / 4)
+    where = "read as they are needed" if streamed else "copied to each device"
+    say(f"Images of {size / 1e6:,.1f} MB are {where}, of which each has {limit / 1e9:,.1f} GB of memory")
+    return streamed

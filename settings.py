@@ -29,6 +29,7 @@ from runtime import (
     run_folder,
     sharding,
     sources,
+    stream,
     task_checks,
 )
 from runtime.errors import UserError
@@ -303,8 +304,9 @@ def create_data(task: Any, config: Mapping[str, Any], mesh: Any) -> Any:
     """The task's data on the devices, with the fields of `config.data`; see `input_pipeline.Data`."""
     data = task.create_data(config, mesh, **fields.taken_by(task.create_data, config.get("data", {})))
     task_checks.check_data(data)
-    on_devices = sharding.put((data.train, data.memory), sharding.replicated(mesh))
-    return data._replace(train=on_devices[0], memory=on_devices[1])
+    put = functools.partial(sharding.put, shardings=sharding.replicated(mesh))
+    train = data.train if isinstance(data.train, stream.Stream) else put(data.train)
+    return data._replace(train=train, memory=put(data.memory))
 
 
 def create_model(task: Any, config: Mapping[str, Any], example: tuple[Any, Any]) -> Any:

@@ -35,7 +35,7 @@ def main(argv: list[str]) -> None:
     state = experiment.state
     assert experiment.eval_step, "images are classified"
     raw = state.weights()["raw"]
-    score = functools.partial(evaluation.score, raw, experiment.eval_data["test"], experiment.eval_step)
+    score = functools.partial(evaluation.score, {"raw": raw}, experiment.eval_data["test"], experiment.eval_step)
     recompute = functools.partial(
         batch_statistics.recompute,
         raw,

@@ -30,7 +30,7 @@ def create_data(config: Any, mesh: Any, *, size: int = 14, num_samples: int = 50
         UserError: images cannot be shrunk to this size in whole blocks of pixels.
     """
     del num_samples
-    data = input_pipeline.create_data(config, mesh)
+    data = input_pipeline.create_data(config, mesh, mode="device")
 
     def shrunk(images: Any) -> Any:
         n, height, width, channels = images.image.shape

@@ -4,7 +4,8 @@ The folder of a run     run_folder, run_config, files, metric_writing, average_t
 Checkpoints             checkpointing, stored, trees
 The process             errors, interruption, hosts, workers, progress, clocks, profiling, caching
 The device              sharding, dispatch, nonfinite, convolution, batch_statistics
-Config and data         fields, rules, averages, task_checks, durations, sources, tfds_sets, permutation, rows
+Config                  fields, rules, averages, task_checks, durations
+Data                    sources, splits, tfds_sets, permutation, rows, readers, stream
 Statistics              intervals, score_metrics
 
 Nothing here imports anything of the project but `train_state`, `averaging`, `optimizers`, `streams` and its

@@ -12,6 +12,7 @@ from flax import traverse_util
 
 from runtime.errors import UserError
 from runtime.sharding import put, replicated
+from runtime.stream import Stream, ahead
 from train_state import CustomTrainState
 
 
@@ -24,7 +25,7 @@ class TrainData(Protocol):
 
 def recompute(
     variables: Mapping[str, Any],
-    data: TrainData,
+    data: TrainData | Stream,
     state: CustomTrainState,
     *,
     batches: Iterable[int],
@@ -39,7 +40,7 @@ def recompute(
 
     Args:
         variables: parameters and batch statistics, of which only the structure counts.
-        data: the training set.
+        data: the training set, or a `Stream` of it.
         state: of the run, for its key and its model.
         batches: the training batches to use, by their step: with augmentation, and each the same whenever it is asked
             for. Their order does not matter.
@@ -58,10 +59,12 @@ def recompute(
             "that moves on; use 'average' or 'copy'"
         )
     bare = state.with_averages(()).replace(params=(), opt_state=())  # a program that is the same for all averages
-    per_batch = [
-        jax.device_get(_batch_moments(variables, data, bare.replace(step=np.int32(step)), sharding=sharding))
-        for step in batches
-    ]
+    batches = [*batches]
+    with ahead(data, batches) as parts:
+        per_batch = [
+            jax.device_get(_batch_moments(variables, part, bare.replace(step=np.int32(step)), sharding=sharding))
+            for step, part in zip(batches, parts, strict=False)  # data on the device come without end
+        ]
     statistics = {}
     for path in per_batch[0]:
         # In float64, in which the order of the batches makes no difference that float32 would show.

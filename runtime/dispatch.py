@@ -1,5 +1,6 @@
 """Many training steps per dispatch: how a program of one step is repeated until something is due."""
 
+import collections
 import contextlib
 import dataclasses
 import hashlib
@@ -15,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
-from runtime import hosts, interruption
+from runtime import hosts, interruption, stream
 from runtime.errors import UserError
 from runtime.profiling import Profiler
 from runtime.progress import first_time
@@ -108,7 +109,7 @@ def noted(config: Mapping[str, Any], has_own_model: bool) -> Iterator[None]:
 
 def zero_sums(program: Program, state: Any, data: Any) -> Sums:
     """Metric sums over no steps, for the metrics that this program gives, laid out as `state.step` is."""
-    _, metrics = jax.eval_shape(program, state, data)
+    _, metrics = jax.eval_shape(program, state, stream.like(data))
     return jax.tree.map(lambda m: jnp.zeros(m.shape, m.dtype, device=state.step.sharding), metrics)
 
 
@@ -126,6 +127,8 @@ def suits_chunks(program: Program, state: Any, data: Any) -> bool:
     """
     # XLA's convolution is that gradient where the batch, which is summed over, takes the place of the channels.
     gradient = r"lhs_spec=\((?!0,)"
+    if isinstance(data, stream.Stream):  # of which a program gets one step at a time
+        return False
     return jax.default_backend() != "cpu" or not re.search(gradient, str(jax.make_jaxpr(program)(state, data)))
 
 
@@ -136,7 +139,7 @@ class Dispatcher:
     nothing is fetched, and one compilation whatever the number of steps. How steps are cut into chunks changes no bit
     of the result. Dispatching them singly does change the last bits.
 
-    A context manager: leaving it ends a profiler's trace that is under way.
+    A context manager: leaving it ends a profiler's trace that is under way, and the reading of a stream.
     """
 
     def __init__(
@@ -174,6 +177,8 @@ class Dispatcher:
         self.chunked = chunked and not jax.config.jax_debug_nans  # type: ignore[attr-defined]  # made at run time
         self._advance = chunk if self.chunked else single
         self._program: Callable[..., tuple[Any, Sums]] | None = None
+        self._open = contextlib.ExitStack()
+        self._coming, self._position = iter(()), -1  # the data of steps, and of which the next are
         self._progress = progress
         self._profiler = Profiler(workdir / "profile", profile)
         self._max_steps = max_steps if self.chunked and max_steps else 2**31 - 1
@@ -185,12 +190,13 @@ class Dispatcher:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
         self._profiler.stop()
+        self._open.close()
 
     def compiled_for(self, state: Any, sums: Sums) -> Callable[..., tuple[Any, Sums]]:
         """The jitted function of (state, sums, data, num_steps), whose results lie as the first state and sums do."""
         if self._program is None:
             shardings = jax.tree.map(lambda x: x.sharding, (state, sums))
-            self._program = jax.jit(self._advance, donate_argnums=(0, 1), out_shardings=shardings)
+            self._program = jax.jit(self._advance, donate_argnums=0, out_shardings=shardings)
         return self._program
 
     def __call__(self, state: Any, sums: Any, data: Any, step: int, end: int) -> tuple[Any, Any, int]:
@@ -198,8 +204,8 @@ class Dispatcher:
 
         Args:
             state: after `step` steps; overwritten (donated).
-            sums: of the metrics so far; overwritten, too.
-            data: the training data.
+            sums: of the metrics so far.
+            data: the training data, or a `Stream` of them.
             step: number of the first step.
             end: the number after the last one.
 
@@ -214,13 +220,16 @@ class Dispatcher:
         self._profiler.at(step)
         while step < end:
             num_steps = min(self._next, end - step)
-            started = time.perf_counter()
+            started, before = time.perf_counter(), collections.deque([(), ()])
             with first_time("Compiling the training step"):
                 for number in range(step, step + num_steps, num_steps if self.chunked else 1):
                     with jax.profiler.StepTraceAnnotation("train", step_num=number):
-                        state, sums = program(state, sums, data, np.int32(num_steps))
+                        state, sums = program(state, sums, self._data_of(data, number), np.int32(num_steps))
                         if hosts.count() > 1:  # where programs that wait for others must not overtake each other
                             jax.block_until_ready(sums)
+                        elif isinstance(data, stream.Stream):  # of which many batches would fill the memory
+                            before.append(sums)
+                            jax.block_until_ready(before.popleft())
                 jax.block_until_ready((state, sums))
             seconds = hosts.largest(time.perf_counter() - started)
             step += num_steps
@@ -229,3 +238,11 @@ class Dispatcher:
             if interruption.requested():
                 break
         return state, sums, step
+
+    def _data_of(self, data: Any, step: int) -> Any:
+        """What a program gets for a step: from a stream that is read ahead as long as one follows the other."""
+        if step != self._position or not isinstance(data, stream.Stream):
+            self._open.close()
+            self._coming = self._open.enter_context(stream.ahead(data, stream.steps_from(data, step)))
+        self._position = step + 1
+        return next(self._coming)

@@ -21,6 +21,7 @@ from runtime import hosts, run_config
 from runtime.fields import flatten
 from runtime.files import replace_file
 from runtime.progress import say
+from runtime.stream import Stream
 
 PACKAGES = (
     "jax",
@@ -58,7 +59,7 @@ def check_processes(config: Mapping[str, Any], data: Any) -> None:
 
     Args:
         config: resolved.
-        data: of training, a tree of arrays, of which each device has all.
+        data: of training, a tree of arrays, of which each device has all, or a `Stream`.
 
     Raises:
         UserError: they do not; names the first thing that differs.
@@ -66,9 +67,12 @@ def check_processes(config: Mapping[str, Any], data: Any) -> None:
     if hosts.count() == 1:
         return
     digest = hashlib.sha256()
+    if isinstance(data, Stream):  # what tells sets apart without reading all of it
+        digest.update(data.images.label.tobytes())
+        data = data.read(0, np.arange(data.batch_size))
     for leaf in jax.tree.leaves(data):
         if not jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
-            digest.update(np.asarray(leaf.addressable_data(0)).tobytes())
+            digest.update(np.asarray(leaf.addressable_data(0) if isinstance(leaf, jax.Array) else leaf).tobytes())
     root = pathlib.Path(__file__).parent.parent
     files = [pathlib.Path(str(getattr(module, "__file__", ""))) for module in [*sys.modules.values()]]
     code = {

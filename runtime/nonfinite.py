@@ -11,6 +11,7 @@ import numpy as np
 import optax
 
 import optimizers
+from runtime import stream
 from runtime.errors import UserError
 from train_state import CustomTrainState
 
@@ -36,7 +37,7 @@ def check_rejections(state: CustomTrainState, limit: int, data: Any, gradient_fn
         found = "Later ones were accepted; --config.log_every=1steps ends training earlier, and tells more."
     else:
         before = state.replace(step=state.step - 1)
-        batch, _ = data.batch(before)
+        batch, _ = stream.at(data, int(before.step)).batch(before)
         _, _, updates, grads = jax.jit(gradient_fn)(before, batch)
         after = before.apply_gradients(grads=grads, **updates)
         found = (

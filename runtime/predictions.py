@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 
 from runtime.files import replace_file
+from runtime.sources import Images
+from runtime.stream import like
 
 NUM_IMAGES = 12  # of each kind, of which one set of weights is right and the other wrong
 
@@ -22,17 +24,16 @@ def write(workdir: pathlib.Path, scores: Mapping[str, Mapping[str, Any]], data: 
     Args:
         workdir: of the run.
         scores: by name of the weights; see `evaluation.score`.
-        data: what was scored; see `input_pipeline.EvalData`.
+        data: what was scored, with its `images`; see `input_pipeline.EvalData`.
     """
     # A task of one's own may evaluate anything.
-    label, all_images = (np.asarray(getattr(data, name, ())) for name in ("label", "image"))
-    are_classes = label.ndim == 1 and np.issubdtype(label.dtype, np.integer) and label.min(initial=0) >= 0
-    are_images = all_images.ndim == 4 and all_images.dtype == np.uint8
-    if not (are_classes and are_images and {"predicted", "confidence"} <= scores["raw"].keys()):
+    images = getattr(data, "images", None)
+    if not isinstance(images, Images) or not {"predicted", "confidence"} <= scores["raw"].keys():
         return
-    mask = np.asarray(data.mask)
-    label = label[mask]
-    arrays: dict[str, Any] = {"label": label, "class_names": np.array(getattr(data, "class_names", ()), dtype=np.str_)}
+    label, class_names = images.label, getattr(like(data), "class_names", ())
+    if label.ndim != 1 or not np.issubdtype(label.dtype, np.integer) or label.min(initial=0) < 0:
+        return
+    arrays: dict[str, Any] = {"label": label, "class_names": np.array(class_names, dtype=np.str_)}
     places: list[int] = []
     right = {name: values["predicted"] == label for name, values in scores.items()}
     for name, values in scores.items():
@@ -41,7 +42,6 @@ def write(workdir: pathlib.Path, scores: Mapping[str, Mapping[str, Any]], data: 
         for one, other in ((name, "raw"), ("raw", name)):
             places += [int(index) for index in np.flatnonzero(right[one] & ~right[other])[:NUM_IMAGES]]
     index = np.unique(np.array(places, int))
-    image = all_images[np.flatnonzero(mask)[index]]
     file = io.BytesIO()
-    np.savez_compressed(file, index=index, image=image, **arrays)
+    np.savez_compressed(file, index=index, image=images.read(index), **arrays)
     replace_file(workdir / "predictions.npz", file.getvalue())

@@ -1,8 +1,11 @@
 """Which rows of a data set a step has, and reading them: NumPy alone, for worker processes import it."""
 
+import dataclasses
 from typing import Any
 
 import numpy as np
+
+from runtime.sources import Images
 
 ROUNDS = 8  # of the network; even, so that halves of unequal width have changed places back at the end
 
@@ -55,3 +58,51 @@ def of_step(step: int, positions: np.ndarray, batch_size: int, round_keys: np.nd
     while (outside := row >= num_examples).any():
         row = np.where(outside, encrypt(row, keys, num_examples), row)
     return row.astype(np.int64)
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainRows:
+    """The training examples of each step; see `readers.Read`.
+
+    Attributes:
+        images: all of them.
+        batch_size: number of examples in a batch.
+        round_keys: see `of_step`.
+        seed: of the run, on which the views of images depend.
+        min_area: see `Images.read`.
+    """
+
+    images: Images
+    batch_size: int
+    round_keys: np.ndarray
+    seed: int
+    min_area: float = 1.0
+
+    def __call__(self, step: int, positions: np.ndarray) -> dict[str, np.ndarray]:
+        """`image` and `label` of the examples at these positions in the batch of a step."""
+        rows = of_step(step, positions, self.batch_size, self.round_keys, len(self.images))
+        numbers = step * self.batch_size + positions.astype(np.uint64)
+        keys = np.stack([np.full_like(numbers, self.seed), numbers], axis=1)
+        return {"image": self.images.read(rows, keys, self.min_area), "label": self.images.label[rows]}
+
+
+@dataclasses.dataclass(frozen=True)
+class EvalRows:
+    """The examples of each batch of evaluation, and `mask`, False for the padding after the last of them."""
+
+    images: Images
+    batch_size: int
+
+    def __call__(self, index: int, positions: np.ndarray) -> dict[str, np.ndarray]:
+        """`image`, `label` and `mask` of the examples at these positions in a batch."""
+        rows = index * self.batch_size + positions
+        mask = rows < len(self.images)
+        image, label = self.images.image, self.images.label
+        arrays = {
+            "image": np.zeros((len(rows), *image.shape[1:]), np.uint8),
+            "label": np.zeros((len(rows), *label.shape[1:]), label.dtype),
+            "mask": mask,
+        }
+        if mask.any():
+            arrays["image"][mask], arrays["label"][mask] = self.images.read(rows[mask]), label[rows[mask]]
+        return arrays

@@ -1,7 +1,9 @@
 """Where arrays lie: a mesh of all devices, and how state, data and batches are laid out on it."""
 
+import contextlib
 import math
 import os
+import pathlib
 from collections.abc import Callable, Collection
 from typing import Any, TypeVar
 
@@ -83,6 +85,15 @@ def create_mesh() -> jax.sharding.Mesh:
     """All devices in one axis, "data", over which batches are split."""
     # Linen modules work on Auto axes only; make_mesh would make Explicit ones.
     return jax.make_mesh((len(find_devices()),), ("data",), axis_types=(AxisType.Auto,))
+
+
+def memory() -> int:
+    """Bytes of memory that a device has; of a CPU, those that the process may use. The least of all hosts."""
+    stats = jax.local_devices()[0].memory_stats() or {}
+    limit = stats.get("bytes_limit") or os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    with contextlib.suppress(OSError, ValueError):  # of a container, if there is a limit
+        limit = min(limit, int(pathlib.Path("/sys/fs/cgroup/memory.max").read_text()))
+    return -int(hosts.largest(-limit))
 
 
 def replicated(mesh: jax.sharding.Mesh | jax.sharding.AbstractMesh) -> NamedSharding:

@@ -5,25 +5,42 @@ import dataclasses
 import pathlib
 import zipfile
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, Protocol, Self
 
 import numpy as np
 
 from runtime.errors import UserError
 from runtime.files import local_path
 from runtime.progress import say
+from runtime.readers import num_cores
 
 SPLITS = ("train", "test")
 
 
+class StoredImages(Protocol):
+    """Images that are read when they are asked for: like an array uint8 [n, height, width, channels]."""
+
+    shape: tuple[int, ...]
+    dtype: np.dtype[Any]
+
+    def __len__(self) -> int: ...
+
+    def take(self, indices: np.ndarray) -> Self:
+        """The images at `indices`, in that order, none of which is read."""
+
+    def read(self, rows: np.ndarray, keys: np.ndarray | None = None, min_area: float = 1.0) -> np.ndarray:
+        """The images at `rows`, uint8; see `image_files.ImageFiles.read`."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Images:
-    """Labelled images on the host: `image` uint8 [n, height, width, channels] and `label`.
+    """Labelled images: `image` uint8 [n, height, width, channels], in memory or stored, and `label`, in memory.
 
     A label is a class, int32 [n], or what to predict, float32 [n, outputs], for a loss of one's own.
     """
 
-    image: np.ndarray
+    image: np.ndarray | StoredImages
     label: np.ndarray
 
     def __len__(self) -> int:
@@ -31,7 +48,29 @@ class Images:
 
     def take(self, indices: np.ndarray) -> "Images":
         """The images at `indices`, in that order."""
-        return Images(self.image[indices], self.label[indices])
+        image = self.image[indices] if isinstance(self.image, np.ndarray) else self.image.take(indices)
+        return Images(image, self.label[indices])
+
+    def read(self, rows: np.ndarray, keys: np.ndarray | None = None, min_area: float = 1.0) -> np.ndarray:
+        """The images at `rows`, int [k], in memory: uint8 [k, height, width, channels].
+
+        Args:
+            rows: of which each may be there several times.
+            keys: uint64 [k, 2], what the view of an image depends on where there are many views; None: the usual one.
+            min_area: smallest share of an image that a view has.
+        """
+        return self.image[rows] if isinstance(self.image, np.ndarray) else self.image.read(rows, keys, min_area)
+
+    def in_memory(self) -> "Images":
+        """The same with all images read."""
+        if isinstance(self.image, np.ndarray):
+            return self
+        image = np.empty(self.image.shape, np.uint8)
+        parts = np.array_split(np.arange(len(self)), max(1, len(self) // 100))
+        with ThreadPoolExecutor(num_cores()) as pool:
+            for part, read in zip(parts, pool.map(self.read, parts), strict=True):
+                image[part] = read
+        return Images(image, self.label)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,9 +111,10 @@ class Source:
         for split, images in (("train", train), ("test", test)):
             if found := unsuitable(images):
                 raise UserError(f"dataset = {name!r}: split {split!r} has {found}")
+        height, width, channels = train.image.shape[1:]
         found_classes = train.label.shape[1] if train.label.ndim == 2 else int(train.label.max()) + 1
         num_classes, load = len(class_names) or found_classes, {"train": train, "test": test}.__getitem__
-        return cls(name, train.image.shape[1:], num_classes, len(train), load, class_names=tuple(class_names))
+        return cls(name, (height, width, channels), num_classes, len(train), load, class_names=tuple(class_names))
 
     def error(self, found: str, *, damaged: bool = False) -> UserError:
         """The error to raise if what was found is not right; only if files are damaged it says how to repair them."""
@@ -147,9 +187,10 @@ def describe(name: str, splits: Mapping[str, Images], num_classes: int, class_na
     for split, images in splits.items():
         if not len(images):
             continue
-        mean = images.image.mean() / 255
         size = "x".join(map(str, images.image.shape[1:]))
-        line = f"{name}: {len(images)} {split} images {size}, mean {mean:.2f} of white"
+        line = f"{name}: {len(images)} {split} images {size}"
+        if isinstance(images.image, np.ndarray):
+            line += f", mean {images.image.mean() / 255:.2f} of white"
         if images.label.ndim == 1:
             counts = np.bincount(images.label.astype(np.int64), minlength=num_classes)
             each = " ".join(map(str, counts))
@@ -164,23 +205,24 @@ def describe(name: str, splits: Mapping[str, Images], num_classes: int, class_na
     return lines + notes
 
 
-def _shape(array: np.ndarray) -> str:
+def _shape(array: np.ndarray | StoredImages) -> str:
     return f"{array.dtype}{list(array.shape)}"
 
 
 def unsuitable(images: Images) -> str:
     """What keeps images from being trained on, with what would be right and how to get there; "" if nothing does."""
     image, label = images.image, images.label
-    for name, array in (("images", image), ("labels", label)):
-        if not isinstance(array, np.ndarray):
+    stored = all(hasattr(image, name) for name in ("shape", "dtype", "take", "read"))
+    for name, array, right in (("images", image, stored), ("labels", label, False)):
+        if not isinstance(array, np.ndarray) and not right:
             return f"{name} of type {type(array).__name__}; expected an array: numpy.array({name})"
     if image.shape[:1] != label.shape[:1] or not len(label):
         return f"{_count(image)} images and {_count(label)} labels; expected as many of both, at least 1"
-    return _wrong_images(image) or _wrong_labels(label)
+    return (isinstance(image, np.ndarray) and _wrong_images(image)) or _wrong_labels(label)
 
 
-def _count(array: np.ndarray) -> int:
-    return len(array) if array.ndim else 0
+def _count(array: np.ndarray | StoredImages) -> int:
+    return len(array) if array.shape else 0
 
 
 def _wrong_images(image: np.ndarray) -> str:

@@ -4,6 +4,7 @@ from collections.abc import Collection, Mapping
 from typing import Any
 
 from runtime.errors import UserError
+from runtime.stream import Stream
 from runtime.trees import shapes
 
 
@@ -35,7 +36,7 @@ def check_data(data: Any) -> None:
     """Checks what `create_data` returns."""
     if getattr(data, "_fields", None) != ("train", "eval", "example", "memory"):
         raise UserError(f"create_data returns a {type(data).__name__}; expected input_pipeline.Data(...)")
-    if not hasattr(data.train, "batch"):
+    if not isinstance(data.train, Stream) and not hasattr(data.train, "batch"):
         raise UserError(f"create_data returns train data of type {type(data.train).__name__}; they need a batch(state)")
     splits = [*data.eval] if isinstance(data.eval, Mapping) else type(data.eval).__name__
     if splits not in (["test"], ["validation", "test"]):

@@ -26,7 +26,7 @@ def setting():
     rng = np.random.default_rng(0)
     image = rng.integers(0, 256, size=(23, 2, 2, 1)).astype(np.uint8)
     images = input_pipeline.Images(image, rng.integers(0, 3, size=23).astype(np.int32))
-    normalization = input_pipeline.Normalization.from_images(image)
+    normalization = input_pipeline.Normalization.from_images(images)
     data = jax.device_put(input_pipeline.EvalData.from_images(images, normalization, batch_size=7, num_devices=2))
     curves = {name: {"params": jnp.asarray(rng.normal(size=(4, 3)), jnp.float32)} for name in ("raw", "ema", "slow")}
     return images, normalization, data, curves
@@ -54,7 +54,7 @@ def test_each_image_is_counted_once_whatever_the_batch_size(setting, num_images,
         for size in (num_images, batch_size)
     )
     reference, scores = (
-        {name: evaluation.score(curve, data, eval_step(linear)) for name, curve in curves.items()}
+        {name: evaluation.score({"raw": curve}, data, eval_step(linear))["raw"] for name, curve in curves.items()}
         for data in (whole, batches)
     )
     for curve in curves:

@@ -14,6 +14,7 @@ import input_pipeline
 from augmentation import Augmentation
 from runtime import permutation, sharding
 from runtime.errors import UserError
+from runtime.splits import load_splits
 from streams import stream_key
 
 KEY = jax.random.key(0)
@@ -44,9 +45,9 @@ def test_labels_may_be_numbers_to_predict():
     label = np.arange(12, dtype=np.float32).reshape(6, 2)
     images = input_pipeline.Images(image, label)
     made = input_pipeline.Source.from_arrays("numbers", images, images)
-    splits = input_pipeline.load_splits(made, num_validation=1, label_noise=0.0, seed=0)
+    splits = load_splits(made, num_validation=1, label_noise=0.0, seed=0)
     assert splits.num_classes == 2
-    normalization = input_pipeline.Normalization.from_images(image)
+    normalization = input_pipeline.Normalization.from_images(images)
     data = input_pipeline.TrainData(splits.train.image, splits.train.label, normalization, 2, 5, Augmentation())
     batch = data.batch(state_at(KEY, 0))[0]
     np.testing.assert_array_equal(np.sort(batch["target"], axis=0), np.sort(splits.train.label, axis=0))
@@ -58,7 +59,7 @@ def test_labels_may_be_numbers_to_predict():
     ):
         broken = dataclasses.replace(made, load=lambda _, wrong=wrong: input_pipeline.Images(image, wrong))
         with pytest.raises(UserError, match=found):
-            input_pipeline.load_splits(broken, num_validation=0, label_noise=0.0, seed=0)
+            load_splits(broken, num_validation=0, label_noise=0.0, seed=0)
 
 
 @pytest.mark.parametrize(
@@ -100,14 +101,15 @@ def test_a_setting_that_does_not_suit_the_data_set_is_refused(settings, found):
 def test_training_images_are_normalised_to_mean_zero_and_deviation_one():
     image = np.random.default_rng(0).integers(0, 256, size=(50, 4, 4, 3)).astype(np.uint8)
     image[..., 2] = 9  # a constant channel
-    normalized = input_pipeline.Normalization.from_images(image)(jnp.asarray(image))
+    images = input_pipeline.Images(image, np.zeros(50, np.int32))
+    normalized = input_pipeline.Normalization.from_images(images)(jnp.asarray(image))
     normalized = np.asarray(normalized, np.float64)
     np.testing.assert_allclose(np.mean(normalized, axis=(0, 1, 2)), 0, atol=1e-6)  # float32 rounding
     np.testing.assert_allclose(np.std(normalized, axis=(0, 1, 2)), [1, 1, 0], atol=1e-6)
 
 
 def test_a_batch_holds_the_images_and_labels_of_its_indices():
-    splits = input_pipeline.load_splits(source(), num_validation=0, label_noise=0.0, seed=0)
+    splits = load_splits(source(), num_validation=0, label_noise=0.0, seed=0)
     identity = input_pipeline.Normalization(np.zeros(1, np.float32), np.ones(1, np.float32))
     data = input_pipeline.TrainData(splits.train.image, splits.train.label, identity, 5, 8, Augmentation())
     batch = jax.jit(lambda data, step: data.batch(state_at(KEY, step))[0])(data, jnp.int32(3))
@@ -148,8 +150,8 @@ def test_evaluation_batches_are_equal_in_size_and_show_every_image_once(num_imag
 
 
 def test_label_noise_replaces_an_exact_share_by_other_classes_in_training_only():
-    clean = input_pipeline.load_splits(source(), num_validation=10, label_noise=0.0, seed=3)
-    noisy = input_pipeline.load_splits(source(), num_validation=10, label_noise=0.4, seed=3)
+    clean = load_splits(source(), num_validation=10, label_noise=0.0, seed=3)
+    noisy = load_splits(source(), num_validation=10, label_noise=0.4, seed=3)
     assert np.sum(noisy.train.label != clean.train.label) == 36
     assert set(noisy.train.label) == set(range(5))
     np.testing.assert_array_equal(noisy.train.image, clean.train.image)
@@ -159,23 +161,21 @@ def test_label_noise_replaces_an_exact_share_by_other_classes_in_training_only()
 
 
 def test_noisy_labels_are_uniform_over_the_other_classes():
-    noisy = input_pipeline.load_splits(source(250, num_classes=5), num_validation=0, label_noise=0.99, seed=0)
+    noisy = load_splits(source(250, num_classes=5), num_validation=0, label_noise=0.99, seed=0)
     offset = (noisy.train.label - np.arange(250) % 5) % 5
     _, counts = np.unique(offset[offset > 0], return_counts=True)
     assert stats.chisquare(counts).pvalue > 0.01
 
 
 def test_the_seed_fixes_noise_and_validation_images():
-    first, again, other = (
-        input_pipeline.load_splits(source(), num_validation=10, label_noise=0.4, seed=s) for s in (0, 0, 1)
-    )
+    first, again, other = (load_splits(source(), num_validation=10, label_noise=0.4, seed=s) for s in (0, 0, 1))
     for a, b, c in zip(*map(dataclasses.astuple, (first.train, again.train, other.train)), strict=True):
         np.testing.assert_array_equal(a, b)
         assert (a != c).any()
 
 
 def test_validation_images_are_taken_off_the_training_set():
-    splits = input_pipeline.load_splits(source(), num_validation=30, label_noise=0.0, seed=0)
+    splits = load_splits(source(), num_validation=30, label_noise=0.0, seed=0)
     ids = [set(images.image[:, 0, 0, 0].tolist()) for images in (splits.train, splits.validation)]
     assert len(ids[0]) == 70
     assert len(ids[1]) == 30
@@ -183,14 +183,14 @@ def test_validation_images_are_taken_off_the_training_set():
 
 
 def test_what_was_found_is_said_of_each_split_with_classes_that_have_no_images(capsys):
-    input_pipeline.load_splits(source(), num_validation=10, label_noise=0.4, seed=0)
+    load_splits(source(), num_validation=10, label_noise=0.4, seed=0)
     out = capsys.readouterr().out
     assert re.search(r"^pixels: 90 train images 2x2x1, mean 0.1\d of white; per class( 1[6-9]| 20){5}$", out, re.M)
     assert re.search(r"^pixels: 10 validation images 2x2x1, mean 0.\d\d of white; per class( \d){5}$", out, re.M)
     assert "pixels: 20 test images 2x2x1, mean 0.04 of white; per class 4 4 4 4 4\n" in out
     assert "Note" not in out
 
-    input_pipeline.load_splits(source(num_classes=30), num_validation=0, label_noise=0.0, seed=0)
+    load_splits(source(num_classes=30), num_validation=0, label_noise=0.0, seed=0)
     out = capsys.readouterr().out
     assert "train images 2x2x1, mean 0.19 of white; per class 3 to 4\n" in out
     assert "validation" not in out
@@ -301,7 +301,7 @@ TRAIN, TEST = (f"hundred-{split}.tfrecord-00000-of-00001" for split in ("train",
 
 
 def load(source):
-    return input_pipeline.load_splits(source, num_validation=0, label_noise=0.0, seed=0)
+    return load_splits(source, num_validation=0, label_noise=0.0, seed=0)
 
 
 @pytest.mark.parametrize(

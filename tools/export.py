@@ -25,7 +25,7 @@ import tools
 import train
 from input_pipeline import Normalization, TrainData
 from reporting import tables
-from runtime import run_config
+from runtime import run_config, stream
 from runtime.convolution import FastApply
 from runtime.errors import UserError
 from runtime.fields import with_tuples
@@ -65,7 +65,7 @@ def export(workdir: pathlib.Path, name: str, out: pathlib.Path, which: str) -> e
         "step": step,
         "average": chosen[0].to_dict() if chosen else None,
         "scores": metrics,
-        **_about_images(experiment.train_data),
+        **_about_images(stream.like(experiment.train_data)),
         "config": json.loads(run_config.to_json(run.config)),
     }
     out.mkdir(parents=True, exist_ok=True)

@@ -19,6 +19,7 @@ from ml_collections import config_flags
 
 from augmentation import Augmentation
 from input_pipeline import TrainData
+from runtime import stream
 from runtime.errors import UserError
 from runtime.files import local_path
 from runtime.progress import say
@@ -40,10 +41,11 @@ def draw(config: ml_collections.ConfigDict, path: pathlib.Path) -> None:
         UserError: a config or data set that cannot be used.
     """
     experiment = finished.create_experiment(config)
-    if not isinstance(experiment.train_data, TrainData):
+    augmented = stream.at(experiment.train_data, 0)
+    if not isinstance(augmented, TrainData):
         raise UserError(f"task = {config.task!r}: its batches are no images, which this tool draws")
-    plain = dataclasses.replace(experiment.train_data, augmentation=Augmentation())
-    batches = [jax.device_get(data.batch(experiment.state)[0]) for data in (plain, experiment.train_data)]
+    plain = dataclasses.replace(augmented, augmentation=Augmentation())
+    batches = [jax.device_get(data.batch(experiment.state)[0]) for data in (plain, augmented)]
     mean, std = (np.asarray(x) for x in (plain.normalization.mean, plain.normalization.std))
 
     figure = Figure(figsize=(COLUMNS, 2.6 * PAIRS_OF_ROWS), layout="constrained")

@@ -178,6 +178,7 @@ hosts.start("auto", {"coordinator": values["coordinator"]} | {name: int(values[n
 """
 COUNT = """
 import functools, jax, evaluation
+import jax.numpy as jnp
 from input_pipeline import EvalData, Normalization
 from runtime import sharding
 from runtime.sources import Images
@@ -197,7 +198,7 @@ for n in sizes:
         data = sharding.put(data, sharding.replicated(mesh))
         split = sharding.split_batch(mesh)
         step = functools.partial(evaluation.eval_step, apply_fn=None, score_fn=score_fn, sharding=split)
-        scores = evaluation.score({}, data, step)
+        scores = evaluation.score({"raw": {"params": jnp.zeros(1)}}, data, step)["raw"]
         good += np.array_equal(scores["number"], np.arange(n)) and np.array_equal(scores["seen"], np.arange(n) % 251)
 print("good", good, flush=True)
 hosts.part()

@@ -14,6 +14,7 @@ from input_pipeline import TrainData
 from runtime import intervals
 from runtime.errors import UserError
 from runtime.stored import list_stored
+from runtime.stream import at
 from tools.diagnosis.subject import NotPossibleError, Subject
 from tools.finished import Variables
 from train_state import CustomTrainState
@@ -93,7 +94,7 @@ def retrain(subject: Subject, num_steps: int) -> Trace:
 
     weights, iterates = [], []
     for number in tqdm(range(1, num_steps + 1), "steps", leave=False, disable=None):
-        state, traced = step(state, experiment.train_data)
+        state, traced = step(state, at(experiment.train_data, int(state.step)))
         weights.append(jax.device_get(traced))
         if number * NUM_ITERATES % num_steps < NUM_ITERATES:
             present = state.weights()

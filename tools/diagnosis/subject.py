@@ -13,9 +13,10 @@ import numpy as np
 import evaluation
 from evaluation import Scores
 from input_pipeline import EvalData, TrainData
+from runtime import stream
 from runtime.errors import UserError
 from runtime.sharding import replicated, split_batch
-from runtime.sources import Images
+from runtime.stream import Stream
 from tools.finished import FinishedRun, Variables
 
 BATCH_SIZE = 125  # larger ones have temporary arrays that a CPU allocates anew at each batch, which takes longer
@@ -60,14 +61,14 @@ class Subject:
             raise UserError(f"--average={average or '...'}: {workdir} has {known}")
         if "loss" not in run.config.get("metrics", ("loss",)):
             raise UserError(f"{workdir}: its task {run.config.task!r} scores no loss, which tools.diagnose needs")
-        if not isinstance(run.experiment.train_data, TrainData):
+        if not isinstance(stream.like(run.experiment.train_data), TrainData):
             raise UserError(f"{workdir}: its task {run.config.task!r} has no images, which tools.diagnose needs")
         average = average or (run.config.best_curve if run.config.best_curve in names else names[0])
         train_data, mesh = run.experiment.train_data, run.experiment.mesh
         held_out, eval_data = next(iter(run.experiment.eval_data.items()))
         images = {
-            "train": sample(train_data, len(train_data.label), num_images, mesh),
-            held_out: sample(eval_data, int(eval_data.mask.sum()), num_images, mesh),
+            "train": sample(train_data, num_images, mesh),
+            held_out: sample(eval_data, num_images, mesh),
         }
         return cls(run, average, images)
 
@@ -109,11 +110,11 @@ class Subject:
             score_fn=score_fn or self.score_fn,
             sharding=split_batch(experiment.mesh),
         )
-        return evaluation.score(variables, self.images[split], eval_step)
+        return evaluation.score({"raw": variables}, self.images[split], eval_step)["raw"]
 
 
-def sample(data: TrainData | EvalData, num_examples: int, number: int, mesh: jax.sharding.Mesh) -> EvalData:
-    """Random ones of the first `num_examples` images, each at most once."""
-    chosen = np.random.default_rng(0).permutation(num_examples)[:number]
-    images = Images(np.asarray(data.image), np.asarray(data.label)).take(chosen)
-    return jax.device_put(EvalData.from_images(images, data.normalization, BATCH_SIZE, mesh.size), replicated(mesh))
+def sample(data: TrainData | EvalData | Stream, number: int, mesh: jax.sharding.Mesh) -> EvalData:
+    """Random images, each at most once."""
+    chosen = np.random.default_rng(0).permutation(len(data.images))[:number]
+    images, normalization = data.images.take(chosen).in_memory(), stream.like(data).normalization
+    return jax.device_put(EvalData.from_images(images, normalization, BATCH_SIZE, mesh.size), replicated(mesh))

@@ -1,0 +1,112 @@
+"""Rows of steps to come, read by threads or by worker processes: without JAX, which workers do not need."""
+
+import collections
+import concurrent.futures
+import contextlib
+import multiprocessing
+import os
+import signal
+import sys
+import threading
+import types
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures.process import BrokenProcessPool
+
+import numpy as np
+
+from runtime.errors import UserError
+
+Rows = dict[str, np.ndarray]
+Read = Callable[[int, np.ndarray], Rows]  # (step, positions in its batch) -> arrays [positions, ...]
+AHEAD = 4  # steps: two are with the device already, and images differ in the time that they take
+
+
+def num_cores() -> int:
+    """The number of processor cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+@contextlib.contextmanager
+def read_ahead(
+    read: Read, steps: Iterable[int], positions: np.ndarray, num_workers: int = 0
+) -> Iterator[Iterator[Rows]]:
+    """Reads the rows of steps, `AHEAD` of them before they are asked for.
+
+    Args:
+        read: as `Read`; a pure function, pickled for worker processes.
+        steps: in the order in which they are to come.
+        positions: of the batches, that this process needs.
+        num_workers: processes to read with; 0: as many threads as there are cores. A thread that decodes an image lets
+            others run, so that processes help where many cores decode small images only.
+
+    Yields:
+        The rows of each step. Leaving the context ends threads or processes.
+    """
+    # A step is shared by all of them: so the first comes soon, and little is in memory.
+    parts = [part for part in np.array_split(positions, num_workers or num_cores()) if len(part)]
+    with _threads() if not num_workers else _processes(read, num_workers) as pool:
+        function = _read if num_workers else read
+
+        def rows() -> Iterator[Rows]:
+            coming: collections.deque[list[concurrent.futures.Future[Rows]]] = collections.deque()
+            for step in steps:
+                coming.append([pool.submit(function, step, part) for part in parts])
+                if len(coming) > AHEAD:
+                    yield _joined(coming.popleft())
+            while coming:
+                yield _joined(coming.popleft())
+
+        try:
+            yield rows()
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+def _joined(futures: list["concurrent.futures.Future[Rows]"]) -> Rows:
+    try:
+        parts = [future.result() for future in futures]
+    except BrokenProcessPool as error:
+        raise UserError("a process that reads data was killed; with fewer data.workers each has more memory") from error
+    return parts[0] if len(parts) == 1 else {name: np.concatenate([p[name] for p in parts]) for name in parts[0]}
+
+
+def _threads() -> concurrent.futures.Executor:
+    return concurrent.futures.ThreadPoolExecutor(num_cores(), "reader")
+
+
+def _processes(read: Read, number: int) -> concurrent.futures.Executor:
+    context = multiprocessing.get_context("spawn")
+    pool = concurrent.futures.ProcessPoolExecutor(number, context, _start, (read,))
+    # New processes would import what this one has started with, main.py and JAX; and they inherit what is blocked, so
+    # that a Ctrl-C, which reaches them as well, finds them ignoring it.
+    main, before = sys.modules["__main__"], signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT, signal.SIGTERM])
+    sys.modules["__main__"] = types.ModuleType("__main__")
+    try:
+        for future in [pool.submit(os.getpid) for _ in range(number)]:
+            future.result()
+    finally:
+        sys.modules["__main__"] = main
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+    return pool
+
+
+_worker_read: Read  # of this process, if it is a worker
+
+
+def _start(read: Read) -> None:
+    global _worker_read
+    _worker_read = read
+    for number in (signal.SIGINT, signal.SIGTERM):  # which concern the run, and it still needs what is read
+        signal.signal(number, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT, signal.SIGTERM])
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    if parent := multiprocessing.parent_process():
+        parent.join()
+    os._exit(0)
+
+
+def _read(step: int, positions: np.ndarray) -> Rows:
+    return _worker_read(step, positions)
