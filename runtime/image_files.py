@@ -184,7 +184,7 @@ def _find_root(dataset: str, splits: tuple[str, str]) -> str:
         found = "is no folder" if path.exists() else "does not exist"
         raise UserError(f"dataset = {dataset!r}: {path} {found}; expected one with images in {right}")
     root = str(path)
-    folders = [entry.name for entry in _visible(root) if entry.is_dir()]
+    folders = [entry.name for entry in _visible(root) if _is_folder(entry)]
     if missing := [split for split in splits if split not in folders]:
         others = [name for name in folders if name not in splits]
         example = (splits[0], *others, "val")[:2] if missing == [splits[1]] else ("train", "val")
@@ -217,7 +217,7 @@ def _walk(folder: str, above: frozenset[tuple[int, int]]) -> Iterator[os.DirEntr
     if (identity := _identity(folder)) in above:
         return
     for entry in _visible(folder):
-        if entry.is_dir():
+        if _is_folder(entry):
             yield from _walk(entry.path, above | {identity})
         else:
             yield entry
@@ -234,7 +234,7 @@ def _scan(root: str, name: str) -> _Found:
     misplaced: list[str] = []
     above = frozenset(_identity(parent) for parent in (pathlib.Path(folder), *pathlib.Path(folder).parents))
     for entry in _visible(folder):
-        if not entry.is_dir():
+        if not _is_folder(entry):
             (misplaced if _is_image(entry) else left_out).append(entry.path)
             continue
         try:
@@ -263,17 +263,25 @@ def _scan(root: str, name: str) -> _Found:
         each = ", ".join(f"{count} {kind}" for kind, count in kinds.most_common(5))
         notes.append(f"Note: in {folder}, files are left out as no images ({each}), such as {left_out[0]}")
     if misplaced:
-        number = f"{len(misplaced)} image{'s' * (len(misplaced) > 1)}"
-        notes.append(f"Note: in {folder}, {number} in no folder of a class left out, such as {misplaced[0]}")
+        notes.append(
+            f"Note: in {folder}, images in no folder of a class are left out ({len(misplaced)}), such as {misplaced[0]}"
+        )
     if empty:
         notes.append(f"Note: in {folder}, folders without images count as no classes: {_names(empty)}")
     fingerprints = np.frombuffer(bytes(marks), np.uint64)
     return _Found(folder, np.array(files, np.bytes_), fingerprints, classes, counts, len(misplaced), notes)
 
 
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # of a link that leads to itself, or where others may not look
+        return False
+
+
 def _is_image(entry: os.DirEntry[str]) -> bool:
-    """Whether it is one by its name; what is neither a file nor a link, such as a pipe, could not be opened."""
-    return entry.name.lower().endswith(SUFFIXES) and (entry.is_file() or entry.is_symlink())
+    """Whether it is one by its name; a pipe is none, for to open it is to wait."""
+    return entry.name.lower().endswith(SUFFIXES) and (entry.is_symlink() or entry.is_file())
 
 
 def _names(names: Sequence[str]) -> str:
