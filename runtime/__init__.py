@@ -5,6 +5,7 @@ Checkpoints             checkpointing, stored, trees
 The process             errors, interruption, hosts, workers, progress, clocks, profiling, caching
 The device              sharding, dispatch, nonfinite, convolution, batch_statistics
 Config and data         fields, rules, averages, task_checks, durations, sources, tfds_sets, permutation
+Image files             image_files, decoding, damaged
 Statistics              intervals, score_metrics
 
 Nothing here imports anything of the project but `train_state`, `averaging`, `optimizers`, `streams` and its
