@@ -13,7 +13,6 @@ import stat
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import jax
 import numpy as np
 import safetensors.numpy
 
@@ -47,6 +46,8 @@ def enable(directory: str | pathlib.Path) -> str:
     except OSError as error:
         raise UserError(f"--cache_dir={directory} cannot be used: {error}. --cache_dir= does without") from error
     _directory = directory
+    import jax  # here, for who only reads arrays needs none
+
     programs: str = jax.config.jax_compilation_cache_dir  # type: ignore[attr-defined]  # made at run time
     if not programs:
         programs = str(directory / "compiled")
@@ -70,6 +71,8 @@ def check_chosen() -> None:
     Raises:
         UserError: others could change what is in it.
     """
+    import jax
+
     programs: str = jax.config.jax_compilation_cache_dir  # type: ignore[attr-defined]  # made at run time
     if programs and os.path.isdir(programs):
         _check_private(pathlib.Path(programs), "jax_compilation_cache_dir")

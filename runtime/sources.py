@@ -1,8 +1,6 @@
 """Data sets as a run gets them: labelled images in memory, checked before anything else sees them."""
 
-import collections
 import dataclasses
-import pathlib
 import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -12,7 +10,6 @@ import numpy as np
 
 from runtime.errors import UserError
 from runtime.files import local_path
-from runtime.progress import say
 from runtime.readers import num_cores
 
 SPLITS = ("train", "test")
@@ -304,89 +301,3 @@ def read_arrays(path: str) -> Source:
         ) from error
     train, test = (Images(arrays[f"{split}_image"], arrays[f"{split}_label"]) for split in SPLITS)
     return Source.from_arrays(path, train, test, class_names)
-
-
-def read_image_folder(
-    folder: str | pathlib.Path, size: tuple[int, int], classes: Sequence[str] | None = None
-) -> tuple[Images, list[str]]:
-    """Reads the images FOLDER/CLASS/*, of every format that Pillow knows, as colour images of one size.
-
-    They are turned as their camera says, and what is transparent is put on white. Names that begin with a dot are left
-    out; other files that are no images by their name, and classes without images, are said.
-
-    Args:
-        folder: with a folder for each class.
-        size: (height, width) that each image is resized to.
-        classes: which there are, so that training and test images agree; None: the folders that have images.
-
-    Returns:
-        The images, in the order of their names, and the names of their classes, which their labels count.
-
-    Raises:
-        UserError: there are no images, some cannot be read or have more than 8 bits, or a class is none of `classes`.
-    """
-    import PIL.Image  # here, for only such data sets need it
-
-    if not pathlib.Path(folder).is_dir():
-        found_file = "is no folder" if pathlib.Path(folder).exists() else "does not exist"
-        raise UserError(f"{pathlib.Path(folder).absolute()} {found_file}; expected one with a folder for each class")
-    visible = [path for path in sorted(pathlib.Path(folder).glob("*")) if not path.name.startswith(".")]
-    found: dict[str, list[pathlib.Path]] = {path.name: [] for path in visible if path.is_dir()}
-    left_out = [path for path in visible if not path.is_dir()]
-    for name, files in found.items():
-        for path in sorted(pathlib.Path(folder, name).glob("[!.]*")):
-            known = path.is_file() and path.suffix.lower() in PIL.Image.registered_extensions()
-            (files if known else left_out).append(path)
-    if left_out:
-        kinds = collections.Counter(
-            "folder" if path.is_dir() else path.suffix.lower() or "without an ending" for path in left_out
-        )
-        number = ", ".join(
-            f"{count} {kind}{'s' if kind == 'folder' and count > 1 else ''}" for kind, count in kinds.most_common(5)
-        )
-        say(f"Note: files and folders are left out as no images ({number}), such as {left_out[0]}")
-    for name in [name for name, files in found.items() if not files]:
-        say(f"Note: {pathlib.Path(folder, name)} has no images and counts as no class")
-        del found[name]
-    if not found:
-        raise UserError(f"{folder} has no images; expected {pathlib.Path(folder, 'CLASS', '*.png')} or the like")
-    classes = sorted(found) if classes is None else list(classes)
-    if strange := sorted(found.keys() - set(classes)):
-        paths = ", ".join(str(pathlib.Path(folder, name)) for name in strange[:5])
-        raise UserError(f"{paths}: no such class; those to train are {', '.join(classes)}")
-    files = [file for name in classes for file in found.get(name, [])]
-    label = np.array([classes.index(file.parent.name) for file in files], np.int32)
-    read, problems = [], []
-    for file in files:
-        try:
-            read.append(_read_image(file, size))
-        except UserError as error:
-            problems.append(str(error))
-    if problems:
-        all_of_them = [f"These are {min(5, len(problems))} of {len(problems)} such files."] * (len(problems) > 1)
-        raise UserError("\n".join([*problems[:5], *all_of_them]))
-    return Images(np.stack(read), label), classes
-
-
-def _read_image(file: pathlib.Path, size: tuple[int, int]) -> np.ndarray:
-    """An image file as uint8 [height, width, 3]."""
-    import PIL.Image
-    import PIL.ImageOps
-
-    try:
-        with PIL.Image.open(file) as opened:
-            image = PIL.ImageOps.exif_transpose(opened)
-            if image.mode[0] in "IF":  # Pillow would cut their values off at 255
-                raise UserError(
-                    f"{file}: its pixels have more than 8 bits (mode {image.mode}), from {image.getextrema()[0]} to "
-                    f"{image.getextrema()[1]}; scale the range that matters to 0 .. 255 and save it with 8 bits"
-                )
-            if image.has_transparency_data:
-                white = PIL.Image.new("RGBA", image.size, "white")
-                image = PIL.Image.alpha_composite(white, image.convert("RGBA"))
-            return np.asarray(image.convert("RGB").resize(size[::-1]))
-    # Whatever Pillow's many readers raise of a file that is damaged or too large.
-    except (OSError, SyntaxError, ValueError, PIL.Image.DecompressionBombError) as error:
-        # Without the path, which these have as well.
-        reason = "it is no image" if isinstance(error, PIL.UnidentifiedImageError) else getattr(error, "strerror", None)
-        raise UserError(f"{file} cannot be read: {reason or error}. Repair or remove it") from error

@@ -2,10 +2,9 @@ import re
 
 import numpy as np
 import pytest
-from PIL import Image
 
 from runtime.errors import UserError
-from runtime.sources import Images, Source, describe, read_arrays, read_image_folder
+from runtime.sources import Images, Source, describe, read_arrays
 
 N = 6
 IMAGE, LABEL = np.full((N, 8, 8, 1), 7, np.uint8), np.arange(N, dtype=np.int32) % 3
@@ -119,85 +118,9 @@ def test_a_file_that_is_no_data_set_is_refused_with_how_to_write_one(tmp_path, c
         read_arrays(str(file))
 
 
-@pytest.fixture
-def photos(tmp_path):
-    """Two classes of a red and a blue image each, under names of several kinds."""
-    for name, colour in (("cat/1.PNG", "red"), ("cat/2.jpeg", "red"), ("dog/1.JPG", "blue"), ("dog/2.webp", "blue")):
-        (tmp_path / name).parent.mkdir(exist_ok=True)
-        Image.new("RGB", (9, 5), colour).save(tmp_path / name)
-    return tmp_path
-
-
-def test_a_folder_of_images_is_read_whatever_its_files_are_called(photos, capsys):
-    (photos / ".DS_Store").touch()
-    (photos / ".ipynb_checkpoints").mkdir()
-    (photos / "cat" / ".hidden.png").touch()
-    images, classes = read_image_folder(photos, (4, 6))
-    assert classes == ["cat", "dog"]
-    assert images.image.shape == (4, 4, 6, 3)
-    assert images.image.dtype == np.uint8
-    np.testing.assert_array_equal(images.label, [0, 0, 1, 1])
-    np.testing.assert_array_equal(images.image.mean(axis=(1, 2)).argmax(axis=1), [0, 0, 2, 2])
-    assert capsys.readouterr().out == ""
-    Source.from_arrays("photos", images, images)
-
-
-def test_what_a_folder_has_beside_images_is_said(photos, capsys):
-    (photos / "emu").mkdir()
-    for name in ("README", "cat/notes.txt", "cat/3.heic", "dog/3.HEIC"):
-        (photos / name).touch()
-    for name in ("cat/more", "dog/more.png"):
-        (photos / name).mkdir()
-    assert read_image_folder(photos, (4, 6))[1] == ["cat", "dog"]
-    out = capsys.readouterr().out
-    assert f"Note: {photos / 'emu'} has no images and counts as no class\n" in out
-    kinds = "2 .heic, 2 folders, 1 without an ending, 1 .txt"
-    assert f"Note: files and folders are left out as no images ({kinds}), such as {photos / 'README'}\n" in out
-    # The labels are those of training where a class has no test images.
-    np.testing.assert_array_equal(read_image_folder(photos, (4, 6), ["ant", "cat", "dog"])[0].label, [1, 1, 2, 2])
-
-
-@pytest.mark.parametrize(
-    ("spoil", "found"),
-    [
-        (lambda folder: (folder / "cat" / "3.png").write_bytes(b"no image"),
-         "/cat/3.png cannot be read: it is no image. Repair or remove it$"),
-        (lambda folder: (folder / "dog" / "1.JPG").write_bytes((folder / "dog" / "1.JPG").read_bytes()[:-40]),
-         "dog/1.JPG cannot be read: .*[Tt]runcated"),
-        (lambda folder: Image.fromarray(np.full((5, 9), 4095, np.uint16)).save(folder / "cat" / "3.png"),
-         r"cat/3.png: its pixels have more than 8 bits \(mode I;16\), from 4095 to 4095; scale"),
-        (lambda folder: folder.joinpath("dog").rename(folder / "emu"), "emu: no such class; those to train are cat"),
-        (lambda folder: folder.rename(folder.with_name("away")),
-         r"^/.* does not exist; expected one with a folder for each class$"),
-        (lambda folder: [folder.rename(folder.with_name("there")), folder.touch()], r"^/.* is no folder; expected"),
-        (lambda folder: [path.unlink() for path in folder.glob("*/*")], r"has no images; expected .*CLASS/\*.png"),
-    ],
-)  # fmt: skip
-def test_what_cannot_be_taken_from_a_folder_is_named(photos, spoil, found):
-    spoil(photos)
-    with pytest.raises(UserError, match=found):
-        read_image_folder(photos, (4, 6), ["cat", "dog"])
-
-
-def test_all_damaged_files_of_a_folder_are_reported_at_once(photos):
-    for name in ("cat/1.PNG", "cat/2.jpeg", "dog/1.JPG"):
-        (photos / name).write_bytes(b"no image")
-    with pytest.raises(UserError) as error:
-        read_image_folder(photos, (4, 6))
-    lines = str(error.value).splitlines()
-    assert [line.partition(" cannot")[0] for line in lines[:-1]] == [
-        f"{photos / name}" for name in ("cat/1.PNG", "cat/2.jpeg", "dog/1.JPG")
-    ]
-    assert lines[-1] == "These are 3 of 3 such files."
-    for number in range(7):
-        (photos / "dog" / f"0{number}.png").touch()
-    with pytest.raises(UserError, match=r"^(.* cannot be read: it is no image.*\n){5}These are 5 of 10 such files\.$"):
-        read_image_folder(photos, (4, 6))
-
-
-def test_classes_are_called_by_their_names(photos):
-    images, classes = read_image_folder(photos, (4, 6))
-    source = Source.from_arrays("photos", images, images.take(np.arange(2)), [*classes, "emu"])
+def test_classes_are_called_by_their_names():
+    images = Images(IMAGE[:4], np.array([0, 0, 1, 1], np.int32))
+    source = Source.from_arrays("photos", images, images.take(np.arange(2)), ["cat", "dog", "emu"])
     assert (source.num_classes, source.class_names) == (3, ("cat", "dog", "emu"))
     splits = {"train": source.load_checked("train"), "test": source.load_checked("test")}
     train, test, *notes = describe("photos", splits, source.num_classes, source.class_names)
@@ -207,13 +130,3 @@ def test_classes_are_called_by_their_names(photos):
         "Note: no train image is of class emu (1 of 3 classes)",
         "Note: no test image is of class dog, emu (2 of 3 classes)",
     ]
-
-
-@pytest.mark.parametrize("mode", ["RGBA", "LA", "PA"])
-def test_what_is_transparent_is_put_on_white(photos, mode):
-    image = Image.new("RGBA", (9, 5), (0, 0, 0, 0))
-    image.putpixel((0, 0), (0, 0, 0, 255))
-    image.convert(mode).save(photos / "cat" / "0.png" if mode != "PA" else photos / "cat" / "0.tif")
-    first = read_image_folder(photos, (5, 9))[0].image[0]
-    assert first[0, 0].tolist() == [0, 0, 0]
-    assert (first[2:] == 255).all()
