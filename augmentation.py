@@ -20,24 +20,30 @@ class Augmentation:
     function below, and add a field and a line in `__call__`.
 
     Attributes:
+        resized_crop: smallest share of an image file that a random crop has (Szegedy et al. 2015); 1: no such crops.
+            The one change that is made where files are read; see `image_files.ImageFiles.read`.
         flip: whether to mirror images left to right, each with probability 1/2.
         crop_padding: pixels to pad on each side before cropping to the original size at a random place.
         cutout: side of a square that is blanked, in pixels.
         mixup: parameter of the beta distribution that mixing weights are drawn from.
     """
 
+    resized_crop: float = 0.08
     flip: bool = False
     crop_padding: int = 0
     cutout: int = 0
     mixup: float = 0.0
 
-    def problems(self, image_shape: tuple[int, ...], batch_size: int, *, classes: bool) -> list[str]:
+    def problems(
+        self, image_shape: tuple[int, ...], batch_size: int, *, classes: bool, resized: bool = True
+    ) -> list[str]:
         """The fields that do not suit a data set, each in words.
 
         Args:
             image_shape: (height, width, channels).
             batch_size: images in a batch.
             classes: whether labels are classes, not numbers.
+            resized: whether images come from files of any size.
         """
         height, width = image_shape[:2]
         pixels = f"of the {height} x {width} pixels of the images"
@@ -46,6 +52,11 @@ class Augmentation:
             found.append(f"crop_padding = {self.crop_padding}: must be below the smaller side {pixels}")
         if self.cutout >= max(height, width):
             found.append(f"cutout = {self.cutout}: must be below the larger side {pixels}")
+        if not resized and self.resized_crop != Augmentation.resized_crop:
+            found.append(
+                f"resized_crop = {self.resized_crop}: is for image files that are brought to an image_size; leave it "
+                f"at its default, {Augmentation.resized_crop}"
+            )
         if self.mixup and not classes:
             found.append(f"mixup = {self.mixup}: mixes classes, and the labels of this data set are numbers")
         if self.mixup and batch_size == 1:

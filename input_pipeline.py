@@ -7,7 +7,6 @@ uint8 [n, height, width, channels] with a label for each: a class, int32 [n], or
 import functools
 import math
 from collections.abc import Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 import jax
@@ -19,9 +18,10 @@ from flax import struct
 from augmentation import Augmentation
 from runtime.errors import UserError
 from runtime.fields import taken_by
+from runtime.image_files import find_folder_source
+from runtime.normalization import Normalization
 from runtime.permutation import example_indices, round_keys
 from runtime.progress import say, under_way
-from runtime.readers import num_cores
 from runtime.rows import EvalRows, TrainRows
 from runtime.sharding import memory, put, replicated, split_batch
 from runtime.sources import SPLITS, Images, Source, read_arrays
@@ -32,7 +32,6 @@ from streams import stream_key
 from train_state import CustomTrainState
 
 Array = jax.Array | np.ndarray
-NUM_NORMALIZED = 100_000  # images, whose mean tells that of more to three digits
 
 
 def _digits_source() -> Source:
@@ -57,56 +56,40 @@ SOURCES: Mapping[str, Callable[[], Source]] = {
 }
 
 
-def find_source(dataset: str, splits: tuple[str, str] = SPLITS) -> Source:
-    """The data set of this name: one of `SOURCES`, a file such as "data/cifar10.npz", or a TFDS classification set.
+def find_source(
+    dataset: str, splits: tuple[str, str] = SPLITS, image_size: int = 0, skip_damaged: bool = False
+) -> Source:
+    """The data set of this name: one of `SOURCES`, "folder:PATH", "arrays:FILE.npz", or a TFDS classification set.
 
-    What the file has in it, `sources.read_arrays` says. A TFDS set that is not prepared yet is downloaded and prepared;
-    which of its images train and test, `splits` says.
+    Args:
+        dataset: the name. What a file has in it, `sources.read_arrays` says; what a folder, `find_folder_source`. A
+            TFDS set that is not prepared yet is downloaded and prepared.
+        splits: which of a TFDS set's images, or which folders, train and test.
+        image_size: side that images of different sizes are brought to; 0: they have one size.
+        skip_damaged: whether to leave out files that cannot be read.
 
     Raises:
-        UserError: there is no such set, it can be neither found nor downloaded, it is no classification set of images
-            of one size, or it has no such splits.
+        UserError: there is no such set, it can be neither found nor downloaded, it is no classification set of images,
+            or it has no such splits; or it has images of different sizes and there is no `image_size`.
     """
-    is_file = dataset.endswith(".npz")
+    is_file = dataset.startswith("arrays:")
+    if dataset.startswith("folder:"):
+        return find_folder_source(dataset, splits, image_size, skip_damaged)
     if dataset not in SOURCES and not is_file:
-        return find_tfds_source(dataset, SOURCES, splits)
+        return find_tfds_source(dataset, SOURCES, splits, image_size)
     if splits != SPLITS:
-        raise UserError(f"splits = {splits}: {dataset!r} is no TFDS set; leave it at its default, {SPLITS}")
+        raise UserError(
+            f"splits = {splits}: {dataset!r} is neither a folder nor a TFDS set; leave it at its default, {SPLITS}"
+        )
+    if image_size:
+        raise UserError(f"image_size = {image_size}: the images of {dataset!r} have one size; leave it at 0")
     return read_arrays(dataset) if is_file else SOURCES[dataset]()
 
 
-class Normalization(struct.PyTreeNode):
-    """Mean and standard deviation of each channel of the training images: float32 [channels], in units of uint8."""
-
-    mean: Array
-    std: Array
-
-    @classmethod
-    def from_images(cls, images: Images) -> "Normalization":
-        """The statistics of images, computed exactly from the histograms of at most `NUM_NORMALIZED` of them."""
-        levels, shape = np.arange(256), images.image.shape
-        rows = np.arange(len(images))
-        if len(rows) > NUM_NORMALIZED:
-            rows = np.sort(np.random.default_rng(0).permutation(len(images))[:NUM_NORMALIZED])
-
-        def count(part: np.ndarray) -> np.ndarray:
-            image = images.read(part)
-            return np.array([np.bincount(channel.ravel(), minlength=256) for channel in np.moveaxis(image, -1, 0)])
-
-        # A few images at a time, for NumPy makes int64 of what it counts.
-        parts = np.array_split(rows, max(1, len(rows) * math.prod(shape[1:]) // 2**16))
-        with ThreadPoolExecutor(num_cores()) as pool:
-            counts = sum(pool.map(count, parts), np.zeros((shape[-1], 256), np.int64))
-        mean = np.array([np.average(levels, weights=count) for count in counts])
-        var = np.array([np.average((levels - m) ** 2, weights=count) for m, count in zip(mean, counts, strict=True)])
-        # A channel without any variation is only centred.
-        std = np.where(var > 0, np.sqrt(var), 1)
-        return cls(mean.astype(np.float32), std.astype(np.float32))
-
-    def __call__(self, image: jax.Array) -> jax.Array:
-        """uint8 images to float32 with mean 0 and standard deviation 1 in each channel."""
-        mean, std = (jnp.expand_dims(x, range(image.ndim - 1)) for x in (self.mean, self.std))
-        return (image.astype(jnp.float32) - mean) / std
+def source_of(config: Mapping[str, Any]) -> Source:
+    """The data set that a config names; see `find_source`."""
+    given = {"splits": SPLITS, "image_size": 0, "skip_damaged": False}  # which older runs may lack
+    return find_source(config["dataset"], **{name: config.get(name, value) for name, value in given.items()})
 
 
 class TrainData(struct.PyTreeNode):
@@ -226,7 +209,7 @@ class Data(NamedTuple):
 
 def count_train(config: Mapping[str, Any]) -> int:
     """The number of training images of the set that `config.dataset` names; raises a UserError as `find_source`."""
-    return find_source(config["dataset"], config.get("splits", SPLITS)).num_train  # older runs have no splits
+    return source_of(config).num_train
 
 
 def create_data(
@@ -244,7 +227,7 @@ def create_data(
     Raises:
         UserError: see `load`.
     """
-    source = find_source(config.dataset, config.get("splits", SPLITS))
+    source = source_of(config)
     example = jnp.zeros((1, *source.image_shape)), jnp.zeros((1, source.num_classes))
     return Data(*load(source, mesh, **taken_by(load, config), mode=mode, workers=workers), example)
 
@@ -289,11 +272,14 @@ def load(
     with under_way(f"Reading {source.name}"):
         splits = load_splits(source, num_validation=num_validation, label_noise=label_noise, seed=seed)
     images, augmentation, everywhere = splits.train, Augmentation(**augment), replicated(mesh)
-    if problems := augmentation.problems(source.image_shape, batch_size, classes=images.label.ndim == 1):
+    resized = not isinstance(images.image, np.ndarray) and images.image.has_views
+    classes = images.label.ndim == 1
+    if problems := augmentation.problems(source.image_shape, batch_size, classes=classes, resized=resized):
         raise UserError("\n".join(problems))
     evaluated = {"validation": splits.validation, "test": splits.test}
     evaluated = {name: images for name, images in evaluated.items() if len(images)}
-    streamed = _is_streamed(mode, [images, *evaluated.values()])
+    min_area = augmentation.resized_crop if resized else 1.0
+    streamed = _is_streamed(mode, [images, *evaluated.values()], crops=min_area < 1)
     if streamed and steps_per_dispatch > 1:
         raise UserError(
             f"steps_per_dispatch = {steps_per_dispatch}: images that are streamed come one step at a time; leave it at "
@@ -318,7 +304,7 @@ def load(
 
     num_epochs = 2 * duration * batch_size // len(images) + 1  # tools.diagnose may train on after the end
     keys = round_keys(stream_key(jax.random.key(seed), "permutation"), jnp.arange(num_epochs, dtype=jnp.uint32))
-    rows = TrainRows(images, batch_size, np.asarray(keys), seed)
+    rows = TrainRows(images, batch_size, np.asarray(keys), seed, min_area)
     train_data = Stream(images, rows, create, batch_size, duration, split_batch(mesh), workers)
     streams = {}
     for name, x in evaluated.items():
@@ -328,12 +314,23 @@ def load(
     return train_data, streams
 
 
-def _is_streamed(mode: str, parts: list[Images]) -> bool:
-    """Whether these images are read as they are needed, which is said; see `create_data` for the mode."""
+def _is_streamed(mode: str, parts: list[Images], crops: bool) -> bool:
+    """Whether these images are read as they are needed, which is said; see `create_data` for the mode.
+
+    Args:
+        mode: as asked for.
+        parts: training and evaluation images.
+        crops: whether training images are cropped at random as they are read.
+    """
     if mode not in ("auto", "device", "stream"):
         raise UserError(f"data.mode = {mode!r}: must be 'auto', 'device' or 'stream'")
     size, limit = sum(math.prod(part.image.shape) + part.label.nbytes for part in parts), memory()
-    streamed = mode == "stream" or (mode == "auto" and size > limit / 4)
+    if mode == "device" and crops:
+        raise UserError(
+            "data.mode = 'device': random crops are cut out of image files as these are read; use 'stream', or "
+            "--config.augment.resized_crop=1 for the centre of each image"
+        )
+    streamed = mode == "stream" or (mode == "auto" and (crops or size > limit / 4))
     where = "read as they are needed" if streamed else "copied to each device"
     say(f"Images of {size / 1e6:,.1f} MB are {where}, of which each has {limit / 1e9:,.1f} GB of memory")
     return streamed

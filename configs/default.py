@@ -20,18 +20,26 @@ def get_config() -> ml_collections.ConfigDict:
     # of validation images.
     config.seed = 0
 
-    # "digits" (8x8, part of scikit-learn, no download), the name of a TFDS image-classification set such as "mnist", or
-    # a file of NumPy arrays: np.savez("my.npz", train_image=..., train_label=..., test_image=..., test_label=...).
+    # "digits" (8x8, part of scikit-learn, no download), the name of a TFDS image-classification set such as "mnist";
+    # "folder:PATH" for image files PATH/train/CLASS/*.jpg and PATH/test/CLASS/*.jpg; or "arrays:FILE.npz" for NumPy
+    # arrays, np.savez("FILE.npz", train_image=..., train_label=..., test_image=..., test_label=...). See docs/data.md.
     config.dataset = "digits"
-    # The images to train and to test on, of a TFDS set. One that has no test images: ("train[:80%]", "train[80%:]").
+    # The images to train and to test on: of a TFDS set as it writes them, ("train[:80%]", "train[80%:]") if it has no
+    # test images; of a folder, the names of those in it.
     config.splits = ("train", "test")
+    # Side in pixels that images of different sizes are brought to; 0: they have one size and stay as they are.
+    config.image_size = 0
+    # Whether to train without image files that cannot be read, instead of ending with their names.
+    config.skip_damaged = False
     # Training images set aside. If there are any, curves and the best checkpoint come from them, and the test set is
     # scored once, at the end.
     config.num_validation = 0
     # What is minimised, on what data, and what is reported: a key of `train.TASKS`, or a fork, "examples.NAME.train".
     config.task = "classification"
 
-    # What the data of a fork declare themselves, such as the size of a buffer for replay; images have none.
+    # What the data of a task declare themselves. For images: `mode`, "device" for a copy on every device, "stream" for
+    # reading them as they are needed, "auto" for the former if they fit; and `workers`, the processes that read a
+    # stream, 0 for threads of this one.
     config.data = ml_collections.ConfigDict()
 
     # Share of the training labels replaced by a uniformly drawn other class; 0.4 is a setting from the literature in
@@ -91,6 +99,9 @@ def get_config() -> ml_collections.ConfigDict:
 
     # Random changes to the training images; 0 or False turns one off.
     config.augment = ml_collections.ConfigDict()
+    # Smallest share of its area that a random crop of an image file has before it is brought to `image_size`; 1: the
+    # centre, as in evaluation. Without effect where images have one size.
+    config.augment.resized_crop = 0.08
     config.augment.flip = False  # left to right, with probability 1/2; not for digits and letters
     config.augment.crop_padding = 0  # pixels to pad on each side, then crop to the original size; 4 is usual on CIFAR
     config.augment.cutout = 0  # side of a blanked square, in pixels; 16 for CIFAR-10, 8 for CIFAR-100 in the paper

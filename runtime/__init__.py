@@ -5,7 +5,7 @@ Checkpoints             checkpointing, stored, trees
 The process             errors, interruption, hosts, workers, progress, clocks, profiling, caching
 The device              sharding, dispatch, nonfinite, convolution, batch_statistics
 Config                  fields, rules, averages, task_checks, durations
-Data                    sources, splits, tfds_sets, permutation, rows, readers, stream
+Data                    sources, splits, tfds_sets, normalization, permutation, rows, readers, stream
 Image files             image_files, decoding, damaged
 Statistics              intervals, score_metrics
 

@@ -48,6 +48,11 @@ class ImageFiles:
         return len(self.files)
 
     @property
+    def has_views(self) -> bool:
+        """Whether random crops differ from what evaluation sees."""
+        return self.resized
+
+    @property
     def shape(self) -> tuple[int, int, int, int]:
         """(number, height, width, 3)."""
         return len(self), self.height, self.width, 3
@@ -77,7 +82,7 @@ class ImageFiles:
         images = np.empty((len(rows), *self.shape[1:]), np.uint8)
         for i, row in enumerate(rows):
             crop: Callable[[int, int], decoding.Box] = functools.partial(decoding.central_crop, size=self.height)
-            if keys is not None and min_area < 1:
+            if keys is not None and min_area < 1 and self.resized:
                 rng = np.random.Generator(np.random.Philox(key=keys[i]))
                 crop = functools.partial(
                     decoding.random_crop, rng=rng, min_area=min_area, aspect=self.width / self.height

@@ -11,6 +11,7 @@ from runtime import averages, durations, fields
 RULES: Mapping[str, fields.Rule] = {
     "seed": fields.needs(lambda value: 0 <= value < 2**32, "in [0, 2**32)"),
     "splits": fields.needs(lambda v: [type(s) for s in v] == [str, str], "two strings, as in ('train', 'test')"),
+    "image_size": fields.needs(lambda v: 0 <= v <= 10_000, "in [0, 10000]"),
     "num_validation": fields.NOT_NEGATIVE,
     "label_noise": fields.SHARE,
     **dict.fromkeys(("batch_size", "eval_batch_size", "accumulate"), fields.POSITIVE_INT),
@@ -20,6 +21,7 @@ RULES: Mapping[str, fields.Rule] = {
     ),
     **dict.fromkeys(("augment.crop_padding", "augment.cutout"), fields.needs(lambda v: 0 <= v <= 1000, "in [0, 1000]")),
     "augment.mixup": fields.NOT_NEGATIVE,
+    "augment.resized_crop": fields.needs(lambda value: 0 < value <= 1, "in (0, 1]"),
     "duration": fields.length,
     **dict.fromkeys(durations.PERIODS, fields.period),
     **dict.fromkeys(("snapshot_every", "evaluate_sets_every"), fields.or_empty(fields.period)),

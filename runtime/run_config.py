@@ -28,6 +28,8 @@ MAY_CHANGE = (
     "averages.",
     "recompute_batches",
     "duration",
+    "data.mode",
+    "data.workers",
 )
 
 # What follows from the task, the data and the device: some of it comes to be known only while a run starts, and older

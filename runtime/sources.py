@@ -20,6 +20,7 @@ class StoredImages(Protocol):
 
     shape: tuple[int, ...]
     dtype: np.dtype[Any]
+    has_views: bool  # whether there are others than the usual one
 
     def __len__(self) -> int: ...
 
@@ -276,28 +277,29 @@ def _wrong_labels(label: np.ndarray) -> str:
     return ""
 
 
-def read_arrays(path: str) -> Source:
+def read_arrays(dataset: str) -> Source:
     """The data set in a file of NumPy arrays, as `np.savez` writes it.
 
     Args:
-        path: of the file, which has `train_image`, `train_label`, `test_image` and `test_label` as `Images` says, and
-            may have `class_names`.
+        dataset: "arrays:" and the path of the file, which has `train_image`, `train_label`, `test_image` and
+            `test_label` as `Images` says, and may have `class_names`.
 
     Raises:
         UserError: it cannot be read, or is not that.
     """
+    path = dataset.removeprefix("arrays:")
     names = [f"{split}_{field}" for split in SPLITS for field in ("image", "label")]
     try:
         with local_path(path, "dataset").open("rb") as opened, np.load(opened) as file:
             if missing := [name for name in names if name not in file]:
                 raise UserError(
-                    f"dataset = {path!r} has no {', '.join(missing)}; it has {', '.join(file) or 'nothing'}"
+                    f"dataset = {dataset!r} has no {', '.join(missing)}; it has {', '.join(file) or 'nothing'}"
                 )
             arrays = {name: file[name] for name in names}
             class_names = [str(name) for name in file["class_names"]] if "class_names" in file else []
     except (OSError, ValueError, TypeError, EOFError, zipfile.BadZipFile) as error:  # or arrays of another format
         raise UserError(
-            f"dataset = {path!r} cannot be read ({error}). np.savez({path!r}, {'=..., '.join(names)}=...) writes it"
+            f"dataset = {dataset!r} cannot be read ({error}). np.savez({path!r}, {'=..., '.join(names)}=...) writes it"
         ) from error
     train, test = (Images(arrays[f"{split}_image"], arrays[f"{split}_label"]) for split in SPLITS)
-    return Source.from_arrays(path, train, test, class_names)
+    return Source.from_arrays(dataset, train, test, class_names)

@@ -21,7 +21,9 @@ from runtime.progress import under_way
 from runtime.sources import SPLITS, Images, Source
 
 
-def find_tfds_source(dataset: str, known: Collection[str], splits: tuple[str, str] = SPLITS) -> Source:
+def find_tfds_source(
+    dataset: str, known: Collection[str], splits: tuple[str, str] = SPLITS, image_size: int = 0
+) -> Source:
     """The TFDS image-classification set of this name.
 
     A set that is not prepared yet is downloaded and prepared. Once loaded it is kept for later runs, which then import
@@ -31,13 +33,15 @@ def find_tfds_source(dataset: str, known: Collection[str], splits: tuple[str, st
         dataset: as in "mnist" or "mnist:3.0.1".
         known: names of the data sets that need no TFDS, for the message.
         splits: what to train and to test on, as TFDS writes it: ("train[:80%]", "train[80%:]").
+        image_size: side that images of different sizes are brought to; 0: they have one size.
 
     Raises:
         UserError: there is no such set, it can be neither found nor downloaded, it is no classification set of images
             of one size, or it has no such splits.
     """
     if not re.fullmatch(r"\w+(/[\w.-]*\w)?(:\d+\.\d+\.\d+)?", dataset, re.ASCII):
-        raise UserError(f"dataset = {dataset!r}: must be a name, as in 'mnist' or 'mnist:3.0.1'")
+        right = "a name, as in 'mnist' or 'mnist:3.0.1', 'folder:PATH' or 'arrays:FILE.npz'"
+        raise UserError(f"dataset = {dataset!r}: must be {right}")
     # What is kept is good as long as the files of the set and the code that decodes them are what they were: ours, and
     # the packages', of which an installation writes the first file anew.
     modules = ("tensorflow", "tensorflow_datasets", "runtime.tfds_sets", "runtime.sources", "runtime.caching")

@@ -33,10 +33,13 @@ def source(num_train=100, num_test=20, num_classes=5):
 
 def test_a_file_of_arrays_is_found_by_its_name(tmp_path):
     arrays = {"image": np.zeros((4, 8, 8, 1), np.uint8), "label": np.arange(4) % 2}
-    file = str(tmp_path / "mine.npz")
-    np.savez(file, **{f"{split}_{name}": array for split in ("train", "test") for name, array in arrays.items()})
+    file = f"arrays:{tmp_path / 'mine.npz'}"
+    np.savez(
+        tmp_path / "mine.npz",
+        **{f"{split}_{name}": array for split in ("train", "test") for name, array in arrays.items()},
+    )
     assert input_pipeline.find_source(file).num_train == 4
-    with pytest.raises(UserError, match="is no TFDS set"):
+    with pytest.raises(UserError, match="is neither a folder nor a TFDS set"):
         input_pipeline.find_source(file, ("train[:50%]", "test"))
 
 

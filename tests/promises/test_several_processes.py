@@ -281,7 +281,8 @@ def test_a_wrong_set_up_is_one_message_of_all_processes(tmp_path, config, wrong)
         # The same path on disks of their own.
         options["program"] = lambda flags: [
             "sh", "-c", f'cd {tmp_path}/$0 && exec {sys.executable} {ROOT}/main.py --config=config.py "$@"',
-            re.search("process_id=(.)", flags[-1])[1], *flags, "--config.dataset=set.npz", "--config.num_validation=0",
+            re.search("process_id=(.)", flags[-1])[1], *flags, "--config.dataset=arrays:set.npz",
+            "--config.num_validation=0",
         ]  # fmt: skip
     if wrong == "version":
         (tmp_path / "optax-9.9.9.dist-info").mkdir()

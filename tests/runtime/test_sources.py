@@ -80,18 +80,18 @@ def test_a_file_of_arrays_is_a_data_set(tmp_path):
     file = str(tmp_path / "mine.npz")
     arrays = {"train_image": IMAGE, "train_label": LABEL, "test_image": IMAGE[:3], "test_label": LABEL[:3]}
     np.savez_compressed(file, **arrays)
-    source = read_arrays(file)
-    assert (source.name, source.num_classes, source.num_train, source.class_names) == (file, 3, N, ())
+    source = read_arrays(f"arrays:{file}")
+    assert (source.name, source.num_classes, source.num_train, source.class_names) == (f"arrays:{file}", 3, N, ())
     for split, number in (("train", N), ("test", 3)):
         images = source.load_checked(split)
         np.testing.assert_array_equal(images.image, IMAGE[:number])
         np.testing.assert_array_equal(images.label, LABEL[:number])
 
     np.savez(file, **arrays, class_names=["a", "b", "c"])
-    assert read_arrays(file).class_names == ("a", "b", "c")
+    assert read_arrays(f"arrays:{file}").class_names == ("a", "b", "c")
     np.savez(file, **arrays | {"test_image": IMAGE[:3] / 255})
     with pytest.raises(UserError, match=r"split 'test' has images float64"):
-        read_arrays(file)
+        read_arrays(f"arrays:{file}")
 
 
 @pytest.mark.parametrize(
@@ -115,7 +115,7 @@ def test_a_file_that_is_no_data_set_is_refused_with_how_to_write_one(tmp_path, c
     elif content:
         file.write_bytes(content)
     with pytest.raises(UserError, match=found):
-        read_arrays(str(file))
+        read_arrays(f"arrays:{file}")
 
 
 def test_classes_are_called_by_their_names():

@@ -18,7 +18,10 @@ def test_what_is_no_name_of_a_data_set_is_refused_before_anything_is_looked_for(
     monkeypatch.delattr(tfds_sets, "CachedArrays")
     with pytest.raises(UserError, match="must be a name") as error:
         input_pipeline.find_source(name)
-    assert str(error.value) == f"dataset = {name!r}: must be a name, as in 'mnist' or 'mnist:3.0.1'"
+    assert (
+        str(error.value)
+        == f"dataset = {name!r}: must be a name, as in 'mnist' or 'mnist:3.0.1', 'folder:PATH' or 'arrays:FILE.npz'"
+    )
 
 
 @pytest.mark.parametrize("name", ["data [1]", "data*", "data?"])

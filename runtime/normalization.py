@@ -1,0 +1,48 @@
+"""Mean and deviation of the training images, by which all are normalised."""
+
+import math
+from concurrent.futures import ThreadPoolExecutor
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import struct
+
+from runtime.readers import num_cores
+from runtime.sources import Images
+
+NUM_NORMALIZED = 100_000  # images, whose mean tells that of more to three digits
+
+
+class Normalization(struct.PyTreeNode):
+    """Mean and standard deviation of each channel of the training images: float32 [channels], in units of uint8."""
+
+    mean: jax.Array | np.ndarray
+    std: jax.Array | np.ndarray
+
+    @classmethod
+    def from_images(cls, images: Images) -> "Normalization":
+        """The statistics of images, computed exactly from the histograms of at most `NUM_NORMALIZED` of them."""
+        levels, shape = np.arange(256), images.image.shape
+        rows = np.arange(len(images))
+        if len(rows) > NUM_NORMALIZED:
+            rows = np.sort(np.random.default_rng(0).permutation(len(images))[:NUM_NORMALIZED])
+
+        def count(part: np.ndarray) -> np.ndarray:
+            image = images.read(part)
+            return np.array([np.bincount(channel.ravel(), minlength=256) for channel in np.moveaxis(image, -1, 0)])
+
+        # A few images at a time, for NumPy makes int64 of what it counts.
+        parts = np.array_split(rows, max(1, len(rows) * math.prod(shape[1:]) // 2**16))
+        with ThreadPoolExecutor(num_cores()) as pool:
+            counts = sum(pool.map(count, parts), np.zeros((shape[-1], 256), np.int64))
+        mean = np.array([np.average(levels, weights=count) for count in counts])
+        var = np.array([np.average((levels - m) ** 2, weights=count) for m, count in zip(mean, counts, strict=True)])
+        # A channel without any variation is only centred.
+        std = np.where(var > 0, np.sqrt(var), 1)
+        return cls(mean.astype(np.float32), std.astype(np.float32))
+
+    def __call__(self, image: jax.Array) -> jax.Array:
+        """uint8 images to float32 with mean 0 and standard deviation 1 in each channel."""
+        mean, std = (jnp.expand_dims(x, range(image.ndim - 1)) for x in (self.mean, self.std))
+        return (image.astype(jnp.float32) - mean) / std
