@@ -332,5 +332,5 @@ def _is_streamed(mode: str, parts: list[Images], crops: bool) -> bool:
         )
     streamed = mode == "stream" or (mode == "auto" and (crops or size > limit / 4))
     where = "read as they are needed" if streamed else "copied to each device"
-    say(f"Images of {size / 1e6:,.1f} MB are {where}, of which each has {limit / 1e9:,.1f} GB of memory")
+    say(f"Images: {size / 1e6:,.1f} MB, {where}; a device has {limit / 1e9:,.1f} GB of memory")
     return streamed

@@ -1,5 +1,7 @@
 """Image files as pixels: decoded, turned, and what is taken of them."""
 
+import functools
+import io
 import math
 import os
 from collections.abc import Callable
@@ -64,13 +66,44 @@ def random_crop(width: int, height: int, *, rng: np.random.Generator, min_area: 
     return left, top, left + wide, top + high
 
 
+def view(
+    file: str | io.BytesIO, shape: tuple[int, ...], key: np.ndarray | None = None, min_area: float = 1.0
+) -> np.ndarray:
+    """What training or evaluation sees of an image of any size.
+
+    Args:
+        file: its path, or what is in it.
+        shape: (height, width, 3) that it is brought to.
+        key: of the random numbers, uint64 [2], on which the crop depends and on nothing else but the size of the image;
+            None: the crop of evaluation.
+        min_area: see `random_crop`; 1: the crop of evaluation.
+
+    Returns:
+        uint8 [height, width, 3].
+
+    Raises:
+        ValueError: see `decode`.
+    """
+    import PIL.Image
+
+    height, width, _ = shape
+    crop: Callable[[int, int], Box] = functools.partial(central_crop, size=height)
+    if key is not None and min_area < 1:
+        rng = np.random.Generator(np.random.Philox(key=key))
+        crop = functools.partial(random_crop, rng=rng, min_area=min_area, aspect=width / height)
+    image, box, _ = decode(file, crop, (width, height))
+    # In Pillow this is a mean over all the pixels that become one, too.
+    resized = image.resize((width, height), PIL.Image.Resampling.BILINEAR, box)
+    return np.asarray(resized if resized.mode == "RGB" else resized.convert("RGB"))
+
+
 def decode(
-    file: str, crop: Callable[[int, int], Box], size: tuple[int, int]
+    file: str | io.BytesIO, crop: Callable[[int, int], Box], size: tuple[int, int]
 ) -> tuple["PIL.Image.Image", Box, tuple[int, int]]:
     """Decodes a file: the first image in it, turned as its camera says, and on white what is transparent.
 
     Args:
-        file: its path.
+        file: its path, or what is in it.
         crop: from (width, height) of the image, what of it will be resized.
         size: (width, height) that it will be resized to. Where that is half of it or less, a JPEG is decoded at 1/2,
             1/4 or 1/8 of its size, which takes less time; the crop still has at least that many pixels.
@@ -106,7 +139,8 @@ def decode(
         if isinstance(error, OSError) and error.strerror:
             reason = error.strerror
         elif isinstance(error, PIL.UnidentifiedImageError):
-            reason = "it is no image" if os.path.getsize(file) else "it is empty"
+            is_empty = not isinstance(file, io.BytesIO) and not os.path.getsize(file)
+            reason = "it is empty" if is_empty else "it is no image"
         else:
             reason = str(error).rstrip(".") or type(error).__name__
         raise ValueError(reason) from error

@@ -2,11 +2,9 @@
 
 import collections
 import dataclasses
-import functools
 import os
 import pathlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 
@@ -77,27 +75,18 @@ class ImageFiles:
         Raises:
             UserError: a file cannot be read.
         """
-        import PIL.Image
-
         images = np.empty((len(rows), *self.shape[1:]), np.uint8)
         for i, row in enumerate(rows):
-            crop: Callable[[int, int], decoding.Box] = functools.partial(decoding.central_crop, size=self.height)
-            if keys is not None and min_area < 1 and self.resized:
-                rng = np.random.Generator(np.random.Philox(key=keys[i]))
-                crop = functools.partial(
-                    decoding.random_crop, rng=rng, min_area=min_area, aspect=self.width / self.height
-                )
-            elif not self.resized:
-                crop = decoding.whole
             file = os.path.join(self.folder, os.fsdecode(self.files[row]))
             try:
-                image, box, _ = decoding.decode(file, crop, (self.width, self.height))
+                if self.resized:
+                    images[i] = decoding.view(file, self.shape[1:], None if keys is None else keys[i], min_area)
+                else:
+                    image, _, _ = decoding.decode(file, decoding.whole, (self.width, self.height))
+                    images[i] = np.asarray(image.convert("RGB"))
             except ValueError as error:
                 again = "It could be before training; the same command checks all images again"
                 raise UserError(f"{file} cannot be read: {error}. {again}") from error
-            # In Pillow this is a mean over all the pixels that become one, too.
-            resized = image.resize((self.width, self.height), PIL.Image.Resampling.BILINEAR, box)
-            images[i] = np.asarray(resized if resized.mode == "RGB" else resized.convert("RGB"))
         return images
 
 
@@ -154,7 +143,7 @@ def find_folder_source(dataset: str, splits: tuple[str, str], image_size: int, s
     if reasons and not (skip_damaged and all(map(len, kept.values()))):
         raise UserError(f"dataset = {dataset!r}: {_damaged(root, files, reasons)}")
     height, width = (image_size, image_size) if image_size else _one_size(dataset, root, files[usable], sizes[usable])
-    images: Any = ImageFiles(root, files, height, width, resized=image_size > 0)
+    images = ImageFiles(root, files, height, width, resized=image_size > 0)
     number = {name: label for label, name in enumerate(train.classes)}
     label = np.array([number[name] for name in train.classes + test.classes], np.int32)
     label = np.repeat(label, train.counts + test.counts)
@@ -175,7 +164,7 @@ def find_folder_source(dataset: str, splits: tuple[str, str], image_size: int, s
         return Images(images.take(kept[split]), label[kept[split]])
 
     return Source(
-        dataset, images.shape[1:], len(train.classes), len(kept["train"]), load, class_names=tuple(train.classes)
+        dataset, (height, width, 3), len(train.classes), len(kept["train"]), load, class_names=tuple(train.classes)
     )
 
 

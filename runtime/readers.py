@@ -5,6 +5,7 @@ import concurrent.futures
 import contextlib
 import multiprocessing
 import os
+import pathlib
 import signal
 import sys
 import threading
@@ -24,6 +25,14 @@ AHEAD = 4  # steps: two are with the device already, and images differ in the ti
 def num_cores() -> int:
     """The number of processor cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def memory() -> int:
+    """Bytes of memory that this process may use."""
+    limit = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    with contextlib.suppress(OSError, ValueError):  # of a container, if there is a limit
+        limit = min(limit, int(pathlib.Path("/sys/fs/cgroup/memory.max").read_text()))
+    return limit
 
 
 @contextlib.contextmanager

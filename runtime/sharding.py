@@ -1,9 +1,7 @@
 """Where arrays lie: a mesh of all devices, and how state, data and batches are laid out on it."""
 
-import contextlib
 import math
 import os
-import pathlib
 from collections.abc import Callable, Collection
 from typing import Any, TypeVar
 
@@ -13,7 +11,7 @@ import numpy as np
 from jax._src import xla_bridge
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from runtime import hosts
+from runtime import hosts, readers
 from runtime.errors import UserError
 from runtime.progress import first_time
 
@@ -90,10 +88,7 @@ def create_mesh() -> jax.sharding.Mesh:
 def memory() -> int:
     """Bytes of memory that a device has; of a CPU, those that the process may use. The least of all hosts."""
     stats = jax.local_devices()[0].memory_stats() or {}
-    limit = stats.get("bytes_limit") or os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    with contextlib.suppress(OSError, ValueError):  # of a container, if there is a limit
-        limit = min(limit, int(pathlib.Path("/sys/fs/cgroup/memory.max").read_text()))
-    return -int(hosts.largest(-limit))
+    return -int(hosts.largest(-(stats.get("bytes_limit") or readers.memory())))
 
 
 def replicated(mesh: jax.sharding.Mesh | jax.sharding.AbstractMesh) -> NamedSharding:

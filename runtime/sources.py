@@ -18,11 +18,17 @@ SPLITS = ("train", "test")
 class StoredImages(Protocol):
     """Images that are read when they are asked for: like an array uint8 [n, height, width, channels]."""
 
-    shape: tuple[int, ...]
     dtype: np.dtype[Any]
-    has_views: bool  # whether there are others than the usual one
 
     def __len__(self) -> int: ...
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(n, height, width, channels)."""
+
+    @property
+    def has_views(self) -> bool:
+        """Whether there are views of an image other than the usual one."""
 
     def take(self, indices: np.ndarray) -> Self:
         """The images at `indices`, in that order, none of which is read."""

@@ -4,6 +4,7 @@ import dataclasses
 import difflib
 import importlib.util
 import json
+import math
 import os
 import pathlib
 import re
@@ -18,7 +19,12 @@ from runtime.caching import CachedArrays
 from runtime.errors import UserError, missing_package
 from runtime.files import has_wildcards
 from runtime.progress import under_way
+from runtime.records import RecordImages, TFRecords, read_labels
 from runtime.sources import SPLITS, Images, Source
+
+# Bytes of images from which on a set stays in its files. Fixed, and not by the memory there is: TensorFlow reads files
+# in turns, so that its order of the images, and with it each batch, is another.
+LARGE = 2**31
 
 
 def find_tfds_source(
@@ -50,7 +56,11 @@ def find_tfds_source(
     origins = [pathlib.Path(_tfds_folder(), re.split("[:/]", dataset)[0]), *code]
     which = "" if splits == SPLITS else f" of {' and '.join(splits)}"  # both: together they have been checked
     caches = {split: CachedArrays(f"{dataset}/{split}{which}", origins) for split in SPLITS}
-    return _read_kept(caches) or _keep(_tfds_source(dataset, known, splits), caches)
+    label_caches = {split: CachedArrays(f"{dataset}/labels of {split}{which}", origins) for split in SPLITS}
+    if kept := _read_kept(caches):
+        _check_image_size(dataset, kept.image_shape, image_size)
+        return kept
+    return _tfds_source(dataset, known, splits, image_size, caches, label_caches)
 
 
 def _read_kept(caches: Mapping[str, CachedArrays]) -> Source | None:
@@ -77,25 +87,37 @@ def _keep(source: Source, caches: Mapping[str, CachedArrays]) -> Source:
     return dataclasses.replace(source, load=load)
 
 
+def _check_image_size(dataset: str, shape: tuple[int | None, ...], image_size: int) -> None:
+    if image_size and None not in shape:
+        raise UserError(f"image_size = {image_size}: the images of {dataset!r} have one size, {shape}; leave it at 0")
+    if None in shape and not image_size:
+        raise UserError(
+            f"dataset = {dataset!r} has images of different sizes, {shape}; --config.image_size=224 makes all of them "
+            "224x224, or any other number"
+        )
+
+
 def _tfds_folder() -> str:
     return os.path.expanduser(os.environ.get("TFDS_DATA_DIR", "~/tensorflow_datasets"))
 
 
-def _tfds_source(dataset: str, known: Collection[str], splits: tuple[str, str]) -> Source:
+def _tfds_source(
+    dataset: str,
+    known: Collection[str],
+    splits: tuple[str, str],
+    image_size: int,
+    caches: Mapping[str, CachedArrays],
+    label_caches: Mapping[str, CachedArrays],
+) -> Source:
     if has_wildcards(pathlib.Path(folder := _tfds_folder())):
         raise UserError(
             f"dataset = {dataset!r}: TFDS takes *, ? and [ in {folder} for patterns and finds nothing there. Use a "
             f"link to it: ln -s {shlex.quote(folder)} data && export TFDS_DATA_DIR=data"
         )
-    with under_way("Importing TensorFlow, which reads data sets"):
-        try:
-            import_tensorflow()
-            import tensorflow as tf
-            import tensorflow_datasets as tfds
-        except ModuleNotFoundError as error:
-            raise UserError(
-                f"dataset = {dataset!r} is read with TensorFlow Datasets: {missing_package(error)}"
-            ) from error
+    try:
+        import tensorflow_datasets as tfds
+    except ModuleNotFoundError as error:
+        raise UserError(f"dataset = {dataset!r} is read with TensorFlow Datasets: {missing_package(error)}") from error
 
     builder = _find_builder(dataset, known)
     _prepare(dataset, builder)
@@ -109,13 +131,34 @@ def _tfds_source(dataset: str, known: Collection[str], splits: tuple[str, str]) 
     ):
         raise UserError(f"dataset = {dataset!r} is no image classification set: its features are {features}")
     shape = features[image_key].shape
-    if None in shape:
-        raise UserError(
-            f"dataset = {dataset!r} has images of different sizes, {shape}; all must have the same size. "
-            "A function of your own in input_pipeline.SOURCES can resize them"
-        )
-
+    _check_image_size(dataset, shape, image_size)
+    num_train, num_test = (info.splits[split].num_examples for split in splits)
+    names, num_classes = features[label_key].names, features[label_key].num_classes
+    named_classes = () if names == [str(label) for label in range(num_classes)] else tuple(names)
     named = dict(zip(SPLITS, splits, strict=True))
+    is_large = None in shape or (num_train + num_test) * math.prod(shape) > LARGE
+    if is_large or info.file_format is tfds.core.FileFormat.ARRAY_RECORD:
+        whole = (image_size, image_size, 3) if image_size else shape
+
+        def open_split(split: str) -> Images:
+            try:
+                records = _records(builder, named[split])
+                if kept := label_caches[split].read():
+                    label = kept[0]["label"]
+                else:
+                    with under_way(f"Reading the labels of {named[split]}"):
+                        label = read_labels(records, label_key)
+                    label_caches[split].write({"label": label}, {})
+            except (OSError, ValueError) as error:
+                found = f"{builder.data_path}, split {named[split]!r}, cannot be read: {error}"
+                raise source.error(found, damaged=not isinstance(error, PermissionError)) from error
+            rows = np.arange(len(records))
+            return Images(RecordImages(records, rows, image_key, whole, resized=image_size > 0), label)
+
+        source = Source(dataset, whole, num_classes, num_train, open_split, repair, named_classes)
+        return source
+
+    tf = import_tensorflow(dataset)
     # Without it, tuning takes longer than decoding; more does not help.
     read_config = tfds.ReadConfig(num_parallel_calls_for_decode=32)
 
@@ -131,11 +174,16 @@ def _tfds_source(dataset: str, known: Collection[str], splits: tuple[str, str]) 
             raise source.error(found, damaged=damaged) from error
         return Images(arrays[image_key], arrays[label_key].astype(np.int32))
 
-    num_train = info.splits[splits[0]].num_examples
-    names, num_classes = features[label_key].names, features[label_key].num_classes
-    named_classes = () if names == [str(label) for label in range(num_classes)] else tuple(names)
     source = Source(dataset, shape, num_classes, num_train, load, repair, named_classes)
-    return source
+    return _keep(source, caches)
+
+
+def _records(builder: Any, split: str) -> Any:
+    """The records of a split, for random access."""
+    if builder.info.file_format.value == "array_record":
+        return builder.as_data_source(split).data_source
+    files = builder.info.splits[split].file_instructions
+    return TFRecords.find([(os.fspath(file.filename), file.skip, file.skip + file.take) for file in files])
 
 
 def _check_splits(dataset: str, builder: Any, splits: tuple[str, str]) -> None:
@@ -218,6 +266,7 @@ def _prepare(dataset: str, builder: Any) -> None:
             requests.head(url, timeout=10)
     except requests.RequestException as error:
         raise UserError(advice.format("no network")) from error
+    import_tensorflow(dataset)
     try:
         with under_way(f"Preparing {dataset} in {builder.data_path}"):
             builder.download_and_prepare()
@@ -225,10 +274,13 @@ def _prepare(dataset: str, builder: Any) -> None:
         raise UserError(advice.format(error)) from error
 
 
-def import_tensorflow() -> None:
-    """Imports TensorFlow, which reads data sets, such that it disturbs nothing.
+def import_tensorflow(dataset: str = "") -> Any:
+    """Imports TensorFlow, which prepares and reads data sets, such that it disturbs nothing.
 
     It would reserve the memory of every accelerator that it sees, and greet with pages of hints.
+
+    Raises:
+        UserError: it is not installed.
     """
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
@@ -237,9 +289,13 @@ def import_tensorflow() -> None:
     if hide_keras:
         sys.modules["keras"] = None  # type: ignore[assignment]  # what makes an import fail
     try:
-        import tensorflow as tf
+        with under_way("Importing TensorFlow, which reads data sets"):
+            import tensorflow as tf
+    except ModuleNotFoundError as error:
+        raise UserError(f"dataset = {dataset!r} is read with TensorFlow: {missing_package(error)}") from error
     finally:
         if hide_keras:
             del sys.modules["keras"]
     for kind in ("GPU", "TPU"):
         tf.config.set_visible_devices([], kind)
+    return tf
