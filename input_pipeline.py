@@ -160,7 +160,8 @@ class TrainData(struct.PyTreeNode):
         """
         order = stream_key(state.rng, "permutation")
         indices = example_indices(order, state.step, batch_size=self.batch_size, num_examples=len(self.label))
-        image, label = self.normalization(self.image[indices]), self.label[indices]
+        pixels = self.augmentation.pixels(state.step_key("augmentation"), self.image[indices], self.normalization.mean)
+        image, label = self.normalization(pixels), self.label[indices]
         target = jax.nn.one_hot(label, self.num_classes) if label.ndim == 1 else label
         batch = {"image": image, "label": label, "target": target}
         return self.augmentation(state.step_key("augmentation"), batch), state.memory
