@@ -1,4 +1,5 @@
 import collections
+import functools
 import itertools
 
 import jax
@@ -88,7 +89,13 @@ def test_what_has_one_level_only_is_left_by_autocontrast_and_equalize():
 
 
 SMALL = np.random.default_rng(0).integers(40, 200, (16, 20, 3)).astype(np.uint8)
-FILLS = jnp.asarray(FILL, jnp.uint8)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def drawn(num_images, num_operations):
+    """So many copies of an image, each changed by so many operations at magnitude 9."""
+    images, fill = jnp.broadcast_to(SMALL, (num_images, *SMALL.shape)), jnp.asarray(FILL, jnp.uint8)
+    return augmentation.rand_augment(jax.random.key(0), images, num_operations, 9, fill)
 
 
 def outcomes(image):
@@ -100,10 +107,9 @@ def outcomes(image):
 
 
 def test_operations_and_directions_are_drawn_uniformly_for_each_image():
-    n = 2800
-    images = jnp.broadcast_to(SMALL, (n, *SMALL.shape))
-    after = np.asarray(augmentation.rand_augment(jax.random.key(0), images, 1, 9, FILLS))
-    counts, expected = collections.Counter(image.tobytes() for image in after), outcomes(SMALL)
+    n = 1000
+    counts = collections.Counter(image.tobytes() for image in np.asarray(drawn(n, 1)))
+    expected = outcomes(SMALL)
     assert len(expected) == 2 * len(OPERATIONS) - len(UNDIRECTED)
     assert counts.keys() <= expected.keys()
     assert stats.chisquare([counts[image] for image in expected], [n * p for p in expected.values()]).pvalue > 0.01
@@ -111,28 +117,27 @@ def test_operations_and_directions_are_drawn_uniformly_for_each_image():
 
 def test_a_second_operation_is_drawn_independently_and_applied_to_what_the_first_has_made():
     n = 1000
-    images = jnp.broadcast_to(SMALL, (n, *SMALL.shape))
-    after = np.asarray(augmentation.rand_augment(jax.random.key(0), images, 2, 9, FILLS))
-    expected = collections.Counter()
+    found, expected = {image.tobytes() for image in np.asarray(drawn(n, 2))}, collections.Counter()
     for first, p in outcomes(SMALL).items():
         for image, q in outcomes(np.frombuffer(first, np.uint8).reshape(SMALL.shape)).items():
             expected[image] += p * q
-    assert {image.tobytes() for image in after} <= expected.keys()
+    assert found <= expected.keys()
     # Of n draws with these probabilities, so many differ.
     probabilities = np.array([*expected.values()])
     distinct = np.sum(1 - (1 - probabilities) ** n)
-    assert abs(len({image.tobytes() for image in after}) - distinct) < 4 * np.sqrt(distinct)
+    assert abs(len(found) - distinct) < 4 * np.sqrt(distinct)
 
 
 def test_rand_augment_fills_with_the_mean_colour_and_has_its_own_stream():
     batch = jnp.broadcast_to(PHOTO, (64, *PHOTO.shape))
     mean = jnp.array([10.4, 199.6, 90.0])
+    pixels = jax.jit(Augmentation.pixels, static_argnums=0)
     augment = Augmentation(rand_augment=1, magnitude=9)
-    after = np.asarray(augment.pixels(jax.random.key(0), batch, mean))
+    after = np.asarray(pixels(augment, jax.random.key(0), batch, mean))
     blank = (after == np.array(FILL)).all(axis=-1).mean(axis=(1, 2))
     # Half of a translation by 0.405, of rotations and shears less.
     assert 4 <= np.sum(blank > 0.1) <= 5 / 14 * 64 + 4 * np.sqrt(64 * 5 / 14 * 9 / 14)
-    with_others = Augmentation(rand_augment=1, flip=True, erasing=1.0).pixels(jax.random.key(0), batch, mean)
+    with_others = pixels(Augmentation(rand_augment=1, flip=True, erasing=1.0), jax.random.key(0), batch, mean)
     np.testing.assert_array_equal(after, with_others)
-    assert (after != np.asarray(augment.pixels(jax.random.key(1), batch, mean))).any()
+    assert (after != pixels(augment, jax.random.key(1), batch, mean)).any()
     assert Augmentation(flip=True).pixels(jax.random.key(0), batch, mean) is batch
