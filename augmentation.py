@@ -11,6 +11,7 @@ from collections.abc import Mapping
 
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 
 from streams import stream_key
 
@@ -69,7 +70,7 @@ class Augmentation:
             found.append(f"{what}, of 1 or 3 channels, and these have {channels}")
         return [f"augment.{problem}" for problem in found]
 
-    def pixels(self, key: jax.Array, image: jax.Array, mean: jax.Array) -> jax.Array:
+    def pixels(self, key: jax.Array, image: jax.Array, mean: ArrayLike) -> jax.Array:
         """Images with the changes that are made before they are normalised: those of RandAugment.
 
         Args:
@@ -277,7 +278,7 @@ def _matrices(image: jax.Array, strength: jax.Array) -> jax.Array:
 def _resample(image: jax.Array, matrix: jax.Array, fill: jax.Array) -> jax.Array:
     """Each pixel from where the matrix [2, 3] sends its centre, without interpolation; `fill` if that is outside."""
     height, width, _ = image.shape
-    y, x = jnp.meshgrid(jnp.arange(height) + 0.5, jnp.arange(width) + 0.5, indexing="ij")
+    y, x = jnp.meshgrid(jnp.arange(0.5, height), jnp.arange(0.5, width), indexing="ij")
     column, row = (jnp.floor(a * x + b * y + c).astype(int) for a, b, c in matrix)
     inside = (row >= 0) & (row < height) & (column >= 0) & (column < width)
     return jnp.where(inside[..., None], image.at[row, column].get(mode="clip"), fill[None, None])
@@ -287,11 +288,11 @@ def _tables(image: jax.Array, strength: jax.Array) -> jax.Array:
     """What brightness to equalize make of each level of each channel: uint8 [6, channels, 256]."""
     levels, factor, size = jnp.arange(256), 1 + 0.9 * strength, jnp.abs(strength)
     mean = jnp.floor(_grey(image).mean() + 0.5)
-    kept = 4 * size
+    lost_bits = jnp.round(4 * size).astype(int)
     shared = (
         _blend(jnp.zeros(256), levels, factor),
         _blend(jnp.full(256, mean), levels, factor),
-        levels >> jnp.round(kept).astype(int) << jnp.round(kept).astype(int),
+        levels >> lost_bits << lost_bits,
         jnp.where(levels < 256 - jnp.round(256 * size).astype(int), levels, 255 - levels),
     )
 

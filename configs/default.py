@@ -25,6 +25,8 @@ def get_config() -> ml_collections.ConfigDict:
     config.dataset = "digits"
     # The images to train and to test on, of a TFDS set. One that has no test images: ("train[:80%]", "train[80%:]").
     config.splits = ("train", "test")
+    # Height and width to which images are brought, in pixels; 0: as they are.
+    config.image_size = 0
     # Training images set aside. If there are any, curves and the best checkpoint come from them, and the test set is
     # scored once, at the end.
     config.num_validation = 0
@@ -94,7 +96,11 @@ def get_config() -> ml_collections.ConfigDict:
     config.augment.flip = False  # left to right, with probability 1/2; not for digits and letters
     config.augment.crop_padding = 0  # pixels to pad on each side, then crop to the original size; 4 is usual on CIFAR
     config.augment.cutout = 0  # side of a blanked square, in pixels; 16 for CIFAR-10, 8 for CIFAR-100 in the paper
-    config.augment.mixup = 0.0  # parameter of the beta distribution; 1 on CIFAR in the paper
+    config.augment.erasing = 0.0  # probability of blanking a rectangle; 0.5 in the paper, 0.25 is usual on ImageNet
+    config.augment.mixup = 0.0  # parameter of the beta distribution; 1 on CIFAR in the paper, 0.2 on ImageNet
+    config.augment.cutmix = 0.0  # the same, 1 in the paper; with mixup as well, each step draws one of the two
+    config.augment.rand_augment = 0  # operations of RandAugment on each image, usually 2
+    config.augment.magnitude = 9  # of these operations, from 0 to 10
 
     # "mlp", "cnn", "small_cnn", "fast_cnn", "resnet", "wide_resnet" or "vit"; see models.py. Fields that the
     # model does not have must keep their defaults.

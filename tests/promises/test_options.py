@@ -71,6 +71,10 @@ def metrics_of(tmp_path_factory):
         ({}, {"augment__crop_padding": 2}),
         ({}, {"augment__cutout": 2}),
         ({}, {"augment__mixup": 1.0}),
+        ({}, {"augment__cutmix": 1.0}),
+        ({}, {"augment__erasing": 0.5}),
+        ({}, {"augment__rand_augment": 1}),
+        ({"augment__rand_augment": 1}, {"augment__magnitude": 3}),
         (CNN | {"model__dropout": 0.5}, {"accumulate": 2}),
     ],
 )
