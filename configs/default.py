@@ -109,12 +109,14 @@ def get_config() -> ml_collections.ConfigDict:
     config.model.dtype = "float32"  # or "bfloat16": of the computation; parameters and averages stay float32
     config.model.hidden_sizes = (256, 256)  # mlp
     config.model.batch_norm = False  # cnn
-    config.model.depth = 20  # resnet: 18, 20, 34 or 56; wide_resnet: 28 and others; vit: usually 12
+    config.model.depth = 20  # resnet: 18, 20, 34, 50, 56 or 101; wide_resnet: 28 and others; vit: usually 12
     config.model.width = 1  # fast_cnn, resnet: 1; wide_resnet: 10; vit: 1, 2 and 4 are the sizes Ti, S and B
     config.model.mirror = False  # fast_cnn: whether evaluation averages over an image and its mirror image
     config.model.zero_init_residual = False  # resnet: each block starts as an identity
+    config.model.stem = "cifar"  # resnet: or "imagenet", whose first layers make the sides a quarter of the image's
     config.model.patch = 4  # vit: side of a patch in pixels
     config.model.dropout = 0.0  # all but mlp, small_cnn and fast_cnn
+    config.model.stochastic_depth = 0.0  # resnet, vit: share of the images that skip the last block; others in between
 
     # Training minimises cross-entropy against smoothed labels, plus half the L2 penalty times the sum of the squared
     # weights (biases and normalisation excepted). The metric "loss" remains the plain negative log-likelihood; the

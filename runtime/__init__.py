@@ -3,7 +3,7 @@
 The folder of a run     run_folder, run_config, files, metric_writing, average_table, environment, trackers
 Checkpoints             checkpointing, stored, trees
 The process             errors, interruption, hosts, workers, progress, clocks, profiling, caching
-The device              sharding, dispatch, nonfinite, convolution, batch_statistics
+The device              sharding, dispatch, nonfinite, convolution, pooling, batch_statistics
 Config and data         fields, rules, averages, task_checks, durations, sources, tfds_sets, permutation
 Statistics              intervals, score_metrics
 

@@ -33,7 +33,8 @@ RULES: Mapping[str, fields.Rule] = {
         lambda value: all(type(v) is int and 0 < v < 2**31 for v in value), "positive integers"
     ),
     **dict.fromkeys(("model.width", "model.depth", "model.patch"), fields.POSITIVE_INT),
-    "model.dropout": fields.SHARE,
+    "model.stem": fields.one_of(("cifar", "imagenet")),
+    **dict.fromkeys(("model.dropout", "model.stochastic_depth"), fields.SHARE),
     "loss.label_smoothing": fields.SHARE,
     "loss.l2_penalty": fields.NOT_NEGATIVE,
     "optimizer.name": fields.one_of(optimizers.OPTIMIZERS),
