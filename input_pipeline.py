@@ -128,7 +128,8 @@ class TrainData(struct.PyTreeNode):
             order = stream_key(state.rng, "permutation")
             rows = example_indices(order, state.step, batch_size=self.batch_size, num_examples=len(label))
             image, label = image[rows], label[rows]
-        image = self.normalization(image)
+        pixels = self.augmentation.pixels(state.step_key("augmentation"), image, self.normalization.mean)
+        image = self.normalization(pixels)
         target = jax.nn.one_hot(label, self.num_classes) if label.ndim == 1 else label
         batch = {"image": image, "label": label, "target": target}
         return self.augmentation(state.step_key("augmentation"), batch), state.memory

@@ -15,6 +15,7 @@ import numpy as np
 from flax import linen as nn
 
 from runtime.errors import UserError
+from runtime.pooling import average_pool, max_pool, overlapping_max_pool
 
 
 class MLP(nn.Module):
@@ -141,21 +142,31 @@ class FastCNN(nn.Module):
         return logits.reshape(views, len(images), -1).mean(axis=0).astype(jnp.float32)
 
 
+class StochasticDepth(nn.Dropout):
+    """Drops a residual branch for a share of the images of training, scaling the others up (Huang et al. 2016).
+
+    Models let the share grow linearly, from 0 for the input to that of the config for the last block. It has a class of
+    its own because layers are numbered by class and draw by their names: so what `nn.Dropout` draws stays as it is.
+    """
+
+
 class ResNet(nn.Module):
-    """A residual network for small images (He et al. 2016).
+    """A residual network (He et al. 2016).
 
     Depths 20 and 56 are the paper's networks for CIFAR (section 4.2): three stages that start at 16 channels, and
-    shortcuts without parameters. Depths 18 and 34 are its networks for ImageNet: four stages that start at 64 channels,
-    and projections where the shape changes; as is usual for small images, one 3x3 convolution replaces their first
-    layers, which would shrink the image by 4. Parameters for 10 classes: 0.27, 0.85, 11.2 and 21.3 million.
+    shortcuts without parameters. The others are its networks for ImageNet: four stages that start at 64 channels, and
+    projections where the shape changes. Blocks of 50 and 101 are bottlenecks of three convolutions. Their stride is in
+    the 3x3 one, as is usual today; in the paper it is in the first. 25.6 million parameters at depth 50 on ImageNet.
 
     Attributes:
         num_classes: number of logits.
-        depth: 18, 20, 34 or 56.
+        depth: 18, 20, 34, 50, 56 or 101.
         width: factor on the number of channels; 1 is the paper's.
         zero_init_residual: start the last scale of each block at 0, the block as an identity (Goyal et al. 2017).
         dropout: share of the features dropped before the last layer.
         dtype: of the computation; parameters and batch statistics are float32 always.
+        stem: "cifar", a 3x3 convolution; or "imagenet", the paper's 7x7 one and 3x3 max pooling, each with stride 2.
+        stochastic_depth: share of the images for which the last block is skipped in training (Huang et al. 2016).
     """
 
     num_classes: int
@@ -164,13 +175,17 @@ class ResNet(nn.Module):
     zero_init_residual: bool
     dropout: float
     dtype: Any
+    stem: str = "cifar"  # These defaults are for the configs of runs before there were such fields.
+    stochastic_depth: float = 0.0
 
-    # Blocks of two convolutions in each stage.
+    # Blocks in each stage.
     STAGES: ClassVar[Mapping[int, tuple[int, ...]]] = {
         18: (2, 2, 2, 2),
         20: (3, 3, 3),
         34: (3, 4, 6, 3),
+        50: (3, 4, 6, 3),
         56: (9, 9, 9),
+        101: (3, 4, 23, 3),
     }
 
     def __post_init__(self) -> None:
@@ -183,22 +198,32 @@ class ResNet(nn.Module):
         conv = _conv(self.dtype)
         norm = functools.partial(nn.BatchNorm, use_running_average=not train, momentum=0.9, dtype=self.dtype)
         last_scale = nn.initializers.zeros if self.zero_init_residual else nn.initializers.ones
+        skip = functools.partial(StochasticDepth, broadcast_dims=(1, 2, 3), deterministic=not train)
         stages = self.STAGES[self.depth]
-        projection = len(stages) == 4
+        projection, bottleneck = len(stages) == 4, self.depth in (50, 101)
         channels = (64 if projection else 16) * self.width
 
-        x = nn.relu(norm()(conv(channels, (3, 3))(images.astype(self.dtype))))
+        x = images.astype(self.dtype)
+        x = conv(channels, (7, 7), 2, padding=3)(x) if self.stem == "imagenet" else conv(channels, (3, 3))(x)
+        x = nn.relu(norm()(x))
+        x = overlapping_max_pool(x) if self.stem == "imagenet" else x
         for stage, num_blocks in enumerate(stages):
             for block in range(num_blocks):
                 strides = 2 if stage > 0 and block == 0 else 1
                 features = channels * 2**stage
-                y = nn.relu(norm()(conv(features, (3, 3), strides)(x)))
-                y = norm(scale_init=last_scale)(conv(features, (3, 3))(y))
-                if strides > 1 and projection:
-                    x = norm()(conv(features, (1, 1), strides, padding=0)(x))
-                elif strides > 1:
+                if bottleneck:
+                    y = nn.relu(norm()(conv(features, (1, 1), padding=0)(x)))
+                    y = nn.relu(norm()(conv(features, (3, 3), strides)(y)))
+                    y = norm(scale_init=last_scale)(conv(4 * features, (1, 1), padding=0)(y))
+                else:
+                    y = nn.relu(norm()(conv(features, (3, 3), strides)(x)))
+                    y = norm(scale_init=last_scale)(conv(features, (3, 3))(y))
+                if x.shape != y.shape and projection:
+                    x = norm()(conv(y.shape[-1], (1, 1), strides, padding=0)(x))
+                elif x.shape != y.shape:
                     x = jnp.pad(x[:, ::2, ::2], [(0, 0), (0, 0), (0, 0), (0, features - x.shape[-1])])
-                x = nn.relu(x + y)
+                rate = self.stochastic_depth * (sum(stages[:stage]) + block + 1) / sum(stages)
+                x = nn.relu(x + skip(rate)(y))
         x = nn.Dropout(self.dropout, deterministic=not train)(x.mean(axis=(1, 2)))
         return nn.Dense(self.num_classes, dtype=self.dtype)(x).astype(jnp.float32)
 
@@ -257,6 +282,7 @@ class ViT(nn.Module):
         patch: side of the square patches that become tokens, in pixels.
         dropout: share of the features dropped after the embedding, the attention and the multi-layer perceptron.
         dtype: of the computation; parameters are float32 always.
+        stochastic_depth: share of the images for which the last block is skipped in training (Huang et al. 2016).
     """
 
     num_classes: int
@@ -265,6 +291,7 @@ class ViT(nn.Module):
     patch: int
     dropout: float
     dtype: Any
+    stochastic_depth: float = 0.0  # for the configs of runs before there was such a field
 
     @nn.compact
     def __call__(self, images: jax.Array, train: bool) -> jax.Array:
@@ -273,6 +300,7 @@ class ViT(nn.Module):
             raise UserError(f"model.patch = {self.patch}: must divide the {height} x {width} pixels of the images")
         features = 192 * self.width
         dropout = functools.partial(nn.Dropout, self.dropout, deterministic=not train)
+        skip = functools.partial(StochasticDepth, broadcast_dims=(1, 2), deterministic=not train)
         norm = functools.partial(nn.LayerNorm, epsilon=1e-6, dtype=self.dtype)
         dense = functools.partial(nn.Dense, dtype=self.dtype)
 
@@ -283,12 +311,13 @@ class ViT(nn.Module):
         x = jnp.concatenate([jnp.broadcast_to(token, (batch, 1, features)).astype(self.dtype), x], axis=1)
         position = self.param("position_embedding", nn.initializers.normal(0.02), (1, *x.shape[1:]))
         x = dropout()(x + position.astype(self.dtype))
-        for _ in range(self.depth):
+        for block in range(self.depth):
+            rate = self.stochastic_depth * (block + 1) / self.depth
             y = norm()(x)
             y = nn.MultiHeadDotProductAttention(num_heads=3 * self.width, dtype=self.dtype)(y)
-            x = x + dropout()(y)
+            x = x + skip(rate)(dropout()(y))
             y = dense(features)(nn.gelu(dense(4 * features)(norm()(x))))
-            x = x + dropout()(y)
+            x = x + skip(rate)(dropout()(y))
         return dense(self.num_classes)(norm()(x)[:, 0]).astype(jnp.float32)
 
 
@@ -298,16 +327,6 @@ def _conv(dtype: Any) -> Callable[..., nn.Conv]:
     Padded by 1 on each side, so that a strided one is centred on the pixels that `x[:, ::2, ::2]` keeps; "SAME" is not.
     """
     return functools.partial(nn.Conv, padding=1, use_bias=False, kernel_init=nn.initializers.he_normal(), dtype=dtype)
-
-
-def max_pool(x: jax.Array) -> jax.Array:
-    """2x2 max pooling with stride 2 of [batch, height, width, channels]; an odd last row or column is left out.
-
-    Equal to `nn.max_pool(x, (2, 2), (2, 2))`, whose gradient is slow on CPUs and not reproducible on GPUs.
-    """
-    x = x[:, : x.shape[1] // 2 * 2, : x.shape[2] // 2 * 2]
-    rows = jnp.maximum(x[:, ::2], x[:, 1::2])
-    return jnp.maximum(rows[:, :, ::2], rows[:, :, 1::2])
 
 
 def _wavelets(images: jax.Array) -> jax.Array:
@@ -327,15 +346,6 @@ def _partly_identity(key: jax.Array, shape: tuple[int, ...], dtype: Any = jnp.fl
     same = min(shape[2:])
     identity = jnp.zeros((*shape[:3], same)).at[shape[0] // 2, shape[1] // 2, :same].set(jnp.eye(same))
     return kernel.at[..., :same].set(identity)
-
-
-def average_pool(x: jax.Array) -> jax.Array:
-    """2x2 average pooling with stride 2 of [batch, height, width, channels]; an odd last row or column is left out.
-
-    Equal to `nn.avg_pool(x, (2, 2), (2, 2))`, whose gradient is slow on CPUs.
-    """
-    x = x[:, : x.shape[1] // 2 * 2, : x.shape[2] // 2 * 2]
-    return (x[:, ::2, ::2] + x[:, ::2, 1::2] + x[:, 1::2, ::2] + x[:, 1::2, 1::2]) / 4
 
 
 # A new model is a module above and its name here.

@@ -34,7 +34,7 @@ from runtime import (
 )
 from runtime.errors import UserError
 from runtime.progress import say
-from runtime.rules import RULES
+from runtime.rules import RULES, unused_fields
 from train_state import Average, CustomTrainState
 
 GROUPS = ("optimizer", "model", "loss", "data")  # of the config, whose fields others declare
@@ -156,14 +156,7 @@ def _unused_fields(config: Mapping[str, Any], task: Any) -> Iterator[tuple[str, 
     for group, (owner, taken) in owners(config, task).items():
         for field in sorted(set(config[group]).difference(taken, ["name"])):
             yield f"{group}.{field}", f"{owner} has no such field"
-    for field, reason in optimizers.unused_fields(config["optimizer"]):
-        yield f"optimizer.{field}", reason
-    if not config["init_from"]:
-        yield "init_weights", "init_from is empty"
-    yield from averages.unused_fields(config["averages"])
-    kept = (average for average in config["averages"].values() if average["kind"] != "none")
-    if all(average["batch_stats"] != "recompute" for average in kept):
-        yield "recompute_batches", "no average has batch_stats = 'recompute'"
+    yield from unused_fields(config)
 
 
 def prepare(

@@ -105,7 +105,11 @@ def get_config() -> ml_collections.ConfigDict:
     config.augment.flip = False  # left to right, with probability 1/2; not for digits and letters
     config.augment.crop_padding = 0  # pixels to pad on each side, then crop to the original size; 4 is usual on CIFAR
     config.augment.cutout = 0  # side of a blanked square, in pixels; 16 for CIFAR-10, 8 for CIFAR-100 in the paper
-    config.augment.mixup = 0.0  # parameter of the beta distribution; 1 on CIFAR in the paper
+    config.augment.erasing = 0.0  # probability of blanking a rectangle; 0.5 in the paper, 0.25 is usual on ImageNet
+    config.augment.mixup = 0.0  # parameter of the beta distribution; 1 on CIFAR in the paper, 0.2 on ImageNet
+    config.augment.cutmix = 0.0  # the same, 1 in the paper; with mixup as well, each step draws one of the two
+    config.augment.rand_augment = 0  # operations of RandAugment on each image, usually 2
+    config.augment.magnitude = 9  # of these operations, from 0 to 10
 
     # "mlp", "cnn", "small_cnn", "fast_cnn", "resnet", "wide_resnet" or "vit"; see models.py. Fields that the
     # model does not have must keep their defaults.
@@ -114,12 +118,14 @@ def get_config() -> ml_collections.ConfigDict:
     config.model.dtype = "float32"  # or "bfloat16": of the computation; parameters and averages stay float32
     config.model.hidden_sizes = (256, 256)  # mlp
     config.model.batch_norm = False  # cnn
-    config.model.depth = 20  # resnet: 18, 20, 34 or 56; wide_resnet: 28 and others; vit: usually 12
+    config.model.depth = 20  # resnet: 18, 20, 34, 50, 56 or 101; wide_resnet: 28 and others; vit: usually 12
     config.model.width = 1  # fast_cnn, resnet: 1; wide_resnet: 10; vit: 1, 2 and 4 are the sizes Ti, S and B
     config.model.mirror = False  # fast_cnn: whether evaluation averages over an image and its mirror image
     config.model.zero_init_residual = False  # resnet: each block starts as an identity
+    config.model.stem = "cifar"  # resnet: or "imagenet", whose first layers make the sides a quarter of the image's
     config.model.patch = 4  # vit: side of a patch in pixels
     config.model.dropout = 0.0  # all but mlp, small_cnn and fast_cnn
+    config.model.stochastic_depth = 0.0  # resnet, vit: share of the images that skip the last block; others in between
 
     # Training minimises cross-entropy against smoothed labels, plus half the L2 penalty times the sum of the squared
     # weights (biases and normalisation excepted). The metric "loss" remains the plain negative log-likelihood; the

@@ -1,9 +1,10 @@
-"""The rules of the fields of configs/default.py that nothing else checks, each by itself.
+"""The rules of the fields of configs/default.py that nothing else checks, each by itself; and those without effect.
 
 Data sets, models and schedules check others themselves.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 import optimizers
 from runtime import averages, durations, fields
@@ -20,7 +21,9 @@ RULES: Mapping[str, fields.Rule] = {
         "two integers, (first, end) with first below end, or (0, 0)",
     ),
     **dict.fromkeys(("augment.crop_padding", "augment.cutout"), fields.needs(lambda v: 0 <= v <= 1000, "in [0, 1000]")),
-    "augment.mixup": fields.NOT_NEGATIVE,
+    "augment.erasing": fields.needs(lambda value: 0 <= value <= 1, "in [0, 1]"),
+    **dict.fromkeys(("augment.mixup", "augment.cutmix"), fields.NOT_NEGATIVE),
+    **dict.fromkeys(("augment.rand_augment", "augment.magnitude"), fields.needs(lambda v: 0 <= v <= 10, "in [0, 10]")),
     "augment.resized_crop": fields.needs(lambda value: 0 < value <= 1, "in (0, 1]"),
     "duration": fields.length,
     **dict.fromkeys(durations.PERIODS, fields.period),
@@ -32,7 +35,8 @@ RULES: Mapping[str, fields.Rule] = {
         lambda value: all(type(v) is int and 0 < v < 2**31 for v in value), "positive integers"
     ),
     **dict.fromkeys(("model.width", "model.depth", "model.patch"), fields.POSITIVE_INT),
-    "model.dropout": fields.SHARE,
+    "model.stem": fields.one_of(("cifar", "imagenet")),
+    **dict.fromkeys(("model.dropout", "model.stochastic_depth"), fields.SHARE),
     "loss.label_smoothing": fields.SHARE,
     "loss.l2_penalty": fields.NOT_NEGATIVE,
     "optimizer.name": fields.one_of(optimizers.OPTIMIZERS),
@@ -47,3 +51,17 @@ RULES: Mapping[str, fields.Rule] = {
     **averages.RULES,
     "recompute_batches": fields.POSITIVE_INT,
 }
+
+
+def unused_fields(config: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """The fields that others make meaningless, each with the reason; not those that their owner does not take."""
+    for field, reason in optimizers.unused_fields(config["optimizer"]):
+        yield f"optimizer.{field}", reason
+    if not config["augment"]["rand_augment"]:
+        yield "augment.magnitude", "augment.rand_augment is 0"
+    if not config["init_from"]:
+        yield "init_weights", "init_from is empty"
+    yield from averages.unused_fields(config["averages"])
+    kept = (average for average in config["averages"].values() if average["kind"] != "none")
+    if all(average["batch_stats"] != "recompute" for average in kept):
+        yield "recompute_batches", "no average has batch_stats = 'recompute'"

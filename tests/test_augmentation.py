@@ -15,7 +15,7 @@ N = 2000
 IMAGE = jnp.arange(1, N * 6 * 5 * 2 + 1, dtype=jnp.float32).reshape(N, 6, 5, 2)
 TARGET = jax.nn.one_hot(jnp.arange(N) % 3, 3)
 BATCH = {"image": IMAGE, "target": TARGET, "label": jnp.arange(N) % 3}
-ALL = Augmentation(flip=True, crop_padding=2, cutout=3, mixup=1.0)
+ALL = Augmentation(flip=True, crop_padding=2, cutout=3, erasing=0.5, mixup=1.0, cutmix=1.0)
 
 
 def test_without_any_change_the_batch_is_what_it_was():
@@ -24,7 +24,11 @@ def test_without_any_change_the_batch_is_what_it_was():
     assert all(after[name] is BATCH[name] for name in BATCH)
 
 
-@pytest.mark.parametrize("name", [field.name for field in dataclasses.fields(Augmentation)])
+ON_PIXELS = ("rand_augment", "magnitude")  # tests/test_rand_augment.py
+NAMES = [field.name for field in dataclasses.fields(Augmentation) if field.name not in ON_PIXELS]
+
+
+@pytest.mark.parametrize("name", NAMES)
 def test_every_change_is_a_function_of_the_key_alone(name):
     augment = Augmentation(**{name: getattr(ALL, name)})
     first, again, other = (jax.jit(augment)(key, BATCH)["image"] for key in (KEY, KEY, jax.random.key(1)))
@@ -33,12 +37,21 @@ def test_every_change_is_a_function_of_the_key_alone(name):
     assert (first != IMAGE).any()
 
 
-def test_turning_one_change_on_leaves_the_others_as_they_are():
+@pytest.mark.parametrize("blanks", [{"cutout": 3}, {"erasing": 1.0}])
+def test_turning_one_change_on_leaves_the_others_as_they_are(blanks):
     two = Augmentation(flip=True, crop_padding=2)(KEY, BATCH)["image"]
-    three = Augmentation(flip=True, crop_padding=2, cutout=3)(KEY, BATCH)["image"]
+    three = Augmentation(flip=True, crop_padding=2, **blanks)(KEY, BATCH)["image"]
     np.testing.assert_array_equal(three, jnp.where(three == 0, 0, two))
-    # A square of 9 pixels of 30, less at the edges: (1 + 2 * 2/3 ...) as in the test of cutout.
+    # A square of 9 pixels of 30, less at the edges: (1 + 2 * 2/3 ...) as in the test of cutout; or 0.02 to 1/3.
     assert 0.1 < np.mean((three == 0) & (two != 0)) < 0.3
+
+
+@pytest.mark.parametrize("mixes", [{"mixup": 1.0}, {"cutmix": 1.0}, {"mixup": 1.0, "cutmix": 1.0}])
+def test_how_examples_are_mixed_does_not_depend_on_the_other_changes(mixes):
+    alone = Augmentation(**mixes)(KEY, BATCH)["target"]
+    np.testing.assert_array_equal(
+        dataclasses.replace(ALL, **{"mixup": 0.0, "cutmix": 0.0} | mixes)(KEY, BATCH)["target"], alone
+    )
 
 
 def test_a_flip_mirrors_left_to_right_with_probability_one_half():
@@ -88,6 +101,85 @@ def test_mixup_averages_image_and_target_with_the_same_beta_distributed_weight()
     np.testing.assert_allclose(target.sum(axis=1), 1, rtol=1e-6)
     # The larger of w and 1 - w, w from Beta(0.5, 0.5).
     assert stats.kstest(weight, lambda w: 2 * stats.beta(0.5, 0.5).cdf(w) - 1).pvalue > 0.01
+
+
+def rectangles(inside):
+    """The first row and column and the height and width of the rectangles in masks [n, height, width]."""
+    assert inside.any(axis=(1, 2)).all()
+    rows, columns = inside.any(axis=2), inside.any(axis=1)
+    np.testing.assert_array_equal(inside, rows[:, :, None] & columns[:, None, :])
+    for side in (rows, columns):
+        assert (np.abs(np.diff(np.pad(side, [(0, 0), (1, 1)]).astype(int))).sum(axis=1) == 2).all()  # without gaps
+    return rows.argmax(axis=1), columns.argmax(axis=1), rows.sum(axis=1), columns.sum(axis=1)
+
+
+def test_erasing_blanks_a_rectangle_of_the_papers_sizes_anywhere_with_the_given_probability():
+    image = jnp.ones((N, 60, 60, 1))
+    after = np.asarray(augmentation.erasing(KEY, image, 0.7))
+    blank = after[..., 0] == 0
+    erased = blank.any(axis=(1, 2))
+    assert abs(erased.mean() - 0.7) < 4 * np.sqrt(0.7 * 0.3 / N)
+    top, left, height, width = rectangles(blank[erased])
+
+    def spread(x):
+        """Whole numbers as reals that are uniform where they were."""
+        return x + np.random.default_rng(0).uniform(-0.5, 0.5, len(x))
+
+    # The few whose sides were cut have another shape: a ratio of 3.3 needs an area above 1 / 3.3 for that.
+    sides = spread(height), spread(width)
+    area, log_ratio = sides[0] * sides[1] / 3600, np.log(sides[0] / sides[1])
+    assert stats.kstest(area, stats.uniform(0.02, 1 / 3 - 0.02).cdf).pvalue > 0.01
+    assert stats.kstest(log_ratio, stats.uniform(np.log(0.3), np.log(3.3 / 0.3)).cdf).pvalue > 0.01
+    for first, size in ((top, height), (left, width)):
+        place = (first + np.random.default_rng(1).uniform(size=len(first))) / (60 - size + 1)
+        assert stats.kstest(place, stats.uniform.cdf).pvalue > 0.01
+    # A side is never longer than that of the image.
+    flat = np.asarray(augmentation.erasing(KEY, jnp.ones((N, 6, 60, 1)), 1.0))[..., 0] == 0
+    assert rectangles(flat)[2].max() == 6
+
+
+def test_cutmix_pastes_a_rectangle_and_averages_targets_by_the_share_of_its_pixels():
+    n, size = 4 * N, 40
+    image = jnp.broadcast_to(jnp.arange(n, dtype=jnp.float32)[:, None, None, None], (n, size, size, 1))
+    label = jnp.arange(n) % 4  # the next example, the last one's too, has another class
+    after, target = map(np.asarray, augmentation.cutmix(KEY, image, jax.nn.one_hot(label, 4), 1.0))
+    own = after[..., 0] == np.arange(n)[:, None, None]
+    other = after[..., 0] == np.roll(np.arange(n), 1)[:, None, None]
+    assert (own ^ other).all()
+    share = own.mean(axis=(1, 2))
+    np.testing.assert_allclose(target[np.arange(n), label], share, rtol=0, atol=1e-6)
+    np.testing.assert_allclose(target.sum(axis=1), 1, rtol=0, atol=1e-6)
+    pasted = ~own.all(axis=(1, 2))
+    top, left, height, width = rectangles(~own[pasted])
+    # Where nothing is cut off, both sides are those of the share that was drawn: 1 - w = U, its root has the density
+    # 2 x, and the halves are whole pixels. A rectangle of half h lies inside with probability (size - 2 h + 1) / size.
+    whole = (top > 0) & (left > 0) & (top + height < size) & (left + width < size)
+    assert (height[whole] == width[whole]).all()
+    half = np.arange(1, size // 2)
+    # Both ends strictly inside: centres from h + 1 to size - h - 1.
+    inside = np.maximum(size - 2 * half - 1, 0) / size
+    expected = n * ((2 * (half + 1) / size) ** 2 - (2 * half / size) ** 2) * inside**2
+    counts = np.bincount(height[whole] // 2, minlength=len(half) + 1)[1 : len(half) + 1]
+    often = expected > 5
+    assert (height[whole] % 2 == 0).all()
+    assert stats.chisquare(counts[often], expected[often] * counts[often].sum() / expected[often].sum()).pvalue > 0.01
+    assert abs(counts.sum() - expected.sum()) < 4 * np.sqrt(expected.sum())
+
+
+def test_with_mixup_and_cutmix_each_step_draws_one_of_the_two_with_equal_probability():
+    batch = {"image": IMAGE[:6], "target": TARGET[:6]}
+    mixup, cutmix, both = (
+        jax.jit(Augmentation(**fields)) for fields in ({"mixup": 1.0}, {"cutmix": 1.0}, {"mixup": 1.0, "cutmix": 1.0})
+    )
+    num_steps, num_mixup = 100, 0
+    for step in range(num_steps):
+        key = jax.random.fold_in(KEY, step)
+        by_mixup, by_cutmix, found = (augment(key, batch) for augment in (mixup, cutmix, both))
+        is_mixup = np.allclose(found["image"], by_mixup["image"], rtol=1e-6, atol=0)  # another program's rounding
+        for name, value in (by_mixup if is_mixup else by_cutmix).items():
+            np.testing.assert_allclose(found[name], value, rtol=1e-6, atol=1e-7)
+        num_mixup += is_mixup
+    assert abs(num_mixup / num_steps - 0.5) < 4 * np.sqrt(0.25 / num_steps)
 
 
 def test_augmentations_are_equal_by_value_so_that_nothing_compiles_twice():

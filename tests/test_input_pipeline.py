@@ -75,6 +75,12 @@ def test_labels_may_be_numbers_to_predict():
             "numbers: augment.mixup = 1.0: mixes classes, and the labels of this data set are",
         ),
         ({"augment": {"mixup": 1.0}, "batch_size": 1}, "one: augment.mixup = 1.0: mixes the images of a batch"),
+        ({"augment": {"cutmix": 0.5}}, "numbers: augment.cutmix = 0.5: mixes classes, and the labels of this data set"),
+        ({"augment": {"cutmix": 0.5}, "batch_size": 1}, "one: augment.cutmix = 0.5: mixes the images of a batch"),
+        (
+            {"augment": {"rand_augment": 2}},
+            "two: augment.rand_augment = 2: changes grey images and colour images, of 1",
+        ),
         (
             {"augment": {"crop_padding": 4}},
             "one: augment.crop_padding = 4: must be below the smaller side of the 4 x 6",
@@ -83,9 +89,10 @@ def test_labels_may_be_numbers_to_predict():
     ],
 )
 def test_a_setting_that_does_not_suit_the_data_set_is_refused(settings, found):
-    labels = {"one": np.zeros(8, np.int32), "numbers": np.zeros((8, 2), np.float32)}
+    labels = {"one": np.zeros(8, np.int32), "two": np.arange(8) % 2, "numbers": np.zeros((8, 2), np.float32)}
     name, _, message = found.partition(": ")
-    images = input_pipeline.Images(np.zeros((8, 4, 6, 1), np.uint8), labels[name])
+    channels = 2 if name == "two" else 1
+    images = input_pipeline.Images(np.zeros((8, 4, 6, channels), np.uint8), labels[name])
     made = input_pipeline.Source.from_arrays(name, images, images)
     suitable = {"crop_padding": 3, "cutout": 5}
 

@@ -5,8 +5,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import linen as nn
+from scipy import stats
 
 import models
+from configs import default
 from runtime.errors import UserError
 
 # The smallest model of each name.
@@ -90,6 +92,32 @@ def test_a_residual_network_has_the_parameters_of_its_paper(name, fields, paper,
     assert exactly in (None, number)
 
 
+@pytest.mark.parametrize(
+    ("depth", "exactly"), [(18, 11_689_512), (34, 21_797_672), (50, 25_557_032), (101, 44_549_160)]
+)
+def test_with_the_stem_of_its_paper_a_residual_network_is_that_for_imagenet(depth, exactly):
+    """The counts of ResNet-50 and -101, by hand in `_bottlenecks`, are also those of other implementations."""
+    assert num_parameters(create("resnet", 1000, depth=depth, stem="imagenet"), (224, 224, 3)) == exactly
+    if depth in (50, 101):
+        assert exactly == _bottlenecks({50: (3, 4, 6, 3), 101: (3, 4, 23, 3)}[depth])
+
+
+def _bottlenecks(stages):
+    """He et al. 2016, table 1, counted by hand: kernels, and scale and bias of batch norm for each of their outputs."""
+
+    def layer(inputs, outputs, size):
+        return size * size * inputs * outputs + 2 * outputs
+
+    total, inputs = layer(3, 64, 7), 64
+    for stage, num_blocks in enumerate(stages):
+        c = 64 * 2**stage
+        total += layer(inputs, 4 * c, 1)  # the projection
+        for _ in range(num_blocks):
+            total += layer(inputs, c, 1) + layer(c, c, 3) + layer(c, 4 * c, 1)
+            inputs = 4 * c
+    return total + inputs * 1000 + 1000
+
+
 @pytest.mark.parametrize(("width", "paper"), [(1, 5.7e6), (2, 22e6), (4, 86e6)])
 def test_a_vision_transformer_has_the_parameters_of_its_paper(width, paper):
     """Touvron et al. 2021, table 1: images of 224x224, patches of 16x16, 1,000 classes."""
@@ -105,6 +133,7 @@ def test_a_vision_transformer_has_the_parameters_of_its_paper(width, paper):
     [
         ("resnet", {"depth": 20}, {32, 16, 8}),
         ("resnet", {"depth": 18}, {32, 16, 8, 4}),
+        ("resnet", {"depth": 18, "stem": "imagenet"}, {16, 8, 4, 2, 1}),
         ("wide_resnet", {"depth": 16}, {32, 16, 8}),
     ],
 )
@@ -145,10 +174,62 @@ def test_zero_initialised_residuals_make_every_block_an_identity():
     assert (apply(active) != apply(double(active))).any()
 
 
+def test_stochastic_depth_skips_each_branch_for_its_share_of_the_images_and_scales_the_others():
+    """The share grows linearly to that of the last block. With a share of 0, nothing is drawn."""
+    n, rate = 2000, 0.4
+    images = jnp.ones((n, 4, 4, 1))  # all the same, so that they differ in what they skip only
+    model = create("vit", depth=2, dropout=0.0, stochastic_depth=rate)
+    variables = jax.tree.map(lambda x: x + 0.01, variables_of(model, (4, 4, 1)))
+
+    @jax.jit
+    def branches(variables, key):
+        def kept(layer, name):
+            return isinstance(layer, models.StochasticDepth) and name == "__call__"
+
+        rngs = {"dropout": key}
+        _, state = model.apply(variables, images, train=True, rngs=rngs, capture_intermediates=kept)
+        return [state["intermediates"][f"StochasticDepth_{i}"]["__call__"][0] for i in range(4)]
+
+    found = [np.asarray(branch) for branch in branches(variables, jax.random.key(0))]
+    for index, branch in enumerate(found):
+        expected = rate * (index // 2 + 1) / 2
+        skipped = (branch == 0).all(axis=(1, 2))
+        assert abs(skipped.mean() - expected) < 4 * np.sqrt(expected * (1 - expected) / n)
+        assert (branch[~skipped] != 0).all()
+    # Without skipping, in evaluation too, the first branch of all images is the same but for its scale.
+    one, none = images[:1], create("vit", depth=2, dropout=0.0)
+    whole = jax.jit(functools.partial(model.apply, train=False, capture_intermediates=True))(variables, one)
+    np.testing.assert_array_equal(whole[0], jax.jit(functools.partial(none.apply, train=False))(variables, one))
+    branch = whole[1]["intermediates"]["MultiHeadDotProductAttention_0"]["__call__"][0][0]
+    kept = found[0][(found[0] != 0).any(axis=(1, 2))]
+    np.testing.assert_allclose(kept * (1 - rate / 2), np.broadcast_to(branch, kept.shape), rtol=1e-5, atol=1e-6)
+    _, pairs = np.unique([(branch == 0).all(axis=(1, 2)) for branch in found[2:]], axis=1, return_counts=True)
+    assert stats.chisquare(pairs, n * np.array([0.36, 0.24, 0.24, 0.16])).pvalue > 0.01  # independent of each other
+
+
+@pytest.mark.slow
+def test_stochastic_depth_of_a_residual_network_leaves_what_dropout_draws():
+    images = jax.random.normal(jax.random.key(1), (8, 8, 8, 3))
+    outputs = []
+    # So small a share that nothing is skipped and the scale rounds to 1.
+    for rate in (0.0, 1e-9, 0.9):
+        model = create("resnet", stochastic_depth=rate)
+        apply = jax.jit(functools.partial(model.apply, train=True, mutable=["batch_stats"]))
+        outputs.append(apply(variables_of(model, (8, 8, 3)), images, rngs={"dropout": jax.random.key(2)})[0])
+    np.testing.assert_allclose(outputs[0], outputs[1], rtol=0, atol=1e-5)  # float32's rounding of logits near 1
+    assert (outputs[0] != outputs[2]).any()
+
+
+def test_a_model_of_a_run_before_there_were_stem_and_stochastic_depth_is_what_it_was():
+    config = default.get_config().model
+    for name, fields in (("resnet", ("stem", "stochastic_depth")), ("vit", ("stochastic_depth",))):
+        assert create(name) == create(name, **{field: config[field] for field in fields})
+
+
 def test_a_model_that_does_not_exist_or_cannot_be_is_refused_with_what_can():
     with pytest.raises(UserError, match=r"model\.name = 'rnn': must be one of 'mlp', 'cnn', "):
         models.create_model("rnn", num_classes=10, dtype="float32")
-    with pytest.raises(UserError, match=r"model\.depth = 19: must be one of 18, 20, 34, 56"):
+    with pytest.raises(UserError, match=r"model\.depth = 19: must be one of 18, 20, 34, 50, 56, 101"):
         create("resnet", depth=19)
     with pytest.raises(UserError, match=r"model\.depth = 8: must be 6 n"):
         create("wide_resnet", depth=8)
@@ -179,16 +260,6 @@ def test_the_first_layer_of_the_fast_cnn_is_orthogonal_and_its_kernels_start_as_
     image = jax.random.normal(jax.random.key(0), (1, 5, 5, 24))
     features = nn.Conv(64, (3, 3), use_bias=False).apply({"params": {"kernel": kernel}}, image)
     np.testing.assert_allclose(features[..., :24], image, rtol=0, atol=1e-6)
-
-
-@pytest.mark.parametrize("shape", [(2, 8, 8, 3), (2, 7, 9, 3)])
-def test_pooling_equals_flaxs(shape):
-    x = jnp.asarray(np.random.default_rng(0).normal(size=shape), jnp.float32)
-    np.testing.assert_allclose(models.average_pool(x), nn.avg_pool(x, (2, 2), (2, 2)), atol=1e-6)
-    np.testing.assert_array_equal(models.max_pool(x), nn.max_pool(x, (2, 2), (2, 2)))
-    ours = jax.grad(lambda x: jnp.sum(models.max_pool(x) ** 2))(x)
-    flaxs = jax.grad(lambda x: jnp.sum(nn.max_pool(x, (2, 2), (2, 2)) ** 2))(x)
-    np.testing.assert_array_equal(ours, flaxs)
 
 
 LARGE = ("fast_cnn", "resnet", "wide_resnet")

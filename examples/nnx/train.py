@@ -12,7 +12,7 @@ import jax
 from flax import linen as nn
 from flax import nnx
 
-from models import average_pool
+from runtime.pooling import average_pool
 from train import Task
 
 

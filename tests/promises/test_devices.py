@@ -25,7 +25,8 @@ def test_eight_devices_give_the_losses_and_averages_of_one(tmp_path):
     """
     overrides = {
         "duration": "20 steps", "log_every": "1 steps", "eval_every": "20 steps", "checkpoint_every": "20 steps",
-        "augment.flip": True, "augment.crop_padding": 1,
+        "augment.flip": True, "augment.crop_padding": 1, "augment.erasing": 0.2, "augment.mixup": 0.2,
+        "augment.cutmix": 1.0, "augment.rand_augment": 1,
         "model.name": "cnn", "model.batch_norm": True, "model.dropout": 0.25, "optimizer.learning_rate": 0.01,
     }  # fmt: skip
     config = get_config("digits")

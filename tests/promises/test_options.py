@@ -71,6 +71,10 @@ def metrics_of(tmp_path_factory):
         ({}, {"augment__crop_padding": 2}),
         ({}, {"augment__cutout": 2}),
         ({}, {"augment__mixup": 1.0}),
+        ({}, {"augment__cutmix": 1.0}),
+        ({}, {"augment__erasing": 0.5}),
+        ({}, {"augment__rand_augment": 1}),
+        ({"augment__rand_augment": 1}, {"augment__magnitude": 3}),
         (CNN | {"model__dropout": 0.5}, {"accumulate": 2}),
     ],
 )
@@ -84,6 +88,8 @@ def test_no_option_is_accepted_and_unused(metrics_of, base, option):
 )
 def test_every_shipped_config_trains_two_steps(name, tmp_path, request, monkeypatch):
     config = get_config(name)
+    if config.dataset.startswith("folder:"):  # whose images are the user's
+        config.dataset, config.image_size = "cifar10", 0
     if config.dataset == "mnist":
         request.getfixturevalue("mnist")
     elif config.dataset != "digits":
