@@ -2,10 +2,10 @@
 
     python main.py --config=configs/imagenet.py --workdir=runs/imagenet
 
-The images are files in a folder for each class. SGD with Nesterov momentum, batches of 1,024, and a learning rate of 0.1
-for each 256 images of a batch after a warm-up of five epochs, as Goyal et al. 2017 have it (arXiv:1706.02677); falling
-along a cosine instead of in steps, with label smoothing, as He et al. 2019 have it (arXiv:1812.01187). Batch norm sees
-the whole batch, not 32 images of it as on each GPU there.
+The images are files, imagenet/train/CLASS/*.JPEG and imagenet/val/CLASS/*.JPEG. SGD with Nesterov momentum, batches of
+1,024, and a learning rate of 0.1 for each 256 images of a batch after a warm-up of five epochs, as Goyal et al. 2017
+have it (arXiv:1706.02677); falling along a cosine instead of in steps, with label smoothing, as He et al. 2019 have it
+(arXiv:1812.01187). Batch norm sees the whole batch, not 32 images of it as on each GPU there.
 
 Today's recipes train longer and change the images more. Each change is a line:
 
@@ -15,9 +15,9 @@ Today's recipes train longer and change the images more. Each change is a line:
     config.augment.erasing = 0.25
     config.model.stochastic_depth = 0.05
 
-Results: it has not been trained to the end here; it needs accelerators (112,603 steps of about 25 TFLOP). The literature
-reports 76 to 77 % top-1 on one crop of 224 x 224 pixels: 76.4 % in Goyal et al., with a rate that falls in steps. Cosine
-and label smoothing added about a point in He et al., to another form of the network and at 120 epochs.
+Results: it has not been trained to the end here; it needs accelerators (112,603 steps of about 25 TFLOP). The
+literature reports 76 to 77 % top-1 on one crop of 224 x 224 pixels: 76.4 % in Goyal et al., with a rate that falls in
+steps. Cosine and label smoothing added about a point in He et al., to another form of the network and at 120 epochs.
 """
 
 import ml_collections
@@ -28,6 +28,7 @@ from configs import default
 def get_config() -> ml_collections.ConfigDict:
     config = default.get_config()
     config.dataset = "folder:imagenet"
+    config.splits = ("train", "val")
     config.image_size = 224
     config.batch_size = 1024
     config.duration = "90 epochs"
