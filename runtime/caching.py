@@ -120,7 +120,7 @@ class CachedArrays:
                 system keeps no such time. No content is read. Where one is missing, nothing is stored.
         """
         self._name = name
-        self._prefix = ""
+        self.prefix = ""  # of the file's name; changes with the origins, and empty where nothing is kept
         if _directory is None or not re.fullmatch(r"\w+([:/].*)?", name):
             return
         try:
@@ -130,14 +130,14 @@ class CachedArrays:
             return
         if all(origin.exists() for origin in origins):
             key = hashlib.sha256(json.dumps([name, seen]).encode()).hexdigest()
-            self._prefix = f"{re.sub(r'[^a-z0-9_]', '_', name)}-{key[:16]}-"
+            self.prefix = f"{re.sub(r'[^a-z0-9_]', '_', name)}-{key[:16]}-"
 
     def read(self) -> tuple[dict[str, np.ndarray], dict[str, Any]] | None:
         """The arrays and the values stored with them; none if there are none, or none that are whole."""
         for path in self._stored():
             try:
                 content = path.read_bytes()
-                if hashlib.sha256(content).hexdigest() == path.stem.removeprefix(self._prefix):
+                if hashlib.sha256(content).hexdigest() == path.stem.removeprefix(self.prefix):
                     header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
                     return safetensors.numpy.load(content), json.loads(header["__metadata__"]["values"])
                 reason = "damaged"
@@ -148,19 +148,19 @@ class CachedArrays:
 
     def write(self, arrays: Mapping[str, np.ndarray], values: Mapping[str, Any]) -> None:
         """Stores arrays and JSON values for the next run, in the place of what is there."""
-        if _directory is None or not self._prefix:
+        if _directory is None or not self.prefix:
             return
         content = safetensors.numpy.save(dict(arrays), metadata={"values": json.dumps(dict(values))})
-        path = _directory / "data" / f"{self._prefix}{hashlib.sha256(content).hexdigest()}.safetensors"
+        path = _directory / "data" / f"{self.prefix}{hashlib.sha256(content).hexdigest()}.safetensors"
         try:
             replace_file(path, content, suffix=str(os.getpid()))
-            for old in path.parent.glob(f"{self._prefix}*"):  # what a process that was killed has left, too
+            for old in path.parent.glob(f"{self.prefix}*"):  # what a process that was killed has left, too
                 if old != path:
                     old.unlink(missing_ok=True)
         except OSError as error:
             say(f"Note: {self._name} is not kept for later runs: {error}")
 
     def _stored(self) -> list[pathlib.Path]:
-        if _directory is None or not self._prefix:
+        if _directory is None or not self.prefix:
             return []
-        return sorted((_directory / "data").glob(f"{self._prefix}*.safetensors"))
+        return sorted((_directory / "data").glob(f"{self.prefix}*.safetensors"))

@@ -2,6 +2,7 @@
 
 import collections
 import dataclasses
+import hashlib
 import os
 import pathlib
 from collections.abc import Iterator, Mapping, Sequence
@@ -31,6 +32,7 @@ class ImageFiles:
         height: of each image.
         width: of each image.
         resized: whether they are cropped and resized to that; otherwise it is the size of the images in the files.
+        mark: of all files of the set, with their sizes and times of last change.
     """
 
     folder: str
@@ -38,12 +40,19 @@ class ImageFiles:
     height: int
     width: int
     resized: bool
+    mark: bytes = b""
 
     dtype = np.dtype(np.uint8)
     ndim = 4
 
     def __len__(self) -> int:
         return len(self.files)
+
+    @property
+    def identity(self) -> str:
+        """A name that other images do not have, nor these once their files have changed."""
+        parts = (self.mark, os.fsencode(self.folder), str(self.shape).encode(), self.files.tobytes())
+        return hashlib.sha256(b"\0".join(parts)).hexdigest()
 
     @property
     def has_views(self) -> bool:
@@ -134,16 +143,16 @@ def find_folder_source(dataset: str, splits: tuple[str, str], image_size: int, s
     if problem := _missing(train, test):
         raise UserError(f"dataset = {dataset!r}: {problem}")
     files = np.concatenate([train.files, test.files])
-    sizes, reasons = find_damaged(
-        root, files, np.concatenate([train.fingerprints, test.fingerprints]), decoding.measure
-    )
+    fingerprints = np.concatenate([train.fingerprints, test.fingerprints])
+    sizes, reasons = find_damaged(root, files, fingerprints, decoding.measure)
     usable = sizes[:, 0] > 0
     rows = dict(zip(SPLITS, np.split(np.arange(len(files)), [len(train.files)]), strict=True))
     kept = {split: of_split[usable[of_split]] for split, of_split in rows.items()}
     if reasons and not (skip_damaged and all(map(len, kept.values()))):
         raise UserError(f"dataset = {dataset!r}: {_damaged(root, files, reasons)}")
     height, width = (image_size, image_size) if image_size else _one_size(dataset, root, files[usable], sizes[usable])
-    images = ImageFiles(root, files, height, width, resized=image_size > 0)
+    mark = hashlib.sha256(fingerprints.tobytes()).digest()
+    images = ImageFiles(root, files, height, width, resized=image_size > 0, mark=mark)
     number = {name: label for label, name in enumerate(train.classes)}
     label = np.array([number[name] for name in train.classes + test.classes], np.int32)
     label = np.repeat(label, train.counts + test.counts)

@@ -8,10 +8,38 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
+from runtime.caching import CachedArrays
+from runtime.progress import under_way
 from runtime.readers import num_cores
-from runtime.sources import Images
+from runtime.sources import Images, StoredImages
 
 NUM_NORMALIZED = 100_000  # images, whose mean tells that of more to three digits
+
+
+def _histograms(images: Images, rows: np.ndarray) -> np.ndarray:
+    """How often each channel has each level in the images at `rows`: int64 [channels, 256]."""
+
+    def count(part: np.ndarray) -> np.ndarray:
+        image = images.read(part)
+        return np.array([np.bincount(channel.ravel(), minlength=256) for channel in np.moveaxis(image, -1, 0)])
+
+    # A few images at a time, for NumPy makes int64 of what it counts.
+    size = math.prod(images.image.shape[1:])
+    parts = np.array_split(rows, max(1, len(rows) * size // 2**16))
+    with ThreadPoolExecutor(num_cores()) as pool:
+        return sum(pool.map(count, parts), np.zeros((images.image.shape[-1], 256), np.int64))
+
+
+def _kept(image: StoredImages, images: Images, rows: np.ndarray) -> np.ndarray:
+    """The histograms of images on disk as an earlier run has kept them, or made and kept now."""
+    cache = CachedArrays(f"normalization:{image.identity}", [])
+    if image.identity and (kept := cache.read()):
+        return kept[0]["counts"]
+    with under_way("Reading images for their mean"):
+        counts = _histograms(images, rows)
+    if image.identity:
+        cache.write({"counts": counts}, {})
+    return counts
 
 
 class Normalization(struct.PyTreeNode):
@@ -22,20 +50,16 @@ class Normalization(struct.PyTreeNode):
 
     @classmethod
     def from_images(cls, images: Images) -> "Normalization":
-        """The statistics of images, computed exactly from the histograms of at most `NUM_NORMALIZED` of them."""
-        levels, shape = np.arange(256), images.image.shape
-        rows = np.arange(len(images))
+        """The statistics of images, computed exactly from the histograms of at most `NUM_NORMALIZED` of them.
+
+        Those of images on disk are kept for later runs.
+        """
+        levels, rows = np.arange(256), np.arange(len(images))
         if len(rows) > NUM_NORMALIZED:
             rows = np.sort(np.random.default_rng(0).permutation(len(images))[:NUM_NORMALIZED])
-
-        def count(part: np.ndarray) -> np.ndarray:
-            image = images.read(part)
-            return np.array([np.bincount(channel.ravel(), minlength=256) for channel in np.moveaxis(image, -1, 0)])
-
-        # A few images at a time, for NumPy makes int64 of what it counts.
-        parts = np.array_split(rows, max(1, len(rows) * math.prod(shape[1:]) // 2**16))
-        with ThreadPoolExecutor(num_cores()) as pool:
-            counts = sum(pool.map(count, parts), np.zeros((shape[-1], 256), np.int64))
+        counts = (
+            _histograms(images, rows) if isinstance(images.image, np.ndarray) else _kept(images.image, images, rows)
+        )
         mean = np.array([np.average(levels, weights=count) for count in counts])
         var = np.array([np.average((levels - m) ** 2, weights=count) for m, count in zip(mean, counts, strict=True)])
         # A channel without any variation is only centred.

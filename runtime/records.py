@@ -1,6 +1,7 @@
 """Images in the files of a TFDS set, TFRecord or ArrayRecord, read by random access and without TensorFlow."""
 
 import dataclasses
+import hashlib
 import io
 import os
 import struct
@@ -68,6 +69,7 @@ class RecordImages:
         key: of the image in a record.
         image_shape: (height, width, channels).
         resized: whether images are brought to it, in colour; otherwise they have it.
+        mark: of the files of the set.
     """
 
     records: Any
@@ -75,6 +77,7 @@ class RecordImages:
     key: str
     image_shape: tuple[int, int, int]
     resized: bool
+    mark: bytes
 
     dtype = np.dtype(np.uint8)
 
@@ -85,6 +88,14 @@ class RecordImages:
     def shape(self) -> tuple[int, int, int, int]:
         """(number, height, width, channels)."""
         return len(self), *self.image_shape
+
+    @property
+    def identity(self) -> str:
+        """A name that other images do not have, nor these once their files have changed; "" if it is not known."""
+        if not self.mark:
+            return ""
+        parts = (self.mark, str(self.shape).encode(), self.rows.tobytes())
+        return hashlib.sha256(b"\0".join(parts)).hexdigest()
 
     @property
     def has_views(self) -> bool:

@@ -27,6 +27,10 @@ class StoredImages(Protocol):
         """(n, height, width, channels)."""
 
     @property
+    def identity(self) -> str:
+        """A name that other images do not have, nor these once their files have changed; "" if it is not known."""
+
+    @property
     def has_views(self) -> bool:
         """Whether there are views of an image other than the usual one."""
 

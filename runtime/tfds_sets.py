@@ -152,8 +152,8 @@ def _tfds_source(
             except (OSError, ValueError) as error:
                 found = f"{builder.data_path}, split {named[split]!r}, cannot be read: {error}"
                 raise source.error(found, damaged=not isinstance(error, PermissionError)) from error
-            rows = np.arange(len(records))
-            return Images(RecordImages(records, rows, image_key, whole, resized=image_size > 0), label)
+            rows, mark = np.arange(len(records)), label_caches[split].prefix.encode()
+            return Images(RecordImages(records, rows, image_key, whole, image_size > 0, mark), label)
 
         source = Source(dataset, whole, num_classes, num_train, open_split, repair, named_classes)
         return source

@@ -7,12 +7,10 @@ import pytest
 from conftest import digits_config, read_metrics
 from PIL import Image
 
-import input_pipeline
 import train
 from runtime import caching, damaged
 from runtime.errors import UserError
 from runtime.image_files import find_folder_source
-from runtime.sources import Images, Source
 
 CLASSES = ("cat", "dog")
 FILES = 12  # of each class to train, and half as many to test
@@ -54,14 +52,10 @@ def refusal(folder, **changes):
     return message
 
 
-def trained(monkeypatch, tmp_path, folder, **changes):
+def trained(tmp_path, folder, **changes):
     """Trains for 20 steps on what was found, and returns the metrics."""
-    source = find(folder, **changes)
-    splits = [source.load(split) for split in ("train", "test")]
-    arrays = [Images(images.image.read(np.arange(len(images.label))), images.label) for images in splits]
-    in_memory = Source.from_arrays("photos", *arrays, source.class_names)
-    monkeypatch.setitem(input_pipeline.SOURCES, "photos", lambda: in_memory)
-    train.train_and_evaluate(digits_config(dataset="photos", batch_size=4), tmp_path / "run")
+    config = digits_config(dataset=f"folder:{folder}", **{"image_size": 8, "batch_size": 4, **changes})
+    train.train_and_evaluate(config, tmp_path / "run")
     return read_metrics(tmp_path / "run")
 
 
@@ -193,7 +187,7 @@ def test_names_in_unicode_colours_for_printers_and_moving_images_are_trained(pho
         image(51, "CMYK").save(folder / "für den Druck.jpg")
         image(53, "P").save(folder / "moves.gif", save_all=True, append_images=[image(4, "P")])
         image(55).save(folder / "moves.webp", save_all=True, append_images=[image(4)])
-    metrics = trained(monkeypatch, tmp_path, photos)
+    metrics = trained(tmp_path, photos)
     assert metrics[-1]["step"] == 20
     assert find(photos).class_names == ("dog", "ネコ and Kätzchen 🐈")
 

@@ -1,0 +1,131 @@
+"""Data that no memory holds: the same numbers from disk as from the device, in bounded memory, from clone to curves."""
+
+import json
+import os
+import pathlib
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from conftest import ROOT, read_metrics, run_main
+from PIL import Image
+from processes import succeed
+
+SHARED = pathlib.Path(os.environ.get("TFDS_DATA_DIR", ""))
+SHORT = ("--config.duration=24 steps", "--config.log_every=3 steps", "--config.eval_every=12 steps")
+SINGLE = ("--config.steps_per_dispatch=1", "--config.num_validation=1000", "--config.label_noise=0.1")
+MODES = ("device", "stream")
+
+
+def metrics(workdir):
+    return (workdir / "metrics.jsonl").read_bytes()
+
+
+def test_two_processes_stream_what_one_has_on_its_devices_to_the_bit(tmp_path):
+    single = ("--config.steps_per_dispatch=1", "--config.duration=24 steps", "--config.batch_size=32")
+    succeed(2, f"--workdir={tmp_path / 'two'}", "--config.data.mode=stream", *single)
+    succeed(1, f"--workdir={tmp_path / 'one'}", "--config.data.mode=device", *single, devices=2, joined=False)
+    assert metrics(tmp_path / "two") == metrics(tmp_path / "one")
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not (SHARED / "mnist").is_dir(), reason="needs MNIST and CIFAR-10 in TFDS_DATA_DIR")
+@pytest.mark.parametrize("name", ["mnist_fast", "cifar10_small"])
+def test_real_images_give_the_same_numbers_wherever_they_lie_and_whoever_reads_them(tmp_path, name):
+    options = {"config": f"configs/{name}.py"}
+    for mode in MODES:
+        for num in (1, 2):
+            workdir = tmp_path / f"{mode}{num}"
+            flags = (f"--config.data.mode={mode}", f"--workdir={workdir}", *SHORT, *SINGLE)
+            succeed(num, *flags, devices=8 // num, **options)
+    first, *others = (metrics(tmp_path / f"{mode}{num}") for mode in MODES for num in (1, 2))
+    assert len(first.splitlines()) > 10
+    assert all(other == first for other in others)
+
+
+MEMORY = """
+import json, os, sys
+import jax, numpy as np
+import train
+from configs import default
+from runtime import dispatch, readers
+from tools import finished
+
+folder, num_steps, batch_size, size = sys.argv[1], *map(int, sys.argv[2:])
+config = default.get_config()
+config.dataset, config.image_size, config.batch_size = f"folder:{folder}", size, batch_size
+config.duration, config.model.hidden_sizes = f"{num_steps} steps", (8,)
+experiment = finished.create_experiment(config)
+found, advance = [], dispatch.Dispatcher(experiment.train_program, False)
+state, sums = experiment.state, experiment.sums
+
+def anonymous():
+    lines = open("/proc/self/status").read().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("RssAnon"))
+
+with advance:
+    for step in range(num_steps):
+        state, sums, _ = advance(state, sums, experiment.train_data, step, step + 1)
+        found.append(anonymous())
+print(json.dumps([found, readers.AHEAD, sum(image.nbytes for image in [experiment.train_data.images.label])]))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not os.path.exists("/proc/self/status"), reason="needs /proc")
+def test_memory_does_not_grow_with_the_data_nor_with_the_steps(tmp_path):
+    """Images that take 10 times what is allowed for: 2.1 GB decoded, of which 200 MB would be a tenth."""
+    rng, number, batch, size = np.random.default_rng(0), 14_000, 32, 224
+    for split, images in (("train", number), ("test", 40)):
+        for label in (0, 1):
+            (tmp_path / split / f"class{label}").mkdir(parents=True)
+        for i in range(images):
+            path = tmp_path / split / f"class{i % 2}" / f"{i}.jpg"
+            if i < 40:
+                small = rng.integers(0, 256, (30, 40, 3), dtype=np.uint8)
+                Image.fromarray(small).resize((320, 240)).save(path)
+            else:  # the same content under another name: no disk is needed for it
+                os.link(tmp_path / split / f"class{i % 2}" / f"{i % 40}.jpg", path)
+    flags = (str(tmp_path), "500", str(batch), str(size))
+    script = [sys.executable, "-c", MEMORY, *flags]
+    done = subprocess.run(script, cwd=ROOT, capture_output=True, text=True, check=True, timeout=400)
+    found, ahead, _ = json.loads(done.stdout.splitlines()[-1])
+    bytes_of_batch = batch * size * size * 3
+    assert number * size * size * 3 > 10 * 200e6
+    start = found[2]  # programs are compiled, and reading ahead has begun
+    assert max(found) - start <= (ahead + 3) * bytes_of_batch + 50e6
+    slope = np.polyfit(np.arange(100, 500), np.array(found[100:]) / 1e6, 1)[0]
+    assert abs(slope) < 0.05  # MB a step: over 500 steps less than the 50 MB that are allowed for above
+
+
+@pytest.mark.slow
+def test_a_folder_of_photographs_trains_without_a_line_of_code(tmp_path):
+    """1,000 of 40 sizes and 5 modes, 3 of them damaged: the first command names these, the second trains."""
+    rng, kinds = np.random.default_rng(0), {"RGB": "jpg", "L": "JPEG", "RGBA": "png", "P": "gif", "CMYK": "jpg"}
+    sizes = rng.integers(40, 200, (40, 2))
+    for i in range(1000):
+        split, colour, (mode, ending) = "train" if i < 800 else "test", i % 2, [*kinds.items()][i % 5]
+        pixels = rng.normal((200 - 100 * colour, 120, 100 + 100 * colour), 30, (*sizes[i % 40], 3))
+        path = tmp_path / "photos" / split / ("red", "blue")[colour] / f"{i}.{ending}"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).convert(mode).save(path)
+    spoilt = [tmp_path / "photos" / name for name in ("train/red/10.jpg", "train/blue/13.gif", "test/red/802.png")]
+    for path, content in zip(spoilt, (b"", b"no image", spoilt[2].read_bytes()[:-200]), strict=True):
+        path.write_bytes(content)
+    flags = [
+        f"--config.dataset=folder:{tmp_path / 'photos'}",
+        "--config.image_size=32",
+        f"--workdir={tmp_path / 'run'}",
+    ]
+    first = run_main(*flags, config="configs/default.py")
+    assert first.returncode == 1
+    assert "Traceback" not in first.stderr
+    assert all(str(path) in first.stderr for path in spoilt)
+    assert first.stderr.count("photos/") == len(spoilt)
+    assert "--config.skip_damaged=True" in first.stderr
+    second = run_main(*flags, "--config.skip_damaged=True", config="configs/default.py")
+    assert second.returncode == 0, second.stderr
+    assert (tmp_path / "run" / "curves.png").exists()
+    assert (tmp_path / "run" / "report.html").exists()
+    assert read_metrics(tmp_path / "run", "ema")[-1]["accuracy"] > 0.9
