@@ -58,8 +58,7 @@ def random_crop(width: int, height: int, *, rng: np.random.Generator, min_area: 
         high = pixels / wide
         if wide <= width and high <= height:
             left, top = x * (width - wide), y * (height - high)
-            # Not beyond the image by what was rounded.
-            return left, top, min(left + wide, width), min(top + high, height)
+            return left, top, left + wide, top + high
     wide = min(width, height * aspect * _ASPECT)
     high = min(height, width / aspect * _ASPECT)
     left, top = (width - wide) / 2, (height - high) / 2
