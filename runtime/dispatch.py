@@ -215,7 +215,7 @@ class Dispatcher:
         is_new = self._program is None
         program = self.compiled_for(state, sums)
         if is_new and hosts.count() > 1:  # of which each would wait for ever in what another does not do
-            text = program.lower(state, sums, data, np.int32(1)).as_text()  # type: ignore[attr-defined]
+            text = program.lower(state, sums, stream.like(data), np.int32(1)).as_text()  # type: ignore[attr-defined]
             hosts.check_same({"the program of a step": hashlib.sha256(text.encode()).hexdigest()})
         self._profiler.at(step)
         while step < end:
