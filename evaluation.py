@@ -162,24 +162,20 @@ def score(weights: Mapping[str, Any], data: EvalData | Stream, eval_step: EvalSt
         NumPy arrays [number of images] for each set of weights, floats in float64.
     """
     on_every_device = jax.tree.leaves(weights["raw"])[0].sharding  # averages may be in parts, see `sharding.of_state`
-    found: dict[str, list[Any]] = {name: [] for name in weights}
+    batches: dict[str, list[Any]] = {name: [] for name in weights}
     with stream.groups(data) as groups:
         for group in groups:
             for name, variables in weights.items():
                 variables = put(variables, on_every_device)  # one at a time, for all may be too large
                 with first_time("Compiling the evaluation, and the first one"):
-                    batches = [eval_step(variables, part, np.int32(index)) for part, index in group]
-                    found[name] += fetch(batches)
+                    batches[name] += fetch([eval_step(variables, part, np.int32(index)) for part, index in group])
+    mask = np.concatenate([mask for mask, _ in batches["raw"]])
 
-    def join(mask: np.ndarray, *parts: np.ndarray) -> np.ndarray:
+    def join(*parts: np.ndarray) -> np.ndarray:
         values = np.concatenate(parts)[mask]
         return values.astype(np.float64) if np.issubdtype(values.dtype, np.floating) else values
 
-    scores = {}
-    for name, batches in found.items():
-        masks, parts = zip(*batches, strict=True)
-        scores[name] = jax.tree.map(functools.partial(join, np.concatenate(masks)), *parts)
-    return scores
+    return {name: jax.tree.map(join, *(scores for _, scores in found)) for name, found in batches.items()}
 
 
 @np.errstate(over="ignore", invalid="ignore")  # weights that have diverged give metrics that are not finite

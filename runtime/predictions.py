@@ -31,7 +31,12 @@ def write(workdir: pathlib.Path, scores: Mapping[str, Mapping[str, Any]], data: 
     if not isinstance(images, Images) or not {"predicted", "confidence"} <= scores["raw"].keys():
         return
     label, class_names = images.label, getattr(like(data), "class_names", ())
-    if label.ndim != 1 or not np.issubdtype(label.dtype, np.integer) or label.min(initial=0) < 0:
+    if (
+        images.image.dtype != np.uint8
+        or label.ndim != 1
+        or not np.issubdtype(label.dtype, np.integer)
+        or label.min(initial=0) < 0
+    ):
         return
     arrays: dict[str, Any] = {"label": label, "class_names": np.array(class_names, dtype=np.str_)}
     places: list[int] = []

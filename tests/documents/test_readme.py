@@ -18,11 +18,11 @@ PAGES = [README, ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))
 
 
 def example(title: str) -> tuple[dict[str, list[str]], str]:
-    """What an example of README.md or docs/averages.md changes, in each file, and its command.
+    """What an example of README.md or of a page changes, in each file, and its command.
 
     A diff belongs to the file of the same place in the list of those that are named before the first block.
     """
-    text = "".join(page.read_text() for page in (README, ROOT / "docs" / "averages.md"))
+    text = "".join(page.read_text() for page in (README, ROOT / "docs" / "averages.md", ROOT / "docs" / "data.md"))
     sections = re.split(r"^(?:\*\*|#+ )", text, flags=re.MULTILINE)
     [section] = [section for section in sections if section.startswith(title) and "```diff" in section]
     files = re.findall(r"in `([\w/]+\.py)`", section.partition("```")[0])
@@ -32,7 +32,7 @@ def example(title: str) -> tuple[dict[str, list[str]], str]:
     return dict(zip(files, blocks, strict=True)), command
 
 
-EXAMPLES = ("Your own data", "Your own model", "Your own loss", "Your own average")
+EXAMPLES = ("A set of your own in code", "Your own model", "Your own loss", "Your own average")
 
 
 def num_changed(block: str) -> int:
@@ -67,7 +67,6 @@ def test_exactly_these_changes_to_a_copy_of_the_project_train(title, tmp_path):
         [sys.executable, "-m", "ruff", "format", "--check", *changes], cwd=tmp_path, capture_output=True, text=True
     )
     assert formatted.returncode == 0, formatted.stdout
-    write_photos(tmp_path / "photos")
     run = subprocess.run(
         [sys.executable, *re.sub(r"\\\n\s*", "", command).split()[1:]],
         cwd=tmp_path, env=os.environ | {"PYTHONPATH": "."}, capture_output=True, text=True,
@@ -80,9 +79,9 @@ def test_exactly_these_changes_to_a_copy_of_the_project_train(title, tmp_path):
     assert last["step"] == config["duration"]
     assert (workdir / "report.html").stat().st_size > 0
     match title:
-        case "Your own data":
-            assert config["dataset"] == "photos"
-            assert last["accuracy"] > 0.8  # of classes that are as easy as ever
+        case "A set of your own in code":
+            assert config["dataset"] == "parity"
+            assert last["accuracy"] > 0.8  # half would be chance
         case "Your own model":
             assert config["model"]["name"] == "tiny_cnn"
             assert last["accuracy"] > 0.2  # a tenth would be chance
@@ -93,6 +92,16 @@ def test_exactly_these_changes_to_a_copy_of_the_project_train(title, tmp_path):
         case "Your own average":
             average = json.loads((workdir / "averages.json").read_text())["ema"]
             assert (average["kind"], average["arguments"]) == ("inverse_power", {"power": 0.75})
+
+
+@pytest.mark.slow
+def test_a_folder_of_photographs_trains_with_the_command_and_no_change(tmp_path):
+    [command] = re.findall(r"^    (python .*folder:photos.*\n.*)", README.read_text(), re.MULTILINE)
+    write_photos(tmp_path / "photos")
+    copy_project(tmp_path, without=("benchmarks/results", "tests", "photos"))
+    arguments = [sys.executable, *re.sub(r"\\\n\s*", "", command).split()[1:]]
+    subprocess.run(arguments, cwd=tmp_path, check=True, timeout=300)
+    assert read_metrics(tmp_path / "runs" / "photos", "ema")[-1]["accuracy"] > 0.5  # a tenth would be chance
 
 
 @pytest.mark.slow

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from made_runs import make_run
 
+from input_pipeline import EvalData
 from reporting import runs
 from reporting.classes import Classes, Predictions
 from runtime import predictions
@@ -21,7 +22,7 @@ EMA = np.array([0, 0, 1, 0, 2, 2])
 def workdir(tmp_path):
     make_run(tmp_path / "run")
     image = np.arange(8 * 4, dtype=np.uint8).reshape(8, 2, 2, 1)
-    data = SimpleNamespace(label=LABEL, mask=MASK, image=image, class_names=("a", "<b>", "c"))
+    data = EvalData(image, LABEL, MASK, None, batch_size=8, class_names=("a", "<b>", "c"))
     scores = {
         name: {"predicted": predicted, "confidence": np.full(6, confidence)}
         for name, predicted, confidence in (("raw", RAW, 0.95), ("ema", EMA, 0.85))
@@ -75,18 +76,20 @@ IMAGE = np.zeros((8, 2, 2, 1), np.uint8)
 @pytest.mark.parametrize(
     "data",
     [
-        {"label": LABEL, "mask": MASK},
-        {"label": LABEL, "mask": MASK, "image": IMAGE.astype(float)},
-        {"label": LABEL - 1, "mask": MASK, "image": IMAGE},
-        {"label": LABEL / 2, "mask": MASK, "image": IMAGE},
-        {},
+        SimpleNamespace(label=LABEL, mask=MASK),
+        SimpleNamespace(images=LABEL),
+        EvalData(IMAGE.astype(float), LABEL, MASK, None, batch_size=8),
+        EvalData(IMAGE, LABEL - 1, MASK, None, batch_size=8),
+        EvalData(IMAGE, LABEL / 2, MASK, None, batch_size=8),
+        SimpleNamespace(),
     ],
 )
 def test_a_task_that_evaluates_something_else_has_no_section(tmp_path, data):
     make_run(tmp_path / "run")
     scores = {"raw": {"predicted": RAW, "confidence": np.ones(6)}}
-    predictions.write(tmp_path / "run", scores, SimpleNamespace(**data))
-    predictions.write(tmp_path / "run", {"raw": {"loss": np.zeros(3)}}, SimpleNamespace(label=LABEL, image=IMAGE))
+    predictions.write(tmp_path / "run", scores, data)
+    suitable = EvalData(IMAGE, LABEL, MASK, None, batch_size=8)
+    predictions.write(tmp_path / "run", {"raw": {"loss": np.zeros(3)}}, suitable)
     assert not (tmp_path / "run" / "predictions.npz").exists()
     (group,), _ = runs.group([runs.Run.read(tmp_path / "run")])
     assert Classes.of(group) is None

@@ -167,7 +167,7 @@ def test_the_names_of_classes_are_kept_with_the_images(tmp_path, monkeypatch, na
 
 
 def test_a_set_of_ones_own_has_no_other_splits():
-    with pytest.raises(UserError, match=r"splits = .*: 'digits' is no TFDS set; leave it at its default"):
+    with pytest.raises(UserError, match=r"splits = .*: 'digits' is neither a folder nor a TFDS set; leave"):
         input_pipeline.find_source("digits", ("train", "train"))
 
 
