@@ -152,6 +152,18 @@ def test_the_stages_of_a_residual_network_halve_the_image(name, fields, sizes):
     }
 
 
+def test_the_stride_of_a_bottleneck_is_in_its_second_convolution():
+    model = create("resnet", depth=50, stem="imagenet")
+
+    def intermediates(key):
+        return model.init_with_output(key, jnp.zeros((1, 64, 64, 3)), train=False, capture_intermediates=True)[1]
+
+    outputs = jax.eval_shape(intermediates, jax.random.key(0))["intermediates"]
+    # Stem and pooling leave 16x16 pixels. The first stage has the convolutions 1 to 10, one of them a projection.
+    shapes = [outputs[f"Conv_{index}"]["__call__"][0].shape[1:] for index in (0, 1, 10, 11, 12, 13, 14)]
+    assert shapes == [(32, 32, 64), (16, 16, 64), (16, 16, 256), (16, 16, 128), *[(8, 8, c) for c in (128, 512, 512)]]
+
+
 @pytest.mark.slow
 def test_zero_initialised_residuals_make_every_block_an_identity():
     images = jax.random.normal(jax.random.key(1), (4, 8, 8, 3))
