@@ -256,12 +256,12 @@ def rand_augment(key: jax.Array, image: jax.Array, num_operations: int, magnitud
 def _operate(image: jax.Array, operation: jax.Array, strength: jax.Array, fill: jax.Array) -> jax.Array:
     """One image [height, width, channels] after the operation of this index, at a strength from -1 to 1.
 
-    There is one pass over the pixels for each kind of operation, not for each operation, for all images take all paths.
+    In a batch all images take all paths; so there is one for each kind of operation, not one for each operation.
     """
     kinds = OPERATIONS.index("brightness"), OPERATIONS.index("color")
     image = _resample(image, _matrices(image, strength)[jnp.where(operation < kinds[0], operation, 0)], fill)
 
-    tables = _tables(image, strength)
+    tables = _tables(image, strength)  # for an operation of another kind, any of them, which is not used then
     mapped = jax.vmap(lambda table, levels: table[levels], (0, 2), 2)(tables[operation - kinds[0]], image)
     image = jnp.where((kinds[0] <= operation) & (operation < kinds[1]), mapped, image)
 

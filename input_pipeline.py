@@ -22,6 +22,7 @@ from runtime.image_files import find_folder_source
 from runtime.normalization import Normalization
 from runtime.permutation import example_indices, round_keys
 from runtime.progress import say, under_way
+from runtime.readers import num_cores
 from runtime.rows import EvalRows, TrainRows
 from runtime.sharding import memory, put, replicated, split_batch
 from runtime.sources import SPLITS, Images, Source, read_arrays
@@ -303,15 +304,17 @@ def load(
             resident[name] = put(data, everywhere)
         return put(create(**vars(images.in_memory())), everywhere), resident
 
+    # Decoding small images, threads wait for each other most of the time.
+    threads = num_cores() if resized or math.prod(source.image_shape) > 2**16 else 1
     num_epochs = 2 * duration * batch_size // len(images) + 1  # tools.diagnose may train on after the end
     keys = round_keys(stream_key(jax.random.key(seed), "permutation"), jnp.arange(num_epochs, dtype=jnp.uint32))
     rows = TrainRows(images, batch_size, np.asarray(keys), seed, min_area)
-    train_data = Stream(images, rows, create, batch_size, duration, split_batch(mesh), workers)
+    train_data = Stream(images, rows, create, batch_size, duration, split_batch(mesh), threads, workers)
     streams = {}
     for name, x in evaluated.items():
         number, size = _even_batches(len(x), eval_batch_size, mesh.size)
         make = functools.partial(EvalData, normalization=normalization, batch_size=size, class_names=source.class_names)
-        streams[name] = Stream(x, EvalRows(x, size), make, size, number, split_batch(mesh), workers)
+        streams[name] = Stream(x, EvalRows(x, size), make, size, number, split_batch(mesh), threads, workers)
     return train_data, streams
 
 

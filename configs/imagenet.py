@@ -3,9 +3,9 @@
     python main.py --config=configs/imagenet.py --workdir=runs/imagenet
 
 The images are files, imagenet/train/CLASS/*.JPEG and imagenet/val/CLASS/*.JPEG. SGD with Nesterov momentum, batches of
-1,024, and a learning rate of 0.1 for each 256 images of a batch after a warm-up of five epochs, as Goyal et al. 2017
-have it (arXiv:1706.02677); falling along a cosine instead of in steps, with label smoothing, as He et al. 2019 have it
-(arXiv:1812.01187). Batch norm sees the whole batch, not 32 images of it as on each GPU there.
+1,024, and a learning rate that rises to 0.1 for each 256 images of a batch in five epochs, as Goyal et al. 2017 have it
+(arXiv:1706.02677). It then falls along a cosine instead of in steps, and labels are smoothed, as He et al. 2019 have it
+(arXiv:1812.01187). Batch norm sees the whole batch; on each GPU there it sees 32 images.
 
 Today's recipes train longer and change the images more. Each change is a line:
 
@@ -15,9 +15,9 @@ Today's recipes train longer and change the images more. Each change is a line:
     config.augment.erasing = 0.25
     config.model.stochastic_depth = 0.05
 
-Results: it has not been trained to the end here; it needs accelerators (112,603 steps of about 25 TFLOP). The
-literature reports 76 to 77 % top-1 on one crop of 224 x 224 pixels: 76.4 % in Goyal et al., with a rate that falls in
-steps. Cosine and label smoothing added about a point in He et al., to another form of the network and at 120 epochs.
+Results: it has not been trained to the end here; it needs accelerators (112,603 steps of about 25 TFLOP). What the
+literature reports is 76 to 77 % on one crop of 224 x 224 pixels: 76.4 % in Goyal et al., with a rate that falls in
+steps. Cosine and smoothing added about a point in He et al., to another form of the network and at 120 epochs.
 """
 
 import ml_collections
@@ -50,7 +50,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.optimizer.learning_rate = 0.4  # 0.1 for each 256 images of a batch
     config.optimizer.nesterov = True
     config.optimizer.schedule = "cosine"
-    config.optimizer.warmup = "5 epochs"
+    config.optimizer.warmup = "5.6%"  # 5 epochs
 
     config.averages.ema = default.average("ema", half_life="1%")
     return config

@@ -37,7 +37,7 @@ def memory() -> int:
 
 @contextlib.contextmanager
 def read_ahead(
-    read: Read, steps: Iterable[int], positions: np.ndarray, num_workers: int = 0
+    read: Read, steps: Iterable[int], positions: np.ndarray, num_threads: int, num_workers: int = 0
 ) -> Iterator[Iterator[Rows]]:
     """Reads the rows of steps, `AHEAD` of them before they are asked for.
 
@@ -45,15 +45,16 @@ def read_ahead(
         read: as `Read`; a pure function, pickled for worker processes.
         steps: in the order in which they are to come.
         positions: of the batches, that this process needs.
-        num_workers: processes to read with; 0: as many threads as there are cores. A thread that decodes an image lets
-            others run, so that processes help where many cores decode small images only.
+        num_threads: to read with. One that decodes a large image lets others run; of small ones, they only disturb each
+            other.
+        num_workers: processes to read with, instead of threads, if it is not 0.
 
     Yields:
         The rows of each step. Leaving the context ends threads or processes.
     """
     # A step is shared by all of them: so the first comes soon, and little is in memory.
-    parts = [part for part in np.array_split(positions, num_workers or num_cores()) if len(part)]
-    with _threads() if not num_workers else _processes(read, num_workers) as pool:
+    parts = [part for part in np.array_split(positions, num_workers or num_threads) if len(part)]
+    with _processes(read, num_workers) if num_workers else _threads(num_threads) as pool:
         function = _read if num_workers else read
 
         def rows() -> Iterator[Rows]:
@@ -79,8 +80,8 @@ def _joined(futures: list["concurrent.futures.Future[Rows]"]) -> Rows:
     return parts[0] if len(parts) == 1 else {name: np.concatenate([p[name] for p in parts]) for name in parts[0]}
 
 
-def _threads() -> concurrent.futures.Executor:
-    return concurrent.futures.ThreadPoolExecutor(num_cores(), "reader")
+def _threads(number: int) -> concurrent.futures.Executor:
+    return concurrent.futures.ThreadPoolExecutor(number, "reader")
 
 
 def _processes(read: Read, number: int) -> concurrent.futures.Executor:

@@ -34,7 +34,8 @@ class Stream:
         batch_size: over all devices.
         num_steps: there are; of evaluation, batches.
         sharding: of a batch.
-        num_workers: processes that read; see `readers.read_ahead`.
+        num_threads: that read; see `readers.read_ahead`.
+        num_workers: processes that read instead.
     """
 
     images: Images
@@ -43,6 +44,7 @@ class Stream:
     batch_size: int
     num_steps: int
     sharding: jax.sharding.NamedSharding
+    num_threads: int = 1
     num_workers: int = 0
 
     def at(self, step: int) -> Any:
@@ -60,7 +62,7 @@ class Stream:
     @contextlib.contextmanager
     def ahead(self, steps: Iterable[int]) -> Iterator[Iterator[Any]]:
         """What some steps get, read ahead; see `readers.read_ahead`."""
-        with read_ahead(self.read, steps, self._positions(), self.num_workers) as rows:
+        with read_ahead(self.read, steps, self._positions(), self.num_threads, self.num_workers) as rows:
             yield map(self._on_devices, rows)
 
     def _positions(self) -> np.ndarray:

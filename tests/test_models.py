@@ -152,6 +152,18 @@ def test_the_stages_of_a_residual_network_halve_the_image(name, fields, sizes):
     }
 
 
+def test_the_stride_of_a_bottleneck_is_in_its_second_convolution():
+    model = create("resnet", depth=50, stem="imagenet")
+
+    def intermediates(key):
+        return model.init_with_output(key, jnp.zeros((1, 64, 64, 3)), train=False, capture_intermediates=True)[1]
+
+    outputs = jax.eval_shape(intermediates, jax.random.key(0))["intermediates"]
+    # Stem and pooling leave 16x16 pixels. The first stage has the convolutions 1 to 10, one of them a projection.
+    shapes = [outputs[f"Conv_{index}"]["__call__"][0].shape[1:] for index in (0, 1, 10, 11, 12, 13, 14)]
+    assert shapes == [(32, 32, 64), (16, 16, 64), (16, 16, 256), (16, 16, 128), *[(8, 8, c) for c in (128, 512, 512)]]
+
+
 @pytest.mark.slow
 def test_zero_initialised_residuals_make_every_block_an_identity():
     images = jax.random.normal(jax.random.key(1), (4, 8, 8, 3))
@@ -208,16 +220,33 @@ def test_stochastic_depth_skips_each_branch_for_its_share_of_the_images_and_scal
 
 
 @pytest.mark.slow
-def test_stochastic_depth_of_a_residual_network_leaves_what_dropout_draws():
-    images = jax.random.normal(jax.random.key(1), (8, 8, 8, 3))
-    outputs = []
-    # So small a share that nothing is skipped and the scale rounds to 1.
-    for rate in (0.0, 1e-9, 0.9):
-        model = create("resnet", stochastic_depth=rate)
-        apply = jax.jit(functools.partial(model.apply, train=True, mutable=["batch_stats"]))
-        outputs.append(apply(variables_of(model, (8, 8, 3)), images, rngs={"dropout": jax.random.key(2)})[0])
-    np.testing.assert_allclose(outputs[0], outputs[1], rtol=0, atol=1e-5)  # float32's rounding of logits near 1
-    assert (outputs[0] != outputs[2]).any()
+def test_the_blocks_of_a_residual_network_are_skipped_for_shares_that_grow_linearly():
+    n, rate = 500, 0.6
+    model = create("resnet", stochastic_depth=rate)
+    variables = variables_of(model, (4, 4, 1))
+
+    @jax.jit
+    def branches(key):
+        images = jax.random.normal(jax.random.key(1), (n, 4, 4, 1))
+        options = {"mutable": ["batch_stats", "intermediates"], "rngs": {"dropout": key}}
+        _, state = model.apply(variables, images, train=True, capture_intermediates=True, **options)
+        return [state["intermediates"][f"StochasticDepth_{i}"]["__call__"][0] for i in range(9)]
+
+    skipped = np.array([(branch == 0).all(axis=(1, 2, 3)).mean() for branch in branches(jax.random.key(0))])
+    expected = rate * np.arange(1, 10) / 9
+    assert (np.abs(skipped - expected) < 4 * np.sqrt(expected * (1 - expected) / n)).all()
+
+
+@pytest.mark.parametrize(("name", "number"), [("resnet", 1), ("vit", 3)])
+def test_layers_of_dropout_are_numbered_as_if_there_were_no_stochastic_depth(name, number):
+    """Their names decide what they draw, and so it is what it was before there was any."""
+    model = create(name, stochastic_depth=0.5)
+
+    def intermediates(key):
+        return model.init_with_output(key, jnp.zeros((1, 8, 8, 3)), train=False, capture_intermediates=True)[1]
+
+    layers = jax.eval_shape(intermediates, jax.random.key(0))["intermediates"]
+    assert {layer for layer in layers if layer.startswith("Dropout_")} == {f"Dropout_{i}" for i in range(number)}
 
 
 def test_a_model_of_a_run_before_there_were_stem_and_stochastic_depth_is_what_it_was():

@@ -108,7 +108,7 @@ def test_what_the_formula_of_an_average_does_not_allow_is_refused(average, messa
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        ({"model__name": "resnet", "model__depth": 51}, "model.depth = 51: must be one of 18, 20, 34, 50, 56, 101"),
+        ({"model__name": "resnet", "model__depth": 152}, "model.depth = 152: must be one of 18, 20, 34, 50, 56, 101"),
         ({"model__name": "wide_resnet", "model__depth": 20}, "model.depth = 20: must be 6 n + 4"),
         ({"optimizer__momentum": 0.0, "optimizer__nesterov": True}, "optimizer.nesterov = True: there is no momentum"),
         (

@@ -61,7 +61,7 @@ class Reading:
 def test_threads_and_processes_give_every_step_in_order_and_end_with_the_context(num_workers):
     read = rows.TrainRows(numbered(50), 8, KEYS, 0)
     threads = threading.active_count()
-    with readers.read_ahead(read, range(3, 20), np.arange(2, 7), num_workers) as found:
+    with readers.read_ahead(read, range(3, 20), np.arange(2, 7), 2, num_workers) as found:
         for step, given in zip(range(3, 15), found, strict=False):
             expected = read(step, np.arange(2, 7))
             assert given.keys() == expected.keys()
@@ -73,7 +73,7 @@ def test_threads_and_processes_give_every_step_in_order_and_end_with_the_context
 def test_no_more_is_read_than_what_will_soon_be_needed():
     """So memory is bounded, and what training goes on from at any step is that step, without those before it."""
     read = Reading()
-    with readers.read_ahead(read, range(10**6, 10**9), np.arange(2)) as found:
+    with readers.read_ahead(read, range(10**6, 10**9), np.arange(2), 2) as found:
         assert next(found)["number"].tolist() == [10**7, 10**7 + 1]
         next(found)
     assert min(read.steps) == 10**6
@@ -101,7 +101,7 @@ import seen
 from runtime import readers
 
 if __name__ == "__main__":
-    with readers.read_ahead(seen.seen, range(100), np.arange(8), 2) as found:
+    with readers.read_ahead(seen.seen, range(100), np.arange(8), 1, 2) as found:
         first = next(found)
         print(json.dumps([first["modules"].tolist(), sorted({*first["pid"].tolist()})]), flush=True)
         time.sleep(100)
@@ -157,7 +157,7 @@ def test_what_goes_wrong_in_reading_ends_the_run_with_its_message():
         (killed, 1, "a process that reads data was killed; with fewer data.workers each has more memory"),
     ):
         with (
-            readers.read_ahead(read, range(9), np.arange(2), num_workers) as found,
+            readers.read_ahead(read, range(9), np.arange(2), 1, num_workers) as found,
             pytest.raises(UserError, match=message),
         ):
             next(found)
