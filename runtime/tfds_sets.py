@@ -138,6 +138,8 @@ def _tfds_source(
     named = dict(zip(SPLITS, splits, strict=True))
     is_large = None in shape or (num_train + num_test) * math.prod(shape) > LARGE
     if is_large or info.file_format is tfds.core.FileFormat.ARRAY_RECORD:
+        if (dtype := np.dtype(features[image_key].np_dtype)) != np.uint8:
+            raise UserError(f"dataset = {dataset!r} has images of {dtype}; expected uint8, from 0 to 255")
         whole = (image_size, image_size, 3) if image_size else shape
 
         def open_split(split: str) -> Images:

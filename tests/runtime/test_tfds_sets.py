@@ -1,12 +1,20 @@
 import dataclasses
 import importlib.util
+import io
+import os
+import pickle
 import re
+import subprocess
+import sys
 
 import numpy as np
+import PIL.Image
 import pytest
+from conftest import ROOT, digits_config, read_metrics
 
 import input_pipeline
-from runtime import caching, tfds_sets
+import train
+from runtime import caching, decoding, records, tfds_sets
 from runtime.errors import UserError
 from runtime.sources import SPLITS
 
@@ -188,3 +196,118 @@ def test_what_other_code_has_decoded_is_decoded_again(module, made_data, tmp_pat
     monkeypatch.setattr(tfds_sets, "_tfds_source", None)
     with pytest.raises(TypeError):  # it would be decoded
         input_pipeline.find_source("hundred")
+
+
+def as_array_record(folder):
+    """The set "made" in the other format, record for record."""
+    from array_record.python.array_record_module import ArrayRecordWriter
+
+    for path in [*(folder / "made" / "1.0.0").glob("*.tfrecord-*")]:
+        writer = ArrayRecordWriter(str(path).replace("tfrecord", "array_record"), "group_size:1")
+        found = records.TFRecords.find([(str(path), 0, 10)])
+        for record in found.__getitems__(range(len(found))):
+            writer.write(record)
+        writer.close()
+        path.unlink()
+    info = folder / "made" / "1.0.0" / "dataset_info.json"
+    info.write_text(info.read_text().replace('"tfrecord"', '"array_record"'))
+
+
+@pytest.fixture(params=["TFRecord", "ArrayRecord"])
+def on_disk(request, tmp_path, monkeypatch):
+    """Where a set is stored by the returned function, in one of the formats, to be read by random access."""
+    monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path))
+    monkeypatch.setattr(tfds_sets, "LARGE", 0)
+    monkeypatch.setattr(caching, "_directory", None)
+
+    def make(*arguments, **options):
+        store(tmp_path, *arguments, **options)
+        if request.param == "ArrayRecord":
+            as_array_record(tmp_path)
+
+    return make
+
+
+def test_a_large_set_gives_any_of_its_images_from_its_files(on_disk):
+    on_disk(IMAGE, LABEL, splits=("train",))
+    for splits, number in ((("train[:40%]", "train[40%:]"), 4), (("train[30%:]", "train[:30%]"), 7)):
+        source = input_pipeline.find_source("made", splits)
+        assert (source.num_train, source.num_classes, source.image_shape) == (number, 3, (4, 4, 1))
+        start = {"train": slice(number), "test": slice(number, 10)}
+        if number == 7:
+            start = {"train": slice(3, 10), "test": slice(3)}
+        for split, part in start.items():
+            images = pickle.loads(pickle.dumps(source.load_checked(split)))  # as a worker process gets it
+            rows = np.random.default_rng(0).permutation(len(images))
+            np.testing.assert_array_equal(images.read(rows), IMAGE[part][rows])
+            np.testing.assert_array_equal(images.take(rows).in_memory().image, IMAGE[part][rows])
+            np.testing.assert_array_equal(images.label, LABEL[part])
+
+
+def test_images_of_different_sizes_are_brought_to_one_and_train(on_disk, tmp_path):
+    rng = np.random.default_rng(0)
+    on_disk(rng.integers(0, 256, (10, 30, 20, 3), dtype=np.uint8), LABEL, shape=(None, None, 3))
+    with pytest.raises(
+        UserError, match=r"images of different sizes, .*; --config.image_size=224 makes all of them 224"
+    ):
+        input_pipeline.find_source("made")
+    images = input_pipeline.find_source("made", image_size=16).load_checked("train")
+    [record] = images.image.records.__getitems__([3])
+    place = record.index(b"\xff\xd8\xff")  # where a JPEG begins
+    key = np.array([1, 2], np.uint64)
+    expected = decoding.view(io.BytesIO(record[place:]), (16, 16, 3), key, 0.5)
+    np.testing.assert_array_equal(images.read(np.array([3]), key[np.newaxis], 0.5)[0], expected)
+    with PIL.Image.open(io.BytesIO(record[place:])) as image:
+        assert image.size == (20, 30)
+    config = digits_config(dataset="made", image_size=16, batch_size=4)
+    train.train_and_evaluate(config, tmp_path / "run")
+    assert read_metrics(tmp_path / "run", "ema")[-1]["step"] == 20
+
+
+def test_reading_from_files_imports_no_tensorflow(on_disk):
+    on_disk(IMAGE, LABEL)
+    script = (
+        "import sys; from runtime import tfds_sets; import input_pipeline, numpy; tfds_sets.LARGE = 0; "
+        "input_pipeline.find_source('made').load_checked('test').read(numpy.arange(3)); "
+        "sys.exit('tensorflow' in sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", script], cwd=ROOT, check=True, timeout=120)
+
+
+def test_the_labels_are_read_once(on_disk, tmp_path, monkeypatch):
+    on_disk(IMAGE, LABEL)
+    caching.enable(tmp_path / "cache")
+    first = input_pipeline.find_source("made").load_checked("train")
+    monkeypatch.setattr(tfds_sets, "read_labels", None)
+    again = input_pipeline.find_source("made").load_checked("train")
+    np.testing.assert_array_equal(first.label, again.label)
+    assert first.image.identity == again.image.identity != ""
+    [path] = (tmp_path / "made" / "1.0.0").glob("*train*record*")
+    os.utime(path, (1, 1))
+    with pytest.raises(TypeError):  # they are to be read again
+        input_pipeline.find_source("made").load_checked("train")
+
+
+def test_a_set_whose_images_have_one_size_keeps_it(on_disk, tmp_path):
+    on_disk(IMAGE, LABEL)
+    with pytest.raises(
+        UserError, match=r"image_size = 8: the images of 'made' have one size, \(4, 4, 1\); leave it at 0"
+    ):
+        input_pipeline.find_source("made", image_size=8)
+
+
+def test_files_that_are_cut_off_are_named_with_how_to_repair_them(tmp_path, monkeypatch):
+    monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path))
+    monkeypatch.setattr(tfds_sets, "LARGE", 0)
+    store(tmp_path, IMAGE, LABEL)
+    [path] = (tmp_path / "made" / "1.0.0").glob("*train*record*")
+    for size in (path.stat().st_size - 7, path.stat().st_size // 2, 5):
+        path.write_bytes(path.read_bytes()[:size])
+        with pytest.raises(UserError, match=rf"{path} ends within a record. Remove it and prepare it again: rm -r"):
+            input_pipeline.find_source("made").load_checked("train")
+
+
+def test_large_sets_of_other_pixels_than_bytes_are_refused(on_disk):
+    on_disk(IMAGE.astype(np.uint16), LABEL)
+    with pytest.raises(UserError, match="has images of uint16; expected uint8, from 0 to 255"):
+        input_pipeline.find_source("made")
