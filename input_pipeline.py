@@ -335,6 +335,7 @@ def _is_streamed(mode: str, parts: list[Images], crops: bool) -> bool:
             "--config.augment.resized_crop=1 for the centre of each image"
         )
     streamed = mode == "stream" or (mode == "auto" and (crops or size > limit / 4))
-    where = "read as they are needed" if streamed else "copied to each device"
+    reason = " for random crops" if streamed and crops else ""
+    where = f"read as they are needed{reason}" if streamed else "copied to each device"
     say(f"Images: {size / 1e6:,.1f} MB, {where}; a device has {limit / 1e9:,.1f} GB of memory")
     return streamed

@@ -143,7 +143,8 @@ def draw(axis: Axes, panel: "Panel") -> list[list[Any]]:
                 label.set(rotation=20, horizontalalignment="right")
         axis.minorticks_off()
     # How training began is no reason to make its end small.
-    late = [line.values[len(line.steps) // 2 if line.label == "train" else 0 :] for line in panel.lines]
+    skips = panel.title != "learning rate"
+    late = [line.values[len(line.steps) // 2 if line.label == "train" and skips else 0 :] for line in panel.lines]
     values = np.concatenate(late)
     finite = values[np.isfinite(values)]
     if not finite.size:

@@ -18,9 +18,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from runtime import hosts, run_config
+from runtime.errors import UserError
 from runtime.fields import flatten
 from runtime.files import replace_file
 from runtime.progress import say
+from runtime.sources import Images
 from runtime.stream import Stream
 
 PACKAGES = (
@@ -89,6 +91,31 @@ def check_processes(config: Mapping[str, Any], data: Any) -> None:
     )
 
 
+def check_data(workdir: pathlib.Path, data: Any, *, accept: bool) -> None:
+    """Checks that a run continues on the training data that it began with, by labels and names of files.
+
+    Args:
+        workdir: of the run, whose `environment.json` has what it began with.
+        data: of training, with `images`; others are not compared.
+        accept: whether they may differ.
+
+    Raises:
+        UserError: they differ.
+    """
+    images = getattr(data, "images", None)
+    if not isinstance(images, Images):
+        return
+    found = hashlib.sha256(images.label.tobytes() + getattr(images.image, "names", b"")).hexdigest()
+    path = workdir / "environment.json"
+    before = _read(path)
+    if before.get("labels", found) != found and not accept:
+        raise UserError(
+            f"{workdir} holds a run on other training data: labels, names of files or their order were others. Use "
+            "another --workdir, restore the data, or pass --config_change=accept to continue on these"
+        )
+    replace_file(path, json.dumps(before | {"labels": found}, indent=2) + "\n")
+
+
 def write(workdir: pathlib.Path, *, deterministic: bool, **more: Any) -> None:
     """Writes `environment.json`, with `more`, and says where results are not those of another run to the bit.
 
@@ -102,7 +129,8 @@ def write(workdir: pathlib.Path, *, deterministic: bool, **more: Any) -> None:
     devices, version = found["devices"], found["packages"].get("jaxlib", "unknown")
     # What sums are rounded by.
     now = {"devices": f"{len(devices)} x {devices[0]}", "jaxlib": version, "XLA_FLAGS": found["xla_flags"] or "none"}
-    found["began"] = {**now, **_read(path).get("began", {})}
+    before = _read(path)
+    found |= {"began": {**now, **before.get("began", {})}, "labels": before.get("labels", "")}
     replace_file(path, json.dumps(found, indent=2) + "\n")
     for name, value in now.items():
         if (began := found["began"][name]) != value:

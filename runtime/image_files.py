@@ -49,6 +49,11 @@ class ImageFiles:
         return len(self.files)
 
     @property
+    def names(self) -> bytes:
+        """The paths of the files, which are the same wherever the folder is."""
+        return self.files.tobytes()
+
+    @property
     def identity(self) -> str:
         """A name that other images do not have, nor these once their files have changed."""
         parts = (self.mark, os.fsencode(self.folder), str(self.shape).encode(), self.files.tobytes())
@@ -186,6 +191,11 @@ def _find_root(dataset: str, splits: tuple[str, str]) -> str:
     if not path.is_dir():
         found = "is no folder" if path.exists() else "does not exist"
         raise UserError(f"dataset = {dataset!r}: {path} {found}; expected one with images in {right}")
+    if any("[" in split for split in splits):
+        raise UserError(
+            f"splits = {splits}: only TFDS cuts slices; a folder has its images to train and to test in two folders. "
+            "config.num_validation sets training images aside"
+        )
     root = str(path)
     folders = [entry.name for entry in _visible(root) if _is_folder(entry)]
     if missing := [split for split in splits if split not in folders]:

@@ -56,24 +56,29 @@ def check(workdir: pathlib.Path) -> None:
 
 
 @contextlib.contextmanager
-def enter(workdir: pathlib.Path, config: Mapping[str, Any], data: Any) -> Iterator[pathlib.Path]:
+def enter(
+    workdir: pathlib.Path, config: Mapping[str, Any], data: Any, config_change: str = "refuse"
+) -> Iterator[pathlib.Path]:
     """Keeps a workdir, which is created if it does not exist, to this run, of which all processes must do the same.
 
     Args:
         workdir: of the run.
         config: resolved.
         data: of training.
+        config_change: "accept" lets the data differ from those that the run began with.
 
     Yields:
         Where to write everything but checkpoints: the workdir, or in all processes but the first a temporary folder.
 
     Raises:
-        UserError: another run has it, it cannot be written to, or one process has other things than the first.
+        UserError: another run has it, it cannot be written to, it is of other data, or one process has other things
+            than the first.
     """
     environment.check_processes(config, data)
     if hosts.first():
         with hold(workdir) as holder:
             hosts.gather(holder)
+            environment.check_data(workdir, data, accept=config_change == "accept")
             yield workdir
     else:
         holder, until = hosts.gather("")[0], time.monotonic() + 10

@@ -25,10 +25,11 @@ import numpy as np
 import tools
 from reporting import diagnosis, page
 from reporting.runs import Run
-from runtime import environment
+from runtime import caching, environment
 from runtime.errors import UserError
 from runtime.files import local_path, replace_file
 from runtime.progress import say, under_way
+from tools import command_line
 from tools.diagnosis import curvature, ensembles, landscape, matching, spectrum
 from tools.diagnosis.curvature import NUM_BATCHES
 from tools.diagnosis.spectrum import NUM_ITERATES
@@ -105,6 +106,7 @@ def main() -> None:
     if args.images < 2 * NUM_BATCHES or args.steps < 6 * NUM_ITERATES:
         parser.error(f"--images must be at least {2 * NUM_BATCHES}, --steps at least {6 * NUM_ITERATES}")
     try:
+        caching.enable_if_possible(command_line.CACHE_DIR)
         found = diagnose(args.workdir, args.other, average=args.average, num_images=args.images, num_steps=args.steps)
         found["environment"] = environment.describe()
         found["command"] = shlex.join(["python", "-m", "tools.diagnose", *sys.argv[1:]])

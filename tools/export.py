@@ -25,13 +25,14 @@ import tools
 import train
 from input_pipeline import Normalization, TrainData
 from reporting import tables
-from runtime import run_config, stream
+from runtime import caching, run_config, stream
 from runtime.convolution import FastApply
 from runtime.errors import UserError
 from runtime.fields import with_tuples
 from runtime.files import local_path, replace_file
 from runtime.progress import say
 from runtime.stored import find_checkpoint
+from tools import command_line
 from tools.finished import FinishedRun
 
 
@@ -129,6 +130,7 @@ def main() -> None:
     parser.add_argument("--checkpoint", choices=("latest", "best"), default="latest", help="default: latest")
     args = parser.parse_args()
     try:
+        caching.enable_if_possible(command_line.CACHE_DIR)
         metrics = export(args.workdir, args.average, args.out, args.checkpoint)
     except (UserError, OSError) as error:
         sys.exit(f"error: {error}")

@@ -33,12 +33,13 @@ import tools
 import train
 from configs import default
 from reporting import page, runs
-from runtime import averages, fields
+from runtime import averages, caching, fields
 from runtime.errors import UserError
 from runtime.files import local_path, replace_file
 from runtime.progress import say
 from runtime.sharding import replicated
 from runtime.stored import Stored
+from tools import command_line
 from tools.finished import FinishedRun, Variables
 
 RAW = averaging.soft_update(1.0)  # the raw weights, as an average
@@ -267,6 +268,7 @@ def main() -> None:
     parser.add_argument("--last", action="store_true", help="score only at the last step, where scoring takes long")
     args = parser.parse_args()
     try:
+        caching.enable_if_possible(command_line.CACHE_DIR)
         lines = posthoc(args.workdir, args.average, args.basis, args.max_error, last=args.last)
         write(args.workdir, lines)
         say(page.write(args.workdir) if lines else "Nothing was made")

@@ -9,6 +9,7 @@ Any field of the config can be overridden, as in the second line.
 import dataclasses
 import pathlib
 import sys
+from typing import Any
 
 import jax
 import ml_collections
@@ -19,7 +20,7 @@ from ml_collections import config_flags
 
 from augmentation import Augmentation
 from input_pipeline import TrainData
-from runtime import stream
+from runtime import caching, stream
 from runtime.errors import UserError
 from runtime.files import local_path
 from runtime.progress import say
@@ -41,10 +42,14 @@ def draw(config: ml_collections.ConfigDict, path: pathlib.Path) -> None:
         UserError: a config or data set that cannot be used.
     """
     experiment = finished.create_experiment(config)
-    augmented = stream.at(experiment.train_data, 0)
+    train_data = experiment.train_data
+    augmented = plain = stream.at(train_data, 0)
     if not isinstance(augmented, TrainData):
         raise UserError(f"task = {config.task!r}: its batches are no images, which this tool draws")
-    plain = dataclasses.replace(augmented, augmentation=Augmentation())
+    if isinstance(train_data, stream.Stream):  # random crops are made where files are read
+        read: Any = train_data.read
+        plain = dataclasses.replace(train_data, read=dataclasses.replace(read, min_area=1.0)).at(0)
+    plain = dataclasses.replace(plain, augmentation=Augmentation())
     batches = [jax.device_get(data.batch(experiment.state)[0]) for data in (plain, augmented)]
     mean, std = (np.asarray(x) for x in (plain.normalization.mean, plain.normalization.std))
 
@@ -61,7 +66,9 @@ def draw(config: ml_collections.ConfigDict, path: pathlib.Path) -> None:
                 axes.imshow(pixels if pixels.shape[-1] in (1, 3, 4) else pixels[..., 0], cmap="gray", vmin=0, vmax=1)
                 target = batch["target"][index]
                 classes = np.flatnonzero(target)[np.argsort(-target[np.flatnonzero(target)])]
-                title = str(classes[0]) if len(classes) == 1 else ", ".join(f"{target[c]:.0%} {c}" for c in classes)
+                names = plain.class_names or [str(label) for label in range(plain.num_classes)]
+                parts = [f"{target[label]:.0%} {names[label]}" for label in classes]
+                title = names[classes[0]] if len(classes) == 1 else ", ".join(parts)
                 axes.set_title(title, fontsize=8)
     channels = plain.image.shape[-1]
     shown = "" if channels in (1, 3, 4) else f" (the first of {channels} channels)"
@@ -77,6 +84,7 @@ def main(argv: list[str]) -> None:
         sys.exit(f"error: unknown argument {argv[1]!r}; flags are written --name=value")
     logging.set_verbosity(logging.WARNING)
     try:
+        caching.enable_if_possible(command_line.CACHE_DIR)
         draw(_CONFIG.value, local_path(_OUT.value, "--out"))
     except (UserError, OSError, ValueError) as error:  # the last is Matplotlib's, of a format that it does not know
         sys.exit(f"error: {error}")

@@ -8,12 +8,16 @@ import sys
 
 import numpy as np
 import pytest
-from conftest import ROOT, read_metrics, run_main
+from conftest import ROOT, digits_config, read_metrics, run_main
 from PIL import Image
 from processes import succeed
 
+import train
+from runtime.errors import UserError
+
 SHARED = pathlib.Path(os.environ.get("TFDS_DATA_DIR", ""))
 SHORT = ("--config.duration=24 steps", "--config.log_every=3 steps", "--config.eval_every=12 steps")
+PART = "--config.splits=('train[:10000]', 'test[:1000]')"  # the rest takes minutes and shows nothing else
 SINGLE = ("--config.steps_per_dispatch=1", "--config.num_validation=1000", "--config.label_noise=0.1")
 MODES = ("device", "stream")
 
@@ -31,13 +35,22 @@ def test_two_processes_stream_what_one_has_on_its_devices_to_the_bit(tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.skipif(not (SHARED / "mnist").is_dir(), reason="needs MNIST and CIFAR-10 in TFDS_DATA_DIR")
-@pytest.mark.parametrize("name", ["mnist_fast", "cifar10_small"])
+@pytest.mark.parametrize("name", ["mnist", "cifar10"])
 def test_real_images_give_the_same_numbers_wherever_they_lie_and_whoever_reads_them(tmp_path, name):
-    options = {"config": f"configs/{name}.py"}
+    options = {"config": "configs/default.py"}
+    augment = ("--config.augment.flip=True", "--config.augment.crop_padding=4", "--config.augment.mixup=1.0")
     for mode in MODES:
         for num in (1, 2):
             workdir = tmp_path / f"{mode}{num}"
-            flags = (f"--config.data.mode={mode}", f"--workdir={workdir}", *SHORT, *SINGLE)
+            flags = (
+                f"--config.data.mode={mode}",
+                f"--workdir={workdir}",
+                f"--config.dataset={name}",
+                *augment,
+                *SHORT,
+                *SINGLE,
+                PART,
+            )
             succeed(num, *flags, devices=8 // num, **options)
     first, *others = (metrics(tmp_path / f"{mode}{num}") for mode in MODES for num in (1, 2))
     assert len(first.splitlines()) > 10
@@ -130,3 +143,22 @@ def test_a_folder_of_photographs_trains_without_a_line_of_code(tmp_path):
     assert (tmp_path / "run" / "curves.png").exists()
     assert (tmp_path / "run" / "report.html").exists()
     assert read_metrics(tmp_path / "run", "ema")[-1]["accuracy"] > 0.9
+
+
+def test_a_run_does_not_go_on_with_other_images_unless_told_to(tmp_path):
+    """As many as before, in as many classes; nothing else tells of it."""
+    rng = np.random.default_rng(0)
+    arrays = {"train_image": rng.integers(0, 256, (64, 8, 8, 1), dtype=np.uint8), "train_label": np.arange(64) % 4}
+    arrays |= {"test_image": arrays["train_image"][:8], "test_label": arrays["train_label"][:8]}
+    np.savez(tmp_path / "set.npz", **arrays)
+    config = digits_config(dataset=f"arrays:{tmp_path / 'set.npz'}", duration="10 steps")
+    train.train_and_evaluate(config, tmp_path / "run")
+    np.savez(tmp_path / "set.npz", **arrays | {"train_label": arrays["train_label"][::-1]})
+    config.duration = "20 steps"
+    with pytest.raises(
+        UserError, match=r"run holds a run on other training data: labels, names of files or their order"
+    ):
+        train.train_and_evaluate(config, tmp_path / "run")
+    state, _ = train.train_and_evaluate(config, tmp_path / "run", config_change="accept")
+    assert state.step == 20
+    state, _ = train.train_and_evaluate(config, tmp_path / "run")  # which these now are the data of
