@@ -7,6 +7,10 @@ The images are files, imagenet/train/CLASS/*.JPEG and imagenet/val/CLASS/*.JPEG.
 (arXiv:1706.02677). It then falls along a cosine instead of in steps, and labels are smoothed, as He et al. 2019 have it
 (arXiv:1812.01187). Batch norm sees the whole batch; on each GPU there it sees 32 images.
 
+The archive of the validation images has no folders: sort them into those of their classes first. With TFDS, it is
+--config.dataset=imagenet2012 --config.splits="('train', 'validation')". On more than six cores, give
+--config.data.workers=N for N of them; docs/data.md says how many images a core reads.
+
 Today's recipes train longer and change the images more. Each change is a line:
 
     config.augment.rand_augment = 2
