@@ -282,6 +282,8 @@ def load(
     evaluated = {name: images for name, images in evaluated.items() if len(images)}
     min_area = augmentation.resized_crop if resized else 1.0
     streamed = _is_streamed(mode, [images, *evaluated.values()], crops=min_area < 1)
+    if workers < 0:
+        raise UserError(f"data.workers = {workers}: must be a number of processes, or 0 for threads")
     if streamed and steps_per_dispatch > 1:
         raise UserError(
             f"steps_per_dispatch = {steps_per_dispatch}: images that are streamed come one step at a time; leave it at "

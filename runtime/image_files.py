@@ -97,7 +97,10 @@ class ImageFiles:
                     images[i] = decoding.view(file, self.shape[1:], None if keys is None else keys[i], min_area)
                 else:
                     image, _, _ = decoding.decode(file, decoding.whole, (self.width, self.height))
-                    images[i] = np.asarray(image.convert("RGB"))
+                    pixels = np.asarray(image.convert("RGB"))
+                    if pixels.shape != self.shape[1:]:  # one of 1x1 would be spread over all
+                        raise ValueError(f"it has become {pixels.shape}, from {self.shape[1:]}")
+                    images[i] = pixels
             except ValueError as error:
                 again = "It could be before training; the same command checks all images again"
                 raise UserError(f"{file} cannot be read: {error}. {again}") from error
@@ -293,8 +296,11 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
 
 
 def _is_image(entry: os.DirEntry[str]) -> bool:
-    """Whether it is one by its name; a pipe is none, for to open it is to wait."""
-    return entry.name.lower().endswith(SUFFIXES) and (entry.is_symlink() or entry.is_file())
+    """Whether it is one by its name; a pipe, or a link to one, is none, for to open it is to wait."""
+    if not entry.name.lower().endswith(SUFFIXES):
+        return False
+    # A link to nowhere counts: opening it will say so.
+    return os.path.isfile(entry.path) or (entry.is_symlink() and not os.path.exists(entry.path))
 
 
 def _names(names: Sequence[str]) -> str:

@@ -25,7 +25,7 @@ def _histograms(images: Images, rows: np.ndarray) -> np.ndarray:
 
     # A few images at a time, for NumPy makes int64 of what it counts.
     size = math.prod(images.image.shape[1:])
-    parts = np.array_split(rows, max(1, len(rows) * size // 2**16))
+    parts = np.array_split(rows, max(1, len(rows) // max(1, 2**16 // size)))
     with ThreadPoolExecutor(num_cores()) as pool:
         return sum(pool.map(count, parts), np.zeros((images.image.shape[-1], 256), np.int64))
 

@@ -4,6 +4,7 @@ import collections
 import concurrent.futures
 import contextlib
 import multiprocessing
+import multiprocessing.connection
 import os
 import pathlib
 import signal
@@ -20,6 +21,8 @@ from runtime.errors import UserError
 Rows = dict[str, np.ndarray]
 Read = Callable[[int, np.ndarray], Rows]  # (step, positions in its batch) -> arrays [positions, ...]
 AHEAD = 4  # steps: two are with the device already, and images differ in the time that they take
+# What asks a run to stop, as in `interruption`: it then saves, and needs what is read until it has.
+_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 
 
 def num_cores() -> int:
@@ -59,12 +62,16 @@ def read_ahead(
 
         def rows() -> Iterator[Rows]:
             coming: collections.deque[list[concurrent.futures.Future[Rows]]] = collections.deque()
-            for step in steps:
-                coming.append([pool.submit(function, step, part) for part in parts])
-                if len(coming) > AHEAD:
+            try:
+                for step in steps:
+                    coming.append([pool.submit(function, step, part) for part in parts])
+                    if len(coming) > AHEAD:
+                        yield _joined(coming.popleft())
+                while coming:
                     yield _joined(coming.popleft())
-            while coming:
-                yield _joined(coming.popleft())
+            except BrokenProcessPool as error:
+                found = "a process that reads data was killed; with fewer data.workers each has more memory"
+                raise UserError(found) from error
 
         try:
             yield rows()
@@ -73,10 +80,7 @@ def read_ahead(
 
 
 def _joined(futures: list["concurrent.futures.Future[Rows]"]) -> Rows:
-    try:
-        parts = [future.result() for future in futures]
-    except BrokenProcessPool as error:
-        raise UserError("a process that reads data was killed; with fewer data.workers each has more memory") from error
+    parts = [future.result() for future in futures]
     return parts[0] if len(parts) == 1 else {name: np.concatenate([p[name] for p in parts]) for name in parts[0]}
 
 
@@ -84,15 +88,30 @@ def _threads(number: int) -> concurrent.futures.Executor:
     return concurrent.futures.ThreadPoolExecutor(number, "reader")
 
 
+class _Process(multiprocessing.context.SpawnProcess):
+    def terminate(self) -> None:
+        """What a pool does to the others when one was killed, and waits for: they ignore SIGTERM."""
+        self.kill()
+
+
+class _Context(multiprocessing.context.SpawnContext):
+    Process = _Process
+
+
 def _processes(read: Read, number: int) -> concurrent.futures.Executor:
-    context = multiprocessing.get_context("spawn")
-    pool = concurrent.futures.ProcessPoolExecutor(number, context, _start, (read,))
     # New processes would import what this one has started with, main.py and JAX; and they inherit what is blocked, so
-    # that a Ctrl-C, which reaches them as well, finds them ignoring it.
-    main, before = sys.modules["__main__"], signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT, signal.SIGTERM])
-    sys.modules["__main__"] = types.ModuleType("__main__")
+    # that a signal to the whole group, such as that of a Ctrl-C, finds them ignoring it.
+    main, before = sys.modules["__main__"], signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
     try:
-        for future in [pool.submit(os.getpid) for _ in range(number)]:
+        context = _Context()
+        # All of them wait until it is closed: a pool with an idle one would start the next later, out of here.
+        closed, gate = context.Pipe(duplex=False)
+        pool = concurrent.futures.ProcessPoolExecutor(number, context, _start, (read, closed))
+        signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)  # multiprocessing has just unblocked two of them
+        sys.modules["__main__"] = types.ModuleType("__main__")
+        started = [pool.submit(os.getpid) for _ in range(number)]
+        gate.close()
+        for future in started:
             future.result()
     finally:
         sys.modules["__main__"] = main
@@ -103,13 +122,15 @@ def _processes(read: Read, number: int) -> concurrent.futures.Executor:
 _worker_read: Read  # of this process, if it is a worker
 
 
-def _start(read: Read) -> None:
+def _start(read: Read, gate: multiprocessing.connection.Connection) -> None:
     global _worker_read
     _worker_read = read
-    for number in (signal.SIGINT, signal.SIGTERM):  # which concern the run, and it still needs what is read
+    for number in _SIGNALS:
         signal.signal(number, signal.SIG_IGN)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT, signal.SIGTERM])
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
     threading.Thread(target=_end_with_parent, daemon=True).start()
+    with contextlib.suppress(EOFError):
+        gate.recv()
 
 
 def _end_with_parent() -> None:

@@ -4,6 +4,7 @@ import contextlib
 import json
 import multiprocessing
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -18,7 +19,7 @@ from conftest import CNN, ROOT, create_experiment, digits_config, read_metrics
 
 import input_pipeline
 import train
-from runtime import permutation, readers, rows, sharding, stream
+from runtime import interruption, permutation, readers, rows, sharding, stream
 from runtime.errors import UserError
 from runtime.sources import Images
 
@@ -131,8 +132,8 @@ def test_worker_processes_import_neither_the_program_nor_jax_and_end_with_it(tmp
             assert set(modules) == {0}
             assert process.pid not in pids
             for pid in pids:  # which Ctrl-C and a scheduler's notice reach as well
-                os.kill(pid, signal.SIGINT)
-                os.kill(pid, signal.SIGTERM)
+                for number in interruption._SIGNALS:
+                    os.kill(pid, number)
             assert alive(pids) == pids
         finally:
             process.kill()
@@ -150,11 +151,25 @@ def killed(step, positions):
     os.kill(os.getpid(), signal.SIGKILL)
 
 
+def one_killed(step, positions):
+    if positions[0] == 0:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return {"number": positions}
+
+
+def test_all_worker_processes_are_there_before_the_first_reads():
+    """One that a pool starts later would import the program, and hear a Ctrl-C."""
+    pool = readers._processes(failing, 4)
+    assert len(multiprocessing.active_children()) == 4
+    pool.shutdown()
+
+
 def test_what_goes_wrong_in_reading_ends_the_run_with_its_message():
     for read, num_workers, message in (
         (failing, 0, "cat/3.jpg cannot be read"),
         (failing, 1, "cat/3.jpg cannot be read"),
         (killed, 1, "a process that reads data was killed; with fewer data.workers each has more memory"),
+        (one_killed, 3, "a process that reads data was killed"),
     ):
         with (
             readers.read_ahead(read, range(9), np.arange(2), 1, num_workers) as found,
@@ -194,6 +209,16 @@ def test_a_run_that_streams_continues_where_it_was(tmp_path):
     train.train_and_evaluate(whole, tmp_path / "parts")
     metrics = [read_metrics(tmp_path / name, "ema")[-1] for name in ("whole", "parts")]
     assert metrics[0] == metrics[1]
+
+
+def test_a_run_in_chunks_goes_on_as_a_stream_with_a_batch_for_each_step(tmp_path):
+    parts = digits_config(duration="10 steps")
+    train.train_and_evaluate(parts, tmp_path / "device")
+    shutil.copytree(tmp_path / "device", tmp_path / "stream")
+    for mode in ("device", "stream"):
+        train.train_and_evaluate(streamed(digits_config(), mode), tmp_path / mode)
+    device, stream_ = (read_metrics(tmp_path / mode, "raw")[-1] for mode in ("device", "stream"))
+    assert device["loss"] == pytest.approx(stream_["loss"], rel=1e-4)  # single steps differ in the last bits
 
 
 @pytest.mark.parametrize("n", [1, 7, 8, 9, 100])
