@@ -24,7 +24,6 @@ from runtime.checkpointing import Checkpoints, find_origin
 from runtime.convolution import FastApply
 from runtime.dispatch import Dispatcher, Program, Sums, counted_if, next_batch, noted, suits_chunks, zero_sums
 from runtime.metric_writing import MetricWriter
-from runtime.stream import Stream
 from streams import stream_key
 from train_state import Average, CustomTrainState
 
@@ -256,8 +255,7 @@ def create_experiment(config: ml_collections.FrozenConfigDict, task: Task, workd
     program = create_train_program(loss_fn, mesh, config.accumulate)
     with noted(config, has_own_model=settings.has_own_model(task)):
         sums = zero_sums(program, state, train_data)
-        if config.chunked is None or isinstance(train_data, Stream):  # the data of a run that continues may have moved
-            config = settings.completed(config, chunked=suits_chunks(program, state, train_data))
+        config = settings.completed(config, chunked=suits_chunks(program, state, train_data, config.chunked))
         eval_step, proportions = evaluation.create_eval_step(state, task, eval_data["test"], mesh)
     config = settings.completed(config, proportions=proportions)
     return Experiment(config, task, mesh, state, sums, train_data, eval_data, loss_fn, program, eval_step, workdir)

@@ -113,7 +113,7 @@ def zero_sums(program: Program, state: Any, data: Any) -> Sums:
     return jax.tree.map(lambda m: jnp.zeros(m.shape, m.dtype, device=state.step.sharding), metrics)
 
 
-def suits_chunks(program: Program, state: Any, data: Any) -> bool:
+def suits_chunks(program: Program, state: Any, data: Any, known: bool | None = None) -> bool:
     """Whether steps run faster when the device repeats them than when the host dispatches one after another.
 
     Everywhere but on CPUs where a gradient with respect to a convolution's kernel is left to XLA, as it is for what
@@ -123,12 +123,13 @@ def suits_chunks(program: Program, state: Any, data: Any) -> bool:
     Args:
         program: of one step.
         state: what it takes.
-        data: what it takes.
+        data: what it takes. Of a `Stream` a program gets one step at a time.
+        known: what was asked for, or found before; None for neither.
     """
+    if isinstance(data, stream.Stream) or known is not None:
+        return bool(known) and not isinstance(data, stream.Stream)
     # XLA's convolution is that gradient where the batch, which is summed over, takes the place of the channels.
     gradient = r"lhs_spec=\((?!0,)"
-    if isinstance(data, stream.Stream):  # of which a program gets one step at a time
-        return False
     return jax.default_backend() != "cpu" or not re.search(gradient, str(jax.make_jaxpr(program)(state, data)))
 
 
