@@ -20,7 +20,7 @@ from runtime.errors import UserError
 from runtime.fields import taken_by
 from runtime.image_files import find_folder_source
 from runtime.normalization import Normalization
-from runtime.permutation import example_indices, round_keys
+from runtime.permutation import example_indices, find_step
 from runtime.progress import say, under_way
 from runtime.readers import num_cores
 from runtime.rows import EvalRows, TrainRows
@@ -308,15 +308,14 @@ def load(
 
     # Decoding small images, threads wait for each other most of the time.
     threads = num_cores() if resized or math.prod(source.image_shape) > 2**16 else 1
-    num_epochs = 2 * duration * batch_size // len(images) + 1  # tools.diagnose may train on after the end
-    keys = round_keys(stream_key(jax.random.key(seed), "permutation"), jnp.arange(num_epochs, dtype=jnp.uint32))
-    rows = TrainRows(images, batch_size, np.asarray(keys), seed, min_area)
-    train_data = Stream(images, rows, create, batch_size, duration, split_batch(mesh), threads, workers)
+    rows = TrainRows(images, batch_size, seed, min_area)
+    steps = find_step(stream_key(jax.random.key(seed), "permutation"), batch_size, len(images))
+    train_data = Stream(images, rows, create, batch_size, duration, split_batch(mesh), steps, threads, workers)
     streams = {}
     for name, x in evaluated.items():
         number, size = _even_batches(len(x), eval_batch_size, mesh.size)
         make = functools.partial(EvalData, normalization=normalization, batch_size=size, class_names=source.class_names)
-        streams[name] = Stream(x, EvalRows(x, size), make, size, number, split_batch(mesh), threads, workers)
+        streams[name] = Stream(x, EvalRows(x, size), make, size, number, split_batch(mesh), int, threads, workers)
     return train_data, streams
 
 

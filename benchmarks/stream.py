@@ -25,8 +25,9 @@ import train
 from benchmarks import measure
 from configs import cifar10_small
 from input_pipeline import find_source
-from runtime import readers, rows, tfds_sets
+from runtime import rows, tfds_sets
 from runtime.dispatch import Dispatcher
+from runtime.permutation import find_step
 from runtime.readers import num_cores, read_ahead
 from runtime.sources import Images
 from tools import finished
@@ -61,13 +62,20 @@ def timed(batches: Iterator[Any], number: int) -> float:
     return time.perf_counter() - started
 
 
+def steps_of(read: rows.TrainRows) -> Callable[[int], rows.Step]:
+    """What `read` takes for the number of a step."""
+    return find_step(jax.random.key(0), read.batch_size, len(read.images))
+
+
 def of_stream(
-    read: readers.Read, batch: int, num_threads: int, num_workers: int = 0, number: int = BATCHES
+    read: rows.TrainRows, num_threads: int, num_workers: int = 0, number: int = BATCHES
 ) -> Callable[[], float]:
     """Times a stream's reading."""
 
     def call() -> float:
-        with read_ahead(read, range(10**6), np.arange(batch), num_threads, num_workers) as found:
+        with read_ahead(
+            read, map(steps_of(read), range(10**6)), np.arange(read.batch_size), num_threads, num_workers
+        ) as found:
             return timed(found, number)
 
     return call
@@ -96,29 +104,26 @@ def row(what: str, number: int, seconds: list[float], against: str, reference: l
     return found | measure.paired_ratio(reference, seconds)
 
 
-def keys_of(num_epochs: int) -> np.ndarray:
-    """Any keys of permutations."""
-    return np.random.default_rng(0).integers(0, 2**32, (num_epochs, rows.ROUNDS), dtype=np.uint32)
-
-
 def measure_photographs(rounds: int, workers: int) -> list[dict[str, Any]]:
     """Rows of the table: 224-pixel crops of JPEG files."""
     with tempfile.TemporaryDirectory() as name:
         make_photographs(pathlib.Path(name))
         source = find_source(f"folder:{name}", image_size=SIZE)
         images = source.load("train")
-        read = rows.TrainRows(images, BATCH, keys_of(1000), 0, min_area=0.08)
+        read = rows.TrainRows(images, BATCH, 0, min_area=0.08)
+
+        steps = steps_of(read)
 
         def bare() -> float:
             started = time.perf_counter()
             for step in range(BATCHES // num_cores()):
-                read(step, np.arange(BATCH))
+                read(steps(step), np.arange(BATCH))
             return (time.perf_counter() - started) * num_cores()
 
         variants = {
             "one thread": bare,
-            "stream, threads": of_stream(read, BATCH, num_cores()),
-            "stream, processes": of_stream(read, BATCH, 0, workers),
+            "stream, threads": of_stream(read, num_cores()),
+            "stream, processes": of_stream(read, 0, workers),
         }
         if importlib.util.find_spec("torchvision"):
             variants["DataLoader"] = of_loader(pathlib.Path(name), workers)
@@ -139,15 +144,17 @@ def measure_small(rounds: int) -> list[dict[str, Any]]:
     finally:
         tfds_sets.LARGE = 2**31
     batch = 512
-    read = rows.TrainRows(images, batch, keys_of(1000), 0)
+    read = rows.TrainRows(images, batch, 0)
+
+    steps = steps_of(read)
 
     def bare() -> float:
         started = time.perf_counter()
         for step in range(BATCHES):
-            read(step, np.arange(batch))
+            read(steps(step), np.arange(batch))
         return time.perf_counter() - started
 
-    seconds = measure.interleaved({"bare loop": bare, "stream, one thread": of_stream(read, batch, 1)}, rounds)
+    seconds = measure.interleaved({"bare loop": bare, "stream, one thread": of_stream(read, 1)}, rounds)
     return [
         row(f"PNG 32x32: {what}", batch * BATCHES, values, "bare loop", seconds["bare loop"])
         for what, values in seconds.items()
@@ -187,12 +194,12 @@ def measure_training(rounds: int) -> list[dict[str, Any]]:
 def measure_start(rounds: int) -> list[dict[str, Any]]:
     """Rows of the table: seconds until the first batch, at the begin and after a million steps."""
     label = np.zeros(50_000, np.int32)
-    read = rows.TrainRows(Images(np.zeros((50_000, 32, 32, 3), np.uint8), label), 128, keys_of(3000), 0)
+    read = rows.TrainRows(Images(np.zeros((50_000, 32, 32, 3), np.uint8), label), 128, 0)
 
     def first(step: int) -> Callable[[], float]:
         def call() -> float:
             started = time.perf_counter()
-            with read_ahead(read, range(step, 10**9), np.arange(128), 1) as found:
+            with read_ahead(read, map(steps_of(read), range(step, 10**9)), np.arange(128), 1) as found:
                 next(found)
                 return time.perf_counter() - started
 

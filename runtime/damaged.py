@@ -11,6 +11,7 @@ import numpy as np
 
 from runtime.caching import CachedArrays
 from runtime.progress import Progress, under_way
+from runtime.readers import num_cores
 
 SAVE_SECONDS = 10.0  # after which what has been found out is kept, for the case that the process is ended
 _BLOCK = 128  # files that wait for a thread at a time; a million would need gigabytes
@@ -90,7 +91,7 @@ def find_damaged(
 
     many = len(unknown) >= _MANY
     what = f"Checking {len(unknown)} of {len(files)} images in {folder}"
-    with under_way(what) if many else contextlib.nullcontext(), ThreadPoolExecutor(os.cpu_count()) as pool:
+    with under_way(what) if many else contextlib.nullcontext(), ThreadPoolExecutor(num_cores()) as pool:
         progress, kept_at = Progress(len(unknown), "image"), time.monotonic()
         try:
             for end in range(_BLOCK, len(unknown) + _BLOCK, _BLOCK):

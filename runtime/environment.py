@@ -71,7 +71,7 @@ def check_processes(config: Mapping[str, Any], data: Any) -> None:
     digest = hashlib.sha256()
     if isinstance(data, Stream):  # what tells sets apart without reading all of it
         digest.update(data.images.label.tobytes())
-        data = data.read(0, np.arange(data.batch_size))
+        data = data.rows(0, np.arange(data.batch_size))
     for leaf in jax.tree.leaves(data):
         if not jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
             digest.update(np.asarray(leaf.addressable_data(0) if isinstance(leaf, jax.Array) else leaf).tobytes())

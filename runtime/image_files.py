@@ -102,7 +102,7 @@ class ImageFiles:
                         raise ValueError(f"it has become {pixels.shape}, from {self.shape[1:]}")
                     images[i] = pixels
             except ValueError as error:
-                again = "It could be before training; the same command checks all images again"
+                again = "It could be before training: restore it, and give the same command again"
                 raise UserError(f"{file} cannot be read: {error}. {again}") from error
         return images
 

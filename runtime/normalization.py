@@ -23,9 +23,9 @@ def _histograms(images: Images, rows: np.ndarray) -> np.ndarray:
         image = images.read(part)
         return np.array([np.bincount(channel.ravel(), minlength=256) for channel in np.moveaxis(image, -1, 0)])
 
-    # A few images at a time, for NumPy makes int64 of what it counts.
-    size = math.prod(images.image.shape[1:])
-    parts = np.array_split(rows, max(1, len(rows) // max(1, 2**16 // size)))
+    # A few images at a time, for NumPy makes int64 of what it counts: 8 MB.
+    together = max(1, 2**20 // math.prod(images.image.shape[1:]))
+    parts = np.array_split(rows, math.ceil(len(rows) / together))
     with ThreadPoolExecutor(num_cores()) as pool:
         return sum(pool.map(count, parts), np.zeros((images.image.shape[-1], 256), np.int64))
 

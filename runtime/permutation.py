@@ -1,9 +1,13 @@
 """The order of the training images: a random permutation for each epoch, as a pure function of (key, step)."""
 
+import functools
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from runtime.rows import ROUNDS, encrypt
+from runtime.rows import ROUNDS, Step, encrypt
 
 
 def example_indices(key: jax.Array, step: jax.Array, *, batch_size: int, num_examples: int) -> jax.Array:
@@ -69,3 +73,23 @@ def permute(position: jax.Array, key: jax.Array, epoch: jax.Array, num_examples:
 def round_keys(key: jax.Array, epoch: jax.Array) -> jax.Array:
     """What tells the permutations of some epochs apart: uint32 [n, ROUNDS], for uint32 [n]."""
     return jax.vmap(lambda e: jax.random.bits(jax.random.fold_in(key, e), (ROUNDS,), jnp.uint32))(epoch)
+
+
+def find_step(key: jax.Array, batch_size: int, num_examples: int) -> Callable[[int], Step]:
+    """A function that tells a host, which computes them with `rows.of_step`, what the rows of a step depend on.
+
+    Args:
+        key: typed key of all permutations.
+        batch_size: number of examples in a batch.
+        num_examples: number of training examples.
+    """
+
+    @functools.lru_cache(maxsize=1024)
+    def keys_of(epoch: int) -> np.ndarray:
+        return np.asarray(round_keys(key, jnp.uint32([epoch % 2**32])))[0]
+
+    def find(number: int) -> Step:
+        first, last = number * batch_size // num_examples, (number * batch_size + batch_size - 1) // num_examples
+        return Step(number, first, np.stack([keys_of(epoch) for epoch in range(first, last + 1)]))
+
+    return find

@@ -13,13 +13,14 @@ import threading
 import types
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures.process import BrokenProcessPool
+from typing import Any
 
 import numpy as np
 
 from runtime.errors import UserError
 
 Rows = dict[str, np.ndarray]
-Read = Callable[[int, np.ndarray], Rows]  # (step, positions in its batch) -> arrays [positions, ...]
+Read = Callable[[Any, np.ndarray], Rows]  # (step, positions in its batch) -> arrays [positions, ...]
 AHEAD = 4  # steps: two are with the device already, and images differ in the time that they take
 # What asks a run to stop, as in `interruption`: it then saves, and needs what is read until it has.
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
@@ -40,13 +41,13 @@ def memory() -> int:
 
 @contextlib.contextmanager
 def read_ahead(
-    read: Read, steps: Iterable[int], positions: np.ndarray, num_threads: int, num_workers: int = 0
+    read: Read, steps: Iterable[Any], positions: np.ndarray, num_threads: int, num_workers: int = 0
 ) -> Iterator[Iterator[Rows]]:
     """Reads the rows of steps, `AHEAD` of them before they are asked for.
 
     Args:
         read: as `Read`; a pure function, pickled for worker processes.
-        steps: in the order in which they are to come.
+        steps: what `read` takes for each, in the order in which they are to come.
         positions: of the batches, that this process needs.
         num_threads: to read with. One that decodes a large image lets others run; of small ones, they only disturb each
             other.
@@ -57,7 +58,7 @@ def read_ahead(
     """
     # A step is shared by all of them: so the first comes soon, and little is in memory.
     parts = [part for part in np.array_split(positions, num_workers or num_threads) if len(part)]
-    with _processes(read, num_workers) if num_workers else _threads(num_threads) as pool:
+    with _processes(read, len(parts)) if num_workers else _threads(num_threads) as pool:
         function = _read if num_workers else read
 
         def rows() -> Iterator[Rows]:
@@ -139,5 +140,5 @@ def _end_with_parent() -> None:
     os._exit(0)
 
 
-def _read(step: int, positions: np.ndarray) -> Rows:
+def _read(step: Any, positions: np.ndarray) -> Rows:
     return _worker_read(step, positions)

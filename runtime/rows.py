@@ -1,7 +1,7 @@
 """Which rows of a data set a step has, and reading them: NumPy alone, for worker processes import it."""
 
 import dataclasses
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -39,21 +39,34 @@ def _mix(x: Any) -> Any:
     return x ^ (x >> 16)
 
 
-def of_step(step: int, positions: np.ndarray, batch_size: int, round_keys: np.ndarray, num_examples: int) -> np.ndarray:
+class Step(NamedTuple):
+    """What tells the rows of a training step; see `permutation.find_step`.
+
+    Attributes:
+        number: of the step.
+        epoch: of its first example.
+        round_keys: of this epoch and those after it that the batch has a part in, uint32 [epochs, ROUNDS].
+    """
+
+    number: int
+    epoch: int
+    round_keys: np.ndarray
+
+
+def of_step(step: Step, positions: np.ndarray, batch_size: int, num_examples: int) -> np.ndarray:
     """The training examples of a step, which are those of `permutation.example_indices`.
 
     Args:
         step: which.
         positions: in the batch, integers [n] below `batch_size`.
         batch_size: number of examples in a batch.
-        round_keys: of every epoch from the first on, uint32 [epochs, ROUNDS]; see `permutation.round_keys`.
         num_examples: number of training examples.
 
     Returns:
         int64 [n], below `num_examples`.
     """
-    epoch, position = np.divmod(step * batch_size + positions.astype(np.int64), num_examples)
-    keys = round_keys[epoch]
+    epoch, position = np.divmod(step.number * batch_size + positions.astype(np.int64), num_examples)
+    keys = step.round_keys[epoch - step.epoch]
     row = encrypt(position.astype(np.uint32), keys, num_examples)
     while (outside := row >= num_examples).any():
         row = np.where(outside, encrypt(row, keys, num_examples), row)
@@ -67,21 +80,19 @@ class TrainRows:
     Attributes:
         images: all of them.
         batch_size: number of examples in a batch.
-        round_keys: see `of_step`.
         seed: of the run, on which the views of images depend.
         min_area: see `Images.read`.
     """
 
     images: Images
     batch_size: int
-    round_keys: np.ndarray
     seed: int
     min_area: float = 1.0
 
-    def __call__(self, step: int, positions: np.ndarray) -> dict[str, np.ndarray]:
+    def __call__(self, step: Step, positions: np.ndarray) -> dict[str, np.ndarray]:
         """`image` and `label` of the examples at these positions in the batch of a step."""
-        rows = of_step(step, positions, self.batch_size, self.round_keys, len(self.images))
-        numbers = step * self.batch_size + positions.astype(np.uint64)
+        rows = of_step(step, positions, self.batch_size, len(self.images))
+        numbers = step.number * self.batch_size + positions.astype(np.uint64)
         keys = np.stack([np.full_like(numbers, self.seed), numbers], axis=1)
         return {"image": self.images.read(rows, keys, self.min_area), "label": self.images.label[rows]}
 

@@ -6,13 +6,13 @@ A `Stream` stands where otherwise data on the device stand. What gets data serve
 import contextlib
 import dataclasses
 import itertools
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
 import numpy as np
 
-from runtime.readers import Read, Rows, read_ahead
+from runtime.readers import AHEAD, Read, Rows, read_ahead
 from runtime.sources import Images
 
 # Batches of evaluation that wait on the devices while one set of weights after another is laid out on all of them.
@@ -34,6 +34,7 @@ class Stream:
         batch_size: over all devices.
         num_steps: there are; of evaluation, batches.
         sharding: of a batch.
+        find_step: what `read` gets for the number of a step, where that is not the number.
         num_threads: that read; see `readers.read_ahead`.
         num_workers: processes that read instead.
     """
@@ -44,12 +45,17 @@ class Stream:
     batch_size: int
     num_steps: int
     sharding: jax.sharding.NamedSharding
+    find_step: Callable[[int], Any] = int
     num_threads: int = 1
     num_workers: int = 0
 
     def at(self, step: int) -> Any:
         """What a step gets."""
-        return self._on_devices(self.read(step, self._positions()))
+        return self._on_devices(self.rows(step, self._positions()))
+
+    def rows(self, step: int, positions: np.ndarray) -> Rows:
+        """The rows at some positions in the batch of a step, on the host."""
+        return self.read(self.find_step(step), positions)
 
     def like(self) -> Any:
         """What every step gets, without its values."""
@@ -57,12 +63,14 @@ class Stream:
         def whole(x: np.ndarray) -> jax.ShapeDtypeStruct:
             return jax.ShapeDtypeStruct((self.batch_size, *x.shape[1:]), x.dtype, sharding=self.sharding)
 
-        return self.create(**jax.tree.map(whole, self.read(0, np.arange(1))))
+        return self.create(**jax.tree.map(whole, self.rows(0, np.arange(1))))
 
     @contextlib.contextmanager
-    def ahead(self, steps: Iterable[int]) -> Iterator[Iterator[Any]]:
+    def ahead(self, steps: Sequence[int]) -> Iterator[Iterator[Any]]:
         """What some steps get, read ahead; see `readers.read_ahead`."""
-        with read_ahead(self.read, steps, self._positions(), self.num_threads, self.num_workers) as rows:
+        num_workers = self.num_workers if len(steps) > AHEAD else 0  # it takes a second to start them
+        found = map(self.find_step, steps)
+        with read_ahead(self.read, found, self._positions(), self.num_threads, num_workers) as rows:
             yield map(self._on_devices, rows)
 
     def _positions(self) -> np.ndarray:
@@ -94,8 +102,8 @@ def at(data: Any, step: int) -> Any:
 
 
 @contextlib.contextmanager
-def ahead(data: Any, steps: Iterable[int]) -> Iterator[Iterator[Any]]:
-    """What some steps get, one after another."""
+def ahead(data: Any, steps: Sequence[int]) -> Iterator[Iterator[Any]]:
+    """What some steps get, one after another; of data on the devices without end."""
     if isinstance(data, Stream):
         with data.ahead(steps) as parts:
             yield parts
@@ -103,9 +111,9 @@ def ahead(data: Any, steps: Iterable[int]) -> Iterator[Iterator[Any]]:
         yield itertools.repeat(data)
 
 
-def steps_from(data: Any, first: int) -> Iterable[int]:
-    """The steps from `first` on."""
-    return range(first, data.num_steps) if isinstance(data, Stream) else itertools.count(first)
+def steps_from(data: Any, first: int) -> Sequence[int]:
+    """The steps from `first` on; none of data on the devices, of which all get all."""
+    return range(first, max(data.num_steps, first + 1)) if isinstance(data, Stream) else ()
 
 
 @contextlib.contextmanager

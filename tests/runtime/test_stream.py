@@ -23,7 +23,7 @@ from runtime import interruption, permutation, readers, rows, sharding, stream
 from runtime.errors import UserError
 from runtime.sources import Images
 
-KEYS = np.asarray(permutation.round_keys(jax.random.key(0), jnp.arange(4, dtype=jnp.uint32)))
+KEY = jax.random.key(0)
 
 
 def numbered(n: int) -> Images:
@@ -34,11 +34,12 @@ def numbered(n: int) -> Images:
 
 @pytest.mark.parametrize(("num_examples", "batch_size"), [(64, 16), (100, 16), (901, 32)])
 def test_each_epoch_is_a_permutation_and_the_same_however_many_hosts_read_it(num_examples, batch_size):
-    read = rows.TrainRows(numbered(num_examples), batch_size, KEYS, 0)
+    read = rows.TrainRows(numbered(num_examples), batch_size, 0)
+    find_step = permutation.find_step(KEY, batch_size, num_examples)
     num_steps, everything = 3 * num_examples // batch_size, {}
     for hosts in (1, 2, 4):
         parts = np.array_split(np.arange(batch_size), hosts)
-        labels = [np.concatenate([read(step, part)["label"] for part in parts]) for step in range(num_steps)]
+        labels = [np.concatenate([read(find_step(step), part)["label"] for part in parts]) for step in range(num_steps)]
         everything[hosts] = np.concatenate(labels)
     np.testing.assert_array_equal(everything[1], everything[2])
     np.testing.assert_array_equal(everything[1], everything[4])
@@ -60,11 +61,11 @@ class Reading:
 
 @pytest.mark.parametrize("num_workers", [0, 1, 2])
 def test_threads_and_processes_give_every_step_in_order_and_end_with_the_context(num_workers):
-    read = rows.TrainRows(numbered(50), 8, KEYS, 0)
+    read, find_step = rows.TrainRows(numbered(50), 8, 0), permutation.find_step(KEY, 8, 50)
     threads = threading.active_count()
-    with readers.read_ahead(read, range(3, 20), np.arange(2, 7), 2, num_workers) as found:
+    with readers.read_ahead(read, map(find_step, range(3, 20)), np.arange(2, 7), 2, num_workers) as found:
         for step, given in zip(range(3, 15), found, strict=False):
-            expected = read(step, np.arange(2, 7))
+            expected = read(find_step(step), np.arange(2, 7))
             assert given.keys() == expected.keys()
             assert all(np.array_equal(given[name], expected[name]) for name in expected)
     assert not multiprocessing.active_children()
