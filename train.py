@@ -303,7 +303,8 @@ def train_and_evaluate(
     origin = find_origin(workdir, config.init_from, config.init_weights, experiment.state)
     gradient_fn = functools.partial(compute_gradients, loss_fn=experiment.loss_fn, num_microbatches=config.accumulate)
     with contextlib.ExitStack() as stack:
-        folder = stack.enter_context(run_folder.enter(workdir, config, train_data, config_change))
+        data = {"training": train_data, **experiment.eval_data}
+        folder = stack.enter_context(run_folder.enter(workdir, config, data, config_change))
         checkpoints = stack.enter_context(Checkpoints(workdir, config.keep_checkpoints, experiment.state))
         step, best = checkpoints.record.step, checkpoints.record.best
         writer = stack.enter_context(

@@ -56,25 +56,18 @@ def describe() -> dict[str, Any]:
     }
 
 
-def check_processes(config: Mapping[str, Any], data: Any) -> None:
+def check_processes(config: Mapping[str, Any], data: Mapping[str, Any]) -> None:
     """Checks that all processes of a run have the same config, code, packages and data.
 
     Args:
         config: resolved.
-        data: of training, a tree of arrays, of which each device has all, or a `Stream`.
+        data: by split, trees of arrays, of which each device has all, or a `Stream`.
 
     Raises:
         UserError: they do not; names the first thing that differs.
     """
     if hosts.count() == 1:
         return
-    digest = hashlib.sha256()
-    if isinstance(data, Stream):  # what tells sets apart without reading all of it
-        digest.update(data.images.label.tobytes())
-        data = data.rows(0, np.arange(data.batch_size))
-    for leaf in jax.tree.leaves(data):
-        if not jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
-            digest.update(np.asarray(leaf.addressable_data(0) if isinstance(leaf, jax.Array) else leaf).tobytes())
     root = pathlib.Path(__file__).parent.parent
     files = [pathlib.Path(str(getattr(module, "__file__", ""))) for module in [*sys.modules.values()]]
     code = {
@@ -87,8 +80,21 @@ def check_processes(config: Mapping[str, Any], data: Any) -> None:
         | {"Python": platform.python_version()}
         | _versions()
         | code
-        | {"the training data": digest.hexdigest()}
+        | {f"the {split} data": _digest(of_split) for split, of_split in data.items()}
     )
+
+
+def _digest(data: Any) -> str:
+    """A hash of data; of a `Stream`, of what tells sets apart without reading all of it."""
+    digest = hashlib.sha256()
+    if isinstance(data, Stream):
+        digest.update(data.images.label.tobytes() + getattr(data.images.image, "names", b""))
+        data = data.rows(0, np.arange(data.batch_size))
+    for leaf in jax.tree.leaves(data):
+        if not hasattr(leaf, "dtype") or jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+            continue
+        digest.update(np.asarray(leaf.addressable_data(0) if isinstance(leaf, jax.Array) else leaf).tobytes())
+    return digest.hexdigest()
 
 
 def check_data(workdir: pathlib.Path, data: Any, *, accept: bool) -> None:

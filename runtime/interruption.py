@@ -101,6 +101,8 @@ def end(message: str, status: int) -> NoReturn:
     hosts.tell(message, status)
     with contextlib.suppress(OSError):
         sys.stdout.flush()
+    for process in multiprocessing.active_children():  # such as one that is only starting, and would miss what it needs
+        process.kill()
     os._exit(status)
 
 

@@ -57,14 +57,14 @@ def check(workdir: pathlib.Path) -> None:
 
 @contextlib.contextmanager
 def enter(
-    workdir: pathlib.Path, config: Mapping[str, Any], data: Any, config_change: str = "refuse"
+    workdir: pathlib.Path, config: Mapping[str, Any], data: Mapping[str, Any], config_change: str = "refuse"
 ) -> Iterator[pathlib.Path]:
     """Keeps a workdir, which is created if it does not exist, to this run, of which all processes must do the same.
 
     Args:
         workdir: of the run.
         config: resolved.
-        data: of training.
+        data: by split, "training" and those of evaluation.
         config_change: "accept" lets the data differ from those that the run began with.
 
     Yields:
@@ -78,7 +78,7 @@ def enter(
     if hosts.first():
         with hold(workdir) as holder:
             hosts.gather(holder)
-            environment.check_data(workdir, data, accept=config_change == "accept")
+            environment.check_data(workdir, data["training"], accept=config_change == "accept")
             yield workdir
     else:
         holder, until = hosts.gather("")[0], time.monotonic() + 10

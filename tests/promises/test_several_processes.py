@@ -252,6 +252,7 @@ WRONG = {
     "folder": "is not the folder that process 0 has locked",
     "config": "config.seed is 0 in process 0, 1 in process 1",
     "data": "the training data is ",
+    "test data": "the test data is ",
     "version": "optax is ",
     "lock": "is in use by another run (process ",
     "one": "dataset = 'digitz'",
@@ -270,11 +271,11 @@ def test_a_wrong_set_up_is_one_message_of_all_processes(tmp_path, config, wrong)
     }.get(wrong, lambda _: [])
     environment = lambda _: {}  # noqa: E731
     options = {"devices": 3} if wrong == "devices" else {}
-    if wrong == "data":
+    if wrong in ("data", "test data"):
+        image, label = np.random.default_rng(0).integers(0, 256, (2, 64, 8, 8, 1), dtype=np.uint8), np.arange(64) % 4
         for index in range(2):
-            image = np.random.default_rng(index).integers(0, 256, (64, 8, 8, 1), dtype=np.uint8)
-            arrays = {"train_image": image, "train_label": np.arange(64) % 4}
-            np.savez(tmp_path / f"{index}.npz", **arrays, test_image=image, test_label=np.arange(64) % 4)
+            arrays = {"train_image": image[index if wrong == "data" else 0], "test_image": image[index]}
+            np.savez(tmp_path / f"{index}.npz", **arrays, train_label=label, test_label=label)
             (tmp_path / str(index)).mkdir()
             (tmp_path / f"{index}.npz").rename(tmp_path / str(index) / "set.npz")
             (tmp_path / str(index) / "config.py").write_text(CONFIG)

@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 from conftest import CNN, ROOT, create_experiment, digits_config, read_metrics
 
+import evaluation
 import input_pipeline
 import train
 from runtime import interruption, permutation, readers, rows, sharding, stream
@@ -169,7 +170,7 @@ def test_what_goes_wrong_in_reading_ends_the_run_with_its_message():
     for read, num_workers, message in (
         (failing, 0, "cat/3.jpg cannot be read"),
         (failing, 1, "cat/3.jpg cannot be read"),
-        (killed, 1, "a process that reads data was killed; with fewer data.workers each has more memory"),
+        *[(killed, num, "a process that reads data was killed; with fewer data.workers each has") for num in (1, 2)],
         (one_killed, 3, "a process that reads data was killed"),
     ):
         with (
@@ -257,3 +258,13 @@ def test_what_lies_where_is_chosen_by_size_said_and_checked(monkeypatch, capsys)
         create_experiment(streamed(digits_config(), "disk"))
     with pytest.raises(UserError, match=r"steps_per_dispatch = 7: images that are streamed come one step at a time"):
         create_experiment(streamed(digits_config(steps_per_dispatch=7)))
+
+
+def test_statistics_and_diagnoses_may_read_steps_after_the_last_one(tmp_path):
+    """More batches than there are steps, on a set of which they are several epochs."""
+    config = streamed(digits_config(**RICH | {"duration": "2 steps", "recompute_batches": 90}))
+    experiment = create_experiment(config)
+    weights = evaluation.weights_to_score(experiment.state, experiment.train_data, 90, experiment.mesh)
+    resident = create_experiment(streamed(digits_config(**RICH | {"duration": "2 steps"}), "device"))
+    expected = evaluation.weights_to_score(resident.state, resident.train_data, 90, resident.mesh)
+    jax.tree.map(np.testing.assert_array_equal, weights, expected)
