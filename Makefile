@@ -40,6 +40,7 @@ bench: .venv/benchmarks
 	$(BIN)/python -m benchmarks.overhead --config.duration="1 epochs"
 	$(BIN)/python -m benchmarks.recompute_cost --config=configs/cifar10_batch_stats.py
 	$(BIN)/python -m benchmarks.report
+	$(BIN)/python -m benchmarks.stream
 	$(BIN)/python -m benchmarks.time_to_accuracy
 
 clean:

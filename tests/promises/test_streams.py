@@ -13,7 +13,9 @@ from PIL import Image
 from processes import succeed
 
 import train
+from runtime.decoding import view
 from runtime.errors import UserError
+from tools import export
 
 SHARED = pathlib.Path(os.environ.get("TFDS_DATA_DIR", ""))
 SHORT = ("--config.duration=24 steps", "--config.log_every=3 steps", "--config.eval_every=12 steps")
@@ -142,7 +144,17 @@ def test_a_folder_of_photographs_trains_without_a_line_of_code(tmp_path):
     assert second.returncode == 0, second.stderr
     assert (tmp_path / "run" / "curves.png").exists()
     assert (tmp_path / "run" / "report.html").exists()
-    assert read_metrics(tmp_path / "run", "ema")[-1]["accuracy"] > 0.9
+    accuracy = read_metrics(tmp_path / "run", "ema")[-1]["accuracy"]
+    assert accuracy > 0.9
+
+    # What is exported sees other files as evaluation has seen these.
+    export.export(tmp_path / "run", "ema", tmp_path / "exported", "latest")
+    paths = sorted(path for path in (tmp_path / "photos" / "test").glob("*/*") if path not in spoilt)
+    probabilities, classes = export.predict(
+        tmp_path / "exported", np.stack([view(path, (32, 32, 3)) for path in paths])
+    )
+    right = [classes[best] == path.parent.name for best, path in zip(probabilities.argmax(axis=1), paths, strict=True)]
+    assert np.mean(right) == accuracy
 
 
 def test_a_run_does_not_go_on_with_other_images_unless_told_to(tmp_path):
