@@ -28,6 +28,7 @@ def metrics(workdir):
     return (workdir / "metrics.jsonl").read_bytes()
 
 
+@pytest.mark.slow
 def test_two_processes_stream_what_one_has_on_its_devices_to_the_bit(tmp_path):
     single = ("--config.steps_per_dispatch=1", "--config.duration=24 steps", "--config.batch_size=32")
     succeed(2, f"--workdir={tmp_path / 'two'}", "--config.data.mode=stream", *single)

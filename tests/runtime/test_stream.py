@@ -180,10 +180,16 @@ def test_what_goes_wrong_in_reading_ends_the_run_with_its_message():
             next(found)
 
 
-RICH = {
-    **CNN, "num_validation": 100, "label_noise": 0.2, "augment__mixup": 1.0, "augment__crop_padding": 1,
-    "model__batch_norm": True, "averages__ema__batch_stats": "recompute", "recompute_batches": 3, "eval_batch_size": 90,
+PLAIN = {
+    "num_validation": 100,
+    "label_noise": 0.2,
+    "augment__mixup": 1.0,
+    "eval_batch_size": 90,
     "steps_per_dispatch": 1,
+}
+RICH = PLAIN | CNN | {
+    "augment__crop_padding": 1, "model__batch_norm": True, "averages__ema__batch_stats": "recompute",
+    "recompute_batches": 3,
 }  # fmt: skip
 
 
@@ -192,9 +198,10 @@ def streamed(config, mode="stream", workers=0):
     return config
 
 
-def test_a_stream_gives_the_numbers_of_data_on_the_device_to_the_bit(tmp_path):
+@pytest.mark.parametrize("fields", [PLAIN, pytest.param(RICH, marks=pytest.mark.slow)], ids=["mlp", "cnn"])
+def test_a_stream_gives_the_numbers_of_data_on_the_device_to_the_bit(tmp_path, fields):
     for mode in ("device", "stream"):
-        train.train_and_evaluate(streamed(digits_config(**RICH), mode), tmp_path / mode)
+        train.train_and_evaluate(streamed(digits_config(**fields), mode), tmp_path / mode)
     device, stream_ = ((tmp_path / mode / "metrics.jsonl").read_bytes() for mode in ("device", "stream"))
     assert device == stream_
     assert {line["split"] for line in read_metrics(tmp_path / "stream", "ema")} == {"validation", "test"}
@@ -260,6 +267,7 @@ def test_what_lies_where_is_chosen_by_size_said_and_checked(monkeypatch, capsys)
         create_experiment(streamed(digits_config(steps_per_dispatch=7)))
 
 
+@pytest.mark.slow
 def test_statistics_and_diagnoses_may_read_steps_after_the_last_one(tmp_path):
     """More batches than there are steps, on a set of which they are several epochs."""
     config = streamed(digits_config(**RICH | {"duration": "2 steps", "recompute_batches": 90}))
