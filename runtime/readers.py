@@ -58,26 +58,26 @@ def read_ahead(
     """
     # A step is shared by all of them: so the first comes soon, and little is in memory.
     parts = [part for part in np.array_split(positions, num_workers or num_threads) if len(part)]
-    with _processes(read, len(parts)) if num_workers else _threads(num_threads) as pool:
-        function = _read if num_workers else read
+    pool = _processes(read, len(parts)) if num_workers else _threads(num_threads)
+    function = _read if num_workers else read
 
-        def rows() -> Iterator[Rows]:
-            coming: collections.deque[list[concurrent.futures.Future[Rows]]] = collections.deque()
-            try:
-                for step in steps:
-                    coming.append([pool.submit(function, step, part) for part in parts])
-                    if len(coming) > AHEAD:
-                        yield _joined(coming.popleft())
-                while coming:
-                    yield _joined(coming.popleft())
-            except BrokenProcessPool as error:
-                found = "a process that reads data was killed; with fewer data.workers each has more memory"
-                raise UserError(found) from error
-
+    def rows() -> Iterator[Rows]:
+        coming: collections.deque[list[concurrent.futures.Future[Rows]]] = collections.deque()
         try:
-            yield rows()
-        finally:
-            pool.shutdown(cancel_futures=True)
+            for step in steps:
+                coming.append([pool.submit(function, step, part) for part in parts])
+                if len(coming) > AHEAD:
+                    yield _joined(coming.popleft())
+            while coming:
+                yield _joined(coming.popleft())
+        except BrokenProcessPool as error:
+            found = "a process that reads data was killed; with fewer data.workers each has more memory"
+            raise UserError(found) from error
+
+    try:
+        yield rows()
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
 def _joined(futures: list["concurrent.futures.Future[Rows]"]) -> Rows:
