@@ -46,6 +46,7 @@ def test_turning_one_change_on_leaves_the_others_as_they_are(blanks):
     assert 0.1 < np.mean((three == 0) & (two != 0)) < 0.3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mixes", [{"mixup": 1.0}, {"cutmix": 1.0}, {"mixup": 1.0, "cutmix": 1.0}])
 def test_how_examples_are_mixed_does_not_depend_on_the_other_changes(mixes):
     alone = Augmentation(**mixes)(KEY, BATCH)["target"]
@@ -166,6 +167,7 @@ def test_cutmix_pastes_a_rectangle_and_averages_targets_by_the_share_of_its_pixe
     assert abs(counts.sum() - expected.sum()) < 4 * np.sqrt(expected.sum())
 
 
+@pytest.mark.slow
 def test_with_mixup_and_cutmix_each_step_draws_one_of_the_two_with_equal_probability():
     batch = {"image": IMAGE[:6], "target": TARGET[:6]}
     mixup, cutmix, both = (

@@ -186,6 +186,7 @@ def test_zero_initialised_residuals_make_every_block_an_identity():
     assert (apply(active) != apply(double(active))).any()
 
 
+@pytest.mark.slow
 def test_stochastic_depth_skips_each_branch_for_its_share_of_the_images_and_scales_the_others():
     """The share grows linearly to that of the last block. With a share of 0, nothing is drawn."""
     n, rate = 2000, 0.4

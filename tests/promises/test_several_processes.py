@@ -17,6 +17,8 @@ import pytest
 from conftest import ROOT, read_metrics
 from processes import free_port, run, started, succeed
 
+pytestmark = pytest.mark.slow  # each starts several
+
 # 24 steps with everything that a run may have; KIND says which model.
 CONFIG = """
 import contextlib
@@ -80,7 +82,6 @@ def test_two_processes_of_one_device_do_what_one_of_two_does_to_the_bit(tmp_path
     assert "Batches of 32 = 2 devices x 2 parts x 8 examples" in output
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["mlp", "cnn"])
 def test_eight_devices_do_the_same_to_the_bit_however_many_processes_have_them(tmp_path, config, kind):
     for num in (1, 2, 4):
@@ -95,7 +96,6 @@ def test_eight_devices_do_the_same_to_the_bit_however_many_processes_have_them(t
         assert same(tmp_path / "1", tmp_path / "whole")
 
 
-@pytest.mark.slow
 def test_a_run_of_any_number_of_processes_continues_with_any_other(tmp_path, config):
     """All arrays are the same after it, and losses differ by no more than sums that are rounded otherwise."""
     layouts = {"1x1": (1, 1), "1x8": (1, 8), "2x4": (2, 4)}
@@ -120,7 +120,6 @@ def test_a_run_of_any_number_of_processes_continues_with_any_other(tmp_path, con
     assert apart <= 1e-5
 
 
-@pytest.mark.slow
 def test_the_tasks_of_a_slurm_job_find_each_other_and_stay_apart_when_told_to(tmp_path, config):
     """With the variables of a job on this machine."""
     job = {"SLURM_JOB_ID": str(os.getpid()), "SLURM_NTASKS": "2", "SLURM_STEP_NODELIST": "localhost"}
@@ -158,7 +157,6 @@ get_config = digits.get_config
 """
 
 
-@pytest.mark.slow
 def test_processes_of_which_one_gets_stuck_end_with_a_message_and_the_status_of_start_again(tmp_path):
     (tmp_path / "config.py").write_text(STUCK)
     for process in run(2, f"--workdir={tmp_path / 'run'}", config=str(tmp_path / "config.py")):
@@ -205,7 +203,6 @@ hosts.part()
 """
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(("num", "devices"), [(1, 1), (1, 8), (2, 4), (3, 1)])
 def test_every_image_is_scored_once_by_any_number_of_processes(num, devices):
     program = lambda flags: [sys.executable, "-c", SCRIPT + COUNT, *flags]  # noqa: E731
@@ -215,7 +212,6 @@ def test_every_image_is_scored_once_by_any_number_of_processes(num, devices):
         assert "good 24" in process.output, process
 
 
-@pytest.mark.slow
 def test_every_part_of_a_run_is_for_several_processes(tmp_path, config):
     """Traces, recomputed statistics, other averages when it continues, another run's weights, evaluation alone."""
     workdir, of_cnn = tmp_path / "run", {"environment": lambda _: {"KIND": "cnn"}, "config": config}
@@ -238,7 +234,6 @@ def test_every_part_of_a_run_is_for_several_processes(tmp_path, config):
     assert (tmp_path / "exported" / "weights.safetensors").exists()
 
 
-@pytest.mark.slow
 def test_what_is_not_finite_ends_all_processes_with_the_same_explanation(tmp_path, config):
     broken = ("--config.optimizer.learning_rate=1e30", "--config.max_rejected_steps=3")
     ended = run(2, f"--workdir={tmp_path / 'run'}", *broken, config=config)
@@ -260,7 +255,6 @@ WRONG = {
 }
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("wrong", WRONG)
 def test_a_wrong_set_up_is_one_message_of_all_processes(tmp_path, config, wrong):
     workdir = tmp_path / "run"
@@ -313,7 +307,6 @@ def test_a_wrong_set_up_is_one_message_of_all_processes(tmp_path, config, wrong)
         assert "Traceback" not in process.errors
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("told", [0, 1])
 def test_a_signal_to_one_process_stops_all_at_one_step(tmp_path, config, told):
     workdir = tmp_path / "run"
@@ -332,7 +325,6 @@ def test_a_signal_to_one_process_stops_all_at_one_step(tmp_path, config, told):
     assert not list(workdir.glob("*/*.partial"))
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
 def test_the_script_for_two_processes_passes_on_signals_and_statuses(tmp_path, config, signum):
     """Ctrl-C reaches all processes of a terminal at once, and SIGTERM of a scheduler the script."""

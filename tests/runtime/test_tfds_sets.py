@@ -264,6 +264,7 @@ def test_images_of_different_sizes_are_brought_to_one_and_train(on_disk, tmp_pat
     assert read_metrics(tmp_path / "run", "ema")[-1]["step"] == 20
 
 
+@pytest.mark.slow
 def test_reading_from_files_imports_no_tensorflow(on_disk):
     on_disk(IMAGE, LABEL)
     script = (
