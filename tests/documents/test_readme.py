@@ -99,7 +99,7 @@ def test_a_folder_of_photographs_trains_with_the_command_and_no_change(tmp_path)
     [command] = re.findall(r"^    (python .*folder:photos)$", README.read_text(), re.MULTILINE)
     write_photos(tmp_path / "photos")
     copy_project(tmp_path, without=("benchmarks/results", "tests", "photos"))
-    short = ("--config.image_size=32", "--config.duration=3 epochs")
+    short = ("--config.image_size=32", "--config.duration=3 epochs", "--config.eval_every=3 epochs")
     subprocess.run([sys.executable, *command.split()[1:], *short], cwd=tmp_path, check=True, timeout=400)
     assert read_metrics(tmp_path / "runs" / "photos", "ema")[-1]["accuracy"] > 0.3  # a tenth would be chance
 
