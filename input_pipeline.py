@@ -76,6 +76,8 @@ def find_source(
     is_file = dataset.startswith("arrays:")
     if dataset.startswith("folder:"):
         return find_folder_source(dataset, splits, image_size, skip_damaged)
+    if skip_damaged:
+        raise UserError(f"skip_damaged = True: {dataset!r} is no folder of image files; leave it at False")
     if dataset not in SOURCES and not is_file:
         return find_tfds_source(dataset, SOURCES, splits, image_size)
     if splits != SPLITS:
@@ -173,7 +175,7 @@ class EvalData(struct.PyTreeNode):
     @property
     def images(self) -> Images:
         """All images, on the host."""
-        number = int(np.sum(self.mask))
+        number = int(np.asarray(self.mask).sum())
         return Images(np.asarray(self.image)[:number], np.asarray(self.label)[:number])
 
     def batch(self, index: jax.Array) -> dict[str, jax.Array]:

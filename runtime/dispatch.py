@@ -242,8 +242,10 @@ class Dispatcher:
 
     def _data_of(self, data: Any, step: int) -> Any:
         """What a program gets for a step: from a stream that is read ahead as long as one follows the other."""
-        if step != self._position or not isinstance(data, stream.Stream):
+        if not isinstance(data, stream.Stream):
+            return data
+        if step != self._position:
             self._open.close()
-            self._coming = self._open.enter_context(stream.ahead(data, stream.steps_from(data, step)))
+            self._coming = self._open.enter_context(data.ahead(range(step, max(data.num_steps, step + 1))))
         self._position = step + 1
         return next(self._coming)

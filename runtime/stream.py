@@ -111,11 +111,6 @@ def ahead(data: Any, steps: Sequence[int]) -> Iterator[Iterator[Any]]:
         yield itertools.repeat(data)
 
 
-def steps_from(data: Any, first: int) -> Sequence[int]:
-    """The steps from `first` on; none of data on the devices, of which all get all."""
-    return range(first, max(data.num_steps, first + 1)) if isinstance(data, Stream) else ()
-
-
 @contextlib.contextmanager
 def groups(data: Any) -> Iterator[Iterator[list[tuple[Any, int]]]]:
     """Evaluation data in groups of batches that are on the devices at the same time.

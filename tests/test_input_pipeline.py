@@ -41,6 +41,10 @@ def test_a_file_of_arrays_is_found_by_its_name(tmp_path):
     assert input_pipeline.find_source(file).num_train == 4
     with pytest.raises(UserError, match="is neither a folder nor a TFDS set"):
         input_pipeline.find_source(file, ("train[:50%]", "test"))
+    with pytest.raises(
+        UserError, match=r"skip_damaged = True: 'arrays:.*' is no folder of image files; leave it at False"
+    ):
+        input_pipeline.find_source(file, skip_damaged=True)
 
 
 def test_labels_may_be_numbers_to_predict():
