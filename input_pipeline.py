@@ -21,13 +21,13 @@ from runtime.fields import taken_by
 from runtime.image_files import find_folder_source
 from runtime.normalization import Normalization
 from runtime.permutation import example_indices, find_step
-from runtime.progress import say, under_way
+from runtime.progress import under_way
 from runtime.readers import num_cores
 from runtime.rows import EvalRows, TrainRows
-from runtime.sharding import memory, put, replicated, split_batch
+from runtime.sharding import put, replicated, split_batch
 from runtime.sources import SPLITS, Images, Source, read_arrays
 from runtime.splits import load_splits
-from runtime.stream import Stream
+from runtime.stream import Stream, is_streamed
 from runtime.tfds_sets import find_tfds_source
 from streams import stream_key
 from train_state import CustomTrainState
@@ -283,7 +283,7 @@ def load(
     evaluated = {"validation": splits.validation, "test": splits.test}
     evaluated = {name: images for name, images in evaluated.items() if len(images)}
     min_area = augmentation.resized_crop if resized else 1.0
-    streamed = _is_streamed(mode, [images, *evaluated.values()], crops=min_area < 1)
+    streamed = is_streamed(mode, [images, *evaluated.values()], crops=min_area < 1)
     if workers < 0:
         raise UserError(f"data.workers = {workers}: must be a number of processes, or 0 for threads")
     if streamed and steps_per_dispatch > 1:
@@ -319,26 +319,3 @@ def load(
         make = functools.partial(EvalData, normalization=normalization, batch_size=size, class_names=source.class_names)
         streams[name] = Stream(x, EvalRows(x, size), make, size, number, split_batch(mesh), int, threads, workers)
     return train_data, streams
-
-
-def _is_streamed(mode: str, parts: list[Images], crops: bool) -> bool:
-    """Whether these images are read as they are needed, which is said; see `create_data` for the mode.
-
-    Args:
-        mode: as asked for.
-        parts: training and evaluation images.
-        crops: whether training images are cropped at random as they are read.
-    """
-    if mode not in ("auto", "device", "stream"):
-        raise UserError(f"data.mode = {mode!r}: must be 'auto', 'device' or 'stream'")
-    size, limit = sum(math.prod(part.image.shape) + part.label.nbytes for part in parts), memory()
-    if mode == "device" and crops:
-        raise UserError(
-            "data.mode = 'device': random crops are cut out of image files as these are read; use 'stream', or "
-            "--config.augment.resized_crop=1 for the centre of each image"
-        )
-    streamed = mode == "stream" or (mode == "auto" and (crops or size > limit / 4))
-    reason = " for random crops" if streamed and crops else ""
-    where = f"read as they are needed{reason}" if streamed else "copied to each device"
-    say(f"Images: {size / 1e6:,.1f} MB, {where}; a device has {limit / 1e9:,.1f} GB of memory")
-    return streamed

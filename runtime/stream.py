@@ -6,13 +6,17 @@ A `Stream` stands where otherwise data on the device stand. What gets data serve
 import contextlib
 import dataclasses
 import itertools
+import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
 import numpy as np
 
+from runtime.errors import UserError
+from runtime.progress import say
 from runtime.readers import AHEAD, Read, Rows, read_ahead
+from runtime.sharding import memory
 from runtime.sources import Images
 
 # Batches of evaluation that wait on the devices while one set of weights after another is laid out on all of them.
@@ -133,3 +137,30 @@ def groups(data: Any) -> Iterator[Iterator[list[tuple[Any, int]]]]:
                 yield [(part, 0) for part in [first, *itertools.islice(batches, max(0, number - 1))]]
 
         yield grouped()
+
+
+def is_streamed(mode: str, parts: list[Images], crops: bool) -> bool:
+    """Whether these images are read as they are needed, which is said.
+
+    Args:
+        mode: "device"; "stream"; or "auto": a stream if they take more than a quarter of a device's memory, or are
+            cropped.
+        parts: training and evaluation images.
+        crops: whether training images are cropped at random as they are read.
+
+    Raises:
+        UserError: there is no such mode, or what is to be read each time anew is to lie on the devices.
+    """
+    if mode not in ("auto", "device", "stream"):
+        raise UserError(f"data.mode = {mode!r}: must be 'auto', 'device' or 'stream'")
+    size, limit = sum(math.prod(part.image.shape) + part.label.nbytes for part in parts), memory()
+    if mode == "device" and crops:
+        raise UserError(
+            "data.mode = 'device': random crops are cut out of image files as these are read; use 'stream', or "
+            "--config.augment.resized_crop=1 for the centre of each image"
+        )
+    streamed = mode == "stream" or (mode == "auto" and (crops or size > limit / 4))
+    reason = " for random crops" if streamed and crops else ""
+    where = f"read as they are needed{reason}" if streamed else "copied to each device"
+    say(f"Images: {size / 1e6:,.1f} MB, {where}; a device has {limit / 1e9:,.1f} GB of memory")
+    return streamed

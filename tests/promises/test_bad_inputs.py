@@ -19,7 +19,7 @@ FIELDS = {
     "dataset=../../mnist": "dataset = '../../mnist': must be a name",
     "dataset=huggingface:mnist": "dataset = 'huggingface:mnist': must be a name",
     "splits=train": "splits = ('train',): must be two strings, as in ('train', 'test')",
-    "splits=('train[:9%]','test')": "splits = ('train[:9%]', 'test'): 'digits' is no TFDS set; leave it at its default",
+    "splits=('train[:9%]','test')": "'digits' is neither a folder nor a TFDS set; leave it at its default",
     "num_validation=-1": "num_validation = -1: must be a finite number of at least 0",
     "num_validation=901": "num_validation = 901: must be below the 901 training images",
     "num_validation=900": "batch_size = 32: must be at most 1, the number of training images of digits without num_val",

@@ -71,12 +71,13 @@ def test_the_training_of_every_config_has_no_operation_on_gpus_that_is_left_to_c
     config = get_config(name)
     shape = {"digits": (8, 8, 1), "mnist": (28, 28, 1)}.get(config.dataset, (32, 32, 3))
     images = Images(np.arange(20 * np.prod(shape)).astype(np.uint8).reshape(20, *shape), np.arange(20) % 10)
-    monkeypatch.setitem(input_pipeline.SOURCES, config.dataset, lambda: Source.from_arrays(name, images, images))
+    monkeypatch.setitem(input_pipeline.SOURCES, name, lambda: Source.from_arrays(name, images, images))
+    config.update(dataset=name, splits=("train", "test"), image_size=0)
     if name == "imagenet":
-        config.image_size, config.model.depth = 0, 18  # with fewer layers; 50 takes a minute to compile
+        config.model.depth = 18  # 50 layers take a minute to compile
     config.num_validation, config.batch_size, config.duration, config.snapshot_every = 0, 4, "100 steps", ""
-    sizes = {"crop_padding": 1, "cutout": 2, "rand_augment": 1}
-    config.augment = {"flip": True, "erasing": 0.5, "mixup": 1.0, "cutmix": 1.0, "magnitude": 9} | sizes
+    every = {"flip": True, "crop_padding": 1, "cutout": 2, "erasing": 0.5, "mixup": 1.0, "cutmix": 1.0}
+    config.augment.update(every | {"rand_augment": 1})
     experiment = create_experiment(config)
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")  # which convolutions it takes
     text = for_gpus(experiment.train_program, experiment.state, experiment.train_data)

@@ -11,10 +11,9 @@ from made_runs import make_run
 
 # Makes the imports of these packages fail, and their metadata unknown, as where they are not installed.
 SITE = """
-import importlib.metadata, os, sys
+import importlib.machinery, importlib.metadata, os
 
 HIDDEN = os.environ["HIDDEN_MODULES"].split(",")
-sys.modules.update(dict.fromkeys(HIDDEN))
 known = importlib.metadata.distribution
 
 def distribution(name):
@@ -23,6 +22,12 @@ def distribution(name):
     return known(name)
 
 importlib.metadata.distribution = distribution
+find_spec = importlib.machinery.PathFinder.find_spec
+
+def find(name, path=None, target=None):
+    return None if name in HIDDEN else find_spec(name, path, target)
+
+importlib.machinery.PathFinder.find_spec = find
 """
 
 

@@ -89,7 +89,7 @@ def test_no_option_is_accepted_and_unused(metrics_of, base, option):
 def test_every_shipped_config_trains_two_steps(name, tmp_path, request, monkeypatch):
     config = get_config(name)
     if config.dataset.startswith("folder:"):  # whose images are the user's; ResNet-50 takes a minute to compile
-        config.dataset, config.image_size, config.model.depth = "cifar10", 0, 18
+        config.update(dataset="cifar10", splits=("train", "test"), image_size=0, model={"depth": 18})
     if config.dataset == "mnist":
         request.getfixturevalue("mnist")
     elif config.dataset != "digits":

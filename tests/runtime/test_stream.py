@@ -254,12 +254,12 @@ def test_what_lies_where_is_chosen_by_size_said_and_checked(monkeypatch, capsys)
     auto = create_experiment(digits_config())
     assert isinstance(auto.train_data, input_pipeline.TrainData)
     assert "Images: 0.1 MB, copied to each device" in capsys.readouterr().out
-    monkeypatch.setattr(input_pipeline, "memory", lambda: 4 * 115_000)  # the digits have 115,008 and their labels 7,188
+    monkeypatch.setattr(stream, "memory", lambda: 4 * 115_000)  # the digits have 115,008 and their labels 7,188
     small = create_experiment(digits_config())
     assert isinstance(small.train_data, stream.Stream)
     assert small.config.chunked is False
     assert "Images: 0.1 MB, read as they are needed" in capsys.readouterr().out
-    monkeypatch.setattr(input_pipeline, "memory", lambda: 4 * 123_000)
+    monkeypatch.setattr(stream, "memory", lambda: 4 * 123_000)
     assert isinstance(create_experiment(digits_config()).train_data, input_pipeline.TrainData)
     with pytest.raises(UserError, match=r"data.mode = 'disk': must be 'auto', 'device' or 'stream'"):
         create_experiment(streamed(digits_config(), "disk"))
