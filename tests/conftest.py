@@ -17,10 +17,12 @@ import pytest
 from configs import default
 
 # Many tests compile the same small programs, which is most of their time. Set before anything imports JAX, and
-# inherited by the processes that tests start.
-_CACHE = tempfile.TemporaryDirectory()
-os.environ["JAX_COMPILATION_CACHE_DIR"] = _CACHE.name
-os.environ["XDG_CACHE_HOME"] = _CACHE.name  # what runs would keep there stays out of the user's
+# inherited by the processes that tests start, xdist's among them. Who runs pytest again and again may name a folder.
+if "TESTS_CACHE" not in os.environ:
+    _CACHE = tempfile.TemporaryDirectory()
+    os.environ["TESTS_CACHE"] = _CACHE.name
+os.environ["JAX_COMPILATION_CACHE_DIR"] = os.environ["TESTS_CACHE"]
+os.environ["XDG_CACHE_HOME"] = os.environ["TESTS_CACHE"]  # what runs would keep there stays out of the user's
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent

@@ -137,16 +137,16 @@ def test_images_are_shrunk_to_means_of_blocks_and_only_to_such():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["diffusion", "gan"])
-def test_runs_killed_at_random_moments_end_bit_for_bit_as_if_they_had_been_left_alone(name):
+@pytest.mark.parametrize(("name", "phases"), [("diffusion", ("train", "evaluate", "saving")), ("gan", ("train",))])
+def test_runs_killed_at_random_moments_end_bit_for_bit_as_if_they_had_been_left_alone(name, phases):
     fields = ["dataset=digits", "data.size=8", "data.num_samples=100", "model.features=16", "duration=120 steps"]
     fields += ["evaluate_sets_every=40 steps", "checkpoint_every=30 steps", "log_every=17 steps", "batch_size=32"]
-    command = [sys.executable, "tests/chaos/chaos.py", "--runs=3", "--seed=0"]
+    command = [sys.executable, "tests/chaos/chaos.py", f"--runs={len(phases)}", "--seed=0"]
     command += [f"--config=examples/{name}/configs/default.py", *(f"--override={field}" for field in fields)]
-    command += [f"--phase={phase}" for phase in ("train", "evaluate", "saving")]
+    command += [f"--phase={phase}" for phase in phases]
     result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=600)
     assert result.returncode == 0, result.stdout + result.stderr
-    assert "3 of 3 runs ended bit for bit" in result.stdout
+    assert f"{len(phases)} of {len(phases)} runs ended bit for bit" in result.stdout
 
 
 @pytest.mark.slow

@@ -117,7 +117,8 @@ def main() -> None:
     if args.sample:
         chosen = sample(chosen, git(ROOT, "rev-parse", "HEAD"), changed_files(ROOT))
         print(f"{len(chosen)} of {len(seeded)} mutants", flush=True)
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
+    with tempfile.TemporaryDirectory() as cache, ThreadPoolExecutor(os.cpu_count()) as pool:
+        os.environ.setdefault("TESTS_CACHE", cache)  # most of what they compile is the same
         outcomes = []
         for mutant, outcome in zip(chosen, pool.map(catch, chosen), strict=True):
             print(f"{mutant.title}: {outcome}", flush=True)

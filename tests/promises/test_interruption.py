@@ -1,3 +1,4 @@
+import re
 import shutil
 import signal
 import subprocess
@@ -54,10 +55,10 @@ def wait_for(stream, text: str) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2])
+@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGUSR1])
 def test_a_signal_ends_a_run_in_order_and_the_command_that_is_printed_continues_it(tmp_path, config, signum):
     workdir, whole = tmp_path / "run", tmp_path / "whole"
-    flags = ("--config.duration=3000 steps", *PERIODS, "--config.steps_per_dispatch=1")
+    flags = ("--config.duration=1500 steps", *PERIODS, "--config.steps_per_dispatch=1")
     with start(f"--workdir={workdir}", *flags, config=config) as process:
         wait_for(process.stdout, "training 3")
         process.send_signal(signum)
@@ -67,14 +68,26 @@ def test_a_signal_ends_a_run_in_order_and_the_command_that_is_printed_continues_
     stopped, continue_command = errors.splitlines()[-1].split(" To continue: ")
     assert stopped.startswith("Stopped and saved at step ")
     step = int(stopped.rstrip(".").rpartition(" ")[2])
-    assert step < 3000
+    assert step < 1500
     assert (workdir / "checkpoints" / str(step)).is_dir()
     for arguments in (continue_command, continue_command.replace(str(workdir), str(whole))):
         result = subprocess.run(arguments, shell=True, cwd=ROOT, capture_output=True, text=True)
         assert result.returncode == 0, result.stderr
         assert (f"Continuing {workdir} at step {step}" in result.stdout) == (str(workdir) in arguments)
     assert (workdir / "metrics.jsonl").read_bytes() == (whole / "metrics.jsonl").read_bytes()
-    assert len(read_metrics(workdir, "train")) == 429
+    assert len(read_metrics(workdir, "train")) == 215
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGHUP, signal.SIGUSR2])
+def test_a_run_is_saved_at_the_signals_of_consoles_and_schedulers(tmp_path, config, signum):
+    with start(f"--workdir={tmp_path / 'run'}", *LONG, "--config.steps_per_dispatch=1", config=config) as process:
+        wait_for(process.stdout, "training 3")
+        process.send_signal(signum)
+        _, errors = process.communicate(timeout=60)
+    assert process.returncode == interruption.STATUS
+    [step] = re.findall("Stopped and saved at step ([0-9]+)", errors)
+    assert (tmp_path / "run" / "checkpoints" / step).is_dir()
 
 
 @pytest.mark.slow

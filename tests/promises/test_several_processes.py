@@ -84,11 +84,11 @@ def test_two_processes_of_one_device_do_what_one_of_two_does_to_the_bit(tmp_path
 
 @pytest.mark.parametrize("kind", ["mlp", "cnn"])
 def test_eight_devices_do_the_same_to_the_bit_however_many_processes_have_them(tmp_path, config, kind):
-    for num in (1, 2, 4):
+    processes = (1, 2, 4) if kind == "mlp" else (1, 4)
+    for num in processes:
         flag, environment = f"--workdir={tmp_path / str(num)}", {"KIND": kind}
         succeed(num, flag, config=config, devices=8 // num, environment=lambda _, e=environment: e)
-    assert same(tmp_path / "1", tmp_path / "2")
-    assert same(tmp_path / "1", tmp_path / "4")
+    assert all(same(tmp_path / "1", tmp_path / str(num)) for num in processes)
     if kind == "mlp":
         flag = f"--workdir={tmp_path / 'whole'}"
         output = succeed(2, flag, config=config, devices=4, environment=lambda _: {"KIND": "whole"})
