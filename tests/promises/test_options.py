@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from absl import flags
-from conftest import CNN, ROOT, create_experiment, digits_config, get_config, read_metrics
+from conftest import CNN, ROOT, create_experiment, digits_config, get_config
 from ml_collections import config_flags
 
 import train
@@ -126,18 +126,16 @@ def test_every_field_of_every_shipped_config_can_be_overridden(name, monkeypatch
 
 
 @pytest.mark.slow
-def test_a_config_serves_other_data_sets_without_an_edit(tmp_path, made_data, monkeypatch):
+@pytest.mark.parametrize(("dataset", "num_channels", "num_classes"), [("hundred", 3, 100), ("digits", 1, 10)])
+def test_a_config_serves_another_data_set_without_an_edit(
+    dataset, num_channels, num_classes, tmp_path, made_data, monkeypatch
+):
     monkeypatch.setenv("TFDS_DATA_DIR", str(made_data))
     config = get_config("cifar10_small")
-    config.dataset = "hundred"
-    config.duration = "2 steps"
-    state, _ = train.train_and_evaluate(config, tmp_path / "hundred")
-    assert state.params["Dense_0"]["bias"].shape == (100,)
-    config.dataset = "digits"
-    config.duration = "50 steps"
-    state, _ = train.train_and_evaluate(config, tmp_path / "digits")
-    assert state.params["Dense_0"]["bias"].shape == (10,)
-    assert read_metrics(tmp_path / "digits", "raw")[-1]["accuracy"] > 0.5  # chance is 0.1
+    config.dataset, config.duration = dataset, "2 steps"
+    state, _ = train.train_and_evaluate(config, tmp_path)
+    assert state.params["Conv_0"]["kernel"].shape[2] == num_channels
+    assert state.params["Dense_0"]["bias"].shape == (num_classes,)
 
 
 @pytest.mark.slow
