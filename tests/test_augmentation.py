@@ -24,7 +24,11 @@ def test_without_any_change_the_batch_is_what_it_was():
     assert all(after[name] is BATCH[name] for name in BATCH)
 
 
-ELSEWHERE = ("rand_augment", "magnitude", "resized_crop")  # tests/test_rand_augment.py, tests/runtime/test_decoding.py
+ELSEWHERE = (
+    "rand_augment",
+    "magnitude",
+    "resized_crop",
+)  # tests/runtime/test_rand_augment.py, tests/runtime/test_decoding.py
 NAMES = [field.name for field in dataclasses.fields(Augmentation) if field.name not in ELSEWHERE]
 
 
