@@ -1,7 +1,7 @@
 """Random changes to a training batch, as pure functions of a key, made on the device.
 
 Images are normalised, float32 [batch, height, width, channels]. Blanks are filled with 0, the mean colour. RandAugment
-comes before all others, on pixels that are uint8 still.
+comes before all others, on pixels that are uint8 still. The last functions are for losses that make views of an image.
 """
 
 import dataclasses
@@ -212,3 +212,56 @@ def cutmix(key: jax.Array, image: jax.Array, target: jax.Array, alpha: float) ->
     own = 1 - pasted.mean(axis=(1, 2))[:, None]
     image = jnp.where(pasted[..., None], jnp.roll(image, 1, axis=0), image)
     return image, own * target + (1 - own) * jnp.roll(target, 1, axis=0)
+
+
+def resized_crop(key: jax.Array, image: jax.Array, min_area: float) -> jax.Array:
+    """A crop of each image, of random area, aspect ratio and place, brought to its size (Szegedy et al. 2015).
+
+    The area is uniform in [min_area, 1] of that of the image. The logarithm of the aspect ratio, in multiples of the
+    image's, is uniform between those of 3/4 and 4/3; sides are cut to those of the image. The place is uniform wherever
+    the crop fits. Between pixels, levels are interpolated linearly.
+    """
+    num, height, width, _ = image.shape
+    area_key, ratio_key, place_key = jax.random.split(key, 3)
+    area = jax.random.uniform(area_key, (num,), minval=min_area)
+    ratio = jnp.exp(jax.random.uniform(ratio_key, (num,), minval=math.log(3 / 4), maxval=math.log(4 / 3)))
+    side = jnp.minimum(1, jnp.sqrt(jnp.stack([area / ratio, area * ratio], axis=1)))  # share of height and of width
+    first = jax.random.uniform(place_key, (num, 2)) * (1 - side)
+
+    def resample(image_: jax.Array, side_: jax.Array, first_: jax.Array) -> jax.Array:
+        shift = -first_ / side_ * jnp.array([height, width])
+        return jax.image.scale_and_translate(image_, image_.shape, (0, 1), 1 / side_, shift, "linear", antialias=False)
+
+    return jax.vmap(resample)(image, side, first)
+
+
+def colour_jitter(key: jax.Array, image: jax.Array, brightness: float, contrast: float, saturation: float) -> jax.Array:
+    """Changes brightness, then contrast, then saturation of each image, after Chen et al. 2020 (SimCLR).
+
+    All three are linear, without limits to levels, so that images may be normalised, all channels to one scale. To the
+    levels of an image a number is added, uniform in [-brightness, brightness]. What they are away from their mean grey
+    is multiplied by a factor, uniform in [1 - contrast, 1 + contrast]; then what colours are away from grey, likewise.
+    An image of one channel has no saturation.
+    """
+    keys, limits = jax.random.split(key, 3), (brightness, contrast, saturation)
+    shift, spread, colour = (
+        jax.random.uniform(key_, (len(image), 1, 1, 1), minval=-limit, maxval=limit)
+        for key_, limit in zip(keys, limits, strict=True)
+    )
+    image += shift
+    mean = _luma(image).mean(axis=(1, 2), keepdims=True)
+    image += spread * (image - mean)
+    return image + colour * (image - _luma(image))
+
+
+def grey(key: jax.Array, image: jax.Array, probability: float) -> jax.Array:
+    """Takes the colour from each image with this probability."""
+    chosen = jax.random.bernoulli(key, probability, (len(image), 1, 1, 1))
+    return jnp.where(chosen, _luma(image), image)
+
+
+def _luma(image: jax.Array) -> jax.Array:
+    """The grey of colours, that of ITU-R BT.601 [batch, height, width, 1]; of one channel, the image itself."""
+    if image.shape[-1] == 1:
+        return image
+    return jnp.sum(image * jnp.array([0.299, 0.587, 0.114]), axis=-1, keepdims=True)
