@@ -47,11 +47,11 @@ PAIRS = (
 )
 
 
-def config_of(variant: str, seed: int, duration: str = "") -> ml_collections.ConfigDict:
+def config_of(variant: str, seed: int) -> ml_collections.ConfigDict:
     """The config of a run."""
     average, loss = VARIANTS[variant]
     config = default.get_config()
-    config.seed, config.duration = seed, duration or config.duration
+    config.seed = seed
     config.averages = ml_collections.ConfigDict({} if average is None else {"target": average})
     config.loss.update(loss)
     return config
@@ -62,10 +62,10 @@ def workdirs(variant: str, folder: pathlib.Path, num_seeds: int) -> list[pathlib
     return [folder / variant.replace(" ", "_") / f"seed{seed}" for seed in range(num_seeds)]
 
 
-def train_all(folder: pathlib.Path, num_seeds: int, duration: str = "", jobs: int = 2) -> None:
-    """Trains what is not finished, two runs at a time."""
+def train_all(folder: pathlib.Path, num_seeds: int, jobs: int) -> None:
+    """Trains what is not finished, so many runs at a time."""
     configs = {
-        str(workdir.relative_to(folder)): config_of(variant, seed, duration)
+        str(workdir.relative_to(folder)): config_of(variant, seed)
         for variant in VARIANTS
         for seed, workdir in enumerate(workdirs(variant, folder, num_seeds))
     }
@@ -154,7 +154,7 @@ def main() -> None:
     args = parser.parse_args()
     path = FOLDER / "targets.json"
     if not args.draw:
-        train_all(args.folder.absolute(), NUM_SEEDS)
+        train_all(args.folder.absolute(), NUM_SEEDS, jobs=2)
         path.write_text(json.dumps(read_all(args.folder, NUM_SEEDS)) + "\n")
     result = json.loads(path.read_text())
     print(f"{table(result)}\n\n{findings(result)}")

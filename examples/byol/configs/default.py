@@ -19,8 +19,9 @@ def get_config() -> ml_collections.ConfigDict:
 
     config.model.name = "byol"
 
-    config.optimizer.name = "adamw"  # without weight decay, Adam
+    config.optimizer.name = "adamw"
     config.optimizer.learning_rate = 1e-2
+    config.optimizer.weight_decay = 0.1
     config.optimizer.schedule = "cosine"
     config.optimizer.warmup = "10%"
 
