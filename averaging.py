@@ -113,14 +113,29 @@ def power_ema(width: float) -> optax.Schedule:
 def soft_update(tau: float) -> optax.Schedule:
     """The target network of actor-critics and self-supervision: `s(t) = tau`.
 
-    DDPG (Lillicrap et al. 2016), SAC, BYOL, MoCo. An EMA of decay `1 - tau` that starts at the initial parameters and
+    DDPG (Lillicrap et al. 2016), SAC, MoCo. An EMA of decay `1 - tau` that starts at the initial parameters and
     keeps the weight `(1 - tau)**t` on them: right where training itself depends on the average from its first step.
 
     Args:
-        tau: in (0, 1]. Typical: 0.001 to 0.005 in Q-learning, 0.004 and falling in BYOL.
+        tau: in (0, 1]. Typical: 0.001 to 0.005 in Q-learning.
     """
     _require("tau", tau, 0 < tau <= 1, "in (0, 1]")
     return lambda t: 0 * t + float(tau)
+
+
+def cosine_update(tau: float, duration: int) -> optax.Schedule:
+    """A soft update that comes to rest: `s(t) = tau * (1 + cos(pi * t / T)) / 2`, and 0 from `t = T` on.
+
+    The target network of BYOL (Grill et al. 2020, section 3.3); DINO and MoCo v3 move theirs by the same formula.
+
+    Args:
+        tau: in (0, 1], the step size at the start. Typical: 0.004 in BYOL and DINO, 0.01 in MoCo v3.
+        duration: `T >= 1`, in updates. Typical: all of training.
+    """
+    _require("tau", tau, 0 < tau <= 1, "in (0, 1]")
+    _require("duration", duration, duration >= 1, "at least 1")
+    # The same as the square of a sine of what is left, which keeps its digits near the end in float32.
+    return lambda t: tau * _numpy(t).sin(math.pi / 2 / duration * _numpy(t).maximum(duration - t, 0)) ** 2
 
 
 def hard_update(period: int) -> optax.Schedule:
@@ -186,6 +201,7 @@ SCHEDULES: Mapping[str, Callable[..., optax.Schedule]] = {
     "polynomial_decay_mean": polynomial_decay_mean,
     "power_ema": power_ema,
     "soft_update": soft_update,
+    "cosine_update": cosine_update,
     "hard_update": hard_update,
 }
 
@@ -329,18 +345,6 @@ def synthesize(
 # ---- Conversions ----------------------------------------------------------------------------------------------------
 
 
-def decay_to_tau(decay: float) -> float:
-    """The step size of an EMA: `tau = 1 - d`, as Q-learning calls it."""
-    _require("decay", decay, 0 <= decay < 1, "in [0, 1)")
-    return 1 - decay
-
-
-def tau_to_decay(tau: float) -> float:
-    """The decay of a soft update: `d = 1 - tau`."""
-    _require("tau", tau, 0 < tau <= 1, "in (0, 1]")
-    return 1 - tau
-
-
 def half_life_to_decay(half_life: float, interval: int = 1) -> float:
     """The decay per firing, every `interval` updates, at which weights halve in `half_life` updates: `2**(-i / h)`."""
     _require("half_life", half_life, half_life > 0, "above 0")
@@ -353,15 +357,6 @@ def decay_to_half_life(decay: float, interval: int = 1) -> float:
     _require("decay", decay, 0 < decay < 1, "in (0, 1)")
     _require("interval", interval, interval >= 1, "at least 1")
     return -interval / math.log2(decay)
-
-
-def effective_window(*, decay: float | None = None, tau: float | None = None) -> float:
-    """The time constant of an EMA in updates: `1 / (1 - d) = 1 / tau`, after which a weight has fallen to about 1/e."""
-    step_size = tau if decay is None else decay_to_tau(decay)
-    if step_size is None or None not in (decay, tau):
-        raise ValueError(f"decay = {decay}, tau = {tau}: give exactly one of them")
-    _require("tau", step_size, 0 < step_size <= 1, "in (0, 1]")
-    return 1 / step_size
 
 
 def scale_decay(decay: float, batch_ratio: float) -> float:

@@ -167,8 +167,8 @@ def average(kind: str, **fields: Any) -> ml_collections.ConfigDict:
     """A weight average: `average("ema", half_life="5%")`.
 
     Args:
-        kind: "ema", "warmup_ema", "running_mean", "polynomial_decay_mean", "power_ema", "soft_update"
-            or "hard_update"; averaging.py explains their uses.
+        kind: "ema", "warmup_ema", "running_mean", "polynomial_decay_mean", "power_ema", "soft_update",
+            "cosine_update" or "hard_update"; averaging.py explains their uses.
         **fields: the fields below that differ. Fields that the kind does not have must keep their defaults.
     """
     config = ml_collections.ConfigDict()
@@ -178,12 +178,13 @@ def average(kind: str, **fields: Any) -> ml_collections.ConfigDict:
     config.debias = True  # ema: exact bias correction: the average forgets the initial parameters
     config.eta = 3.0  # polynomial_decay_mean
     config.width = 0.1  # power_ema: standard deviation of the age of the weights, as a share of training so far
-    config.tau = 0.005  # soft_update: step size
+    config.tau = 0.005  # soft_update: step size; cosine_update: that at its start
+    config.duration = "100%"  # cosine_update: until it comes to rest
     config.period = "1000 steps"  # hard_update: from copy to copy
 
     # When it moves. A running_mean with a start is a tail mean; with `every="1 epochs"` as well it is SWA.
     config.start = "0 steps"  # until then it is the raw weights
-    config.every = "1 steps"  # decay and half-life keep their meaning; eta, width and tau count these steps
+    config.every = "1 steps"  # decay, half-life, duration keep their meaning; eta, width and tau count these steps
     config.restart_every = ""  # from beginning to beginning, for learning rates that restart; empty: never
     # Where its batch-norm statistics come from: "average", as the weights do; "copy", the raw ones; "recompute",
     # from training batches at each evaluation.

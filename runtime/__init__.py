@@ -6,7 +6,7 @@ The process             errors, interruption, hosts, workers, progress, clocks, 
 The device              sharding, dispatch, nonfinite, convolution, pooling, batch_statistics
 Config                  fields, rules, averages, task_checks, durations
 Data                    sources, splits, tfds_sets, normalization, permutation, rows, readers, stream
-Images on disk          image_files, records, decoding, damaged
+Images                  image_files, records, decoding, damaged, rand_augment
 Statistics              intervals, score_metrics
 
 Nothing here imports anything of the project but `train_state`, `averaging`, `optimizers`, `streams` and its

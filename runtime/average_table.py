@@ -78,8 +78,10 @@ def _in_bins(kernel: np.ndarray) -> dict[str, Any]:
 def to_text(average: Average) -> str:
     """`ema(debias=True, decay=0.995), start=100`: what it is, and what differs from one that moves at every step."""
     arguments = dict(average.arguments)
-    if "decay" in arguments:  # per firing there, per update in configs
+    if "decay" in arguments:  # per firing there, per update in configs; so is a duration
         arguments["decay"] **= 1 / average.every
+    if "duration" in arguments:
+        arguments["duration"] *= average.every
     shown = (f"{key}={value:.6g}" if isinstance(value, float) else f"{key}={value}" for key, value in arguments.items())
     defaults = {field.name: field.default for field in dataclasses.fields(average)}
     other = [

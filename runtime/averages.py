@@ -22,6 +22,7 @@ RULES: Mapping[str, fields.Rule] = {
     "averages.*.decay": fields.SHARE,  # also where a half-life overrules it
     "averages.*.half_life": fields.or_empty(fields.period),
     "averages.*.period": fields.period,
+    "averages.*.duration": fields.period,
     "averages.*.start": fields.duration,
     "averages.*.every": fields.period,
     "averages.*.restart_every": fields.or_empty(fields.period),
@@ -61,8 +62,10 @@ def create(name: str, average: Mapping[str, Any]) -> Average:
     """The average of this name, from its resolved fields."""
     shared = {key: average[key] for key in SHARED_FIELDS}
     arguments = {key: average[key] for key in fields_of(average["kind"]) - {"half_life"}}
-    if "decay" in arguments:  # meant per update, and taken per firing
+    if "decay" in arguments:  # meant per update, and taken per firing, as is a duration
         arguments["decay"] **= average["every"]
+    if "duration" in arguments:
+        arguments["duration"] = math.ceil(arguments["duration"] / average["every"])
     return Average(name, average["kind"], tuple(sorted(arguments.items())), **shared)
 
 

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from scipy import stats
+from scipy import ndimage, stats
 
 import augmentation
 from augmentation import Augmentation
@@ -24,7 +24,11 @@ def test_without_any_change_the_batch_is_what_it_was():
     assert all(after[name] is BATCH[name] for name in BATCH)
 
 
-ELSEWHERE = ("rand_augment", "magnitude", "resized_crop")  # tests/test_rand_augment.py, tests/runtime/test_decoding.py
+ELSEWHERE = (
+    "rand_augment",
+    "magnitude",
+    "resized_crop",
+)  # tests/runtime/test_rand_augment.py, tests/runtime/test_decoding.py
 NAMES = [field.name for field in dataclasses.fields(Augmentation) if field.name not in ELSEWHERE]
 
 
@@ -165,6 +169,84 @@ def test_cutmix_pastes_a_rectangle_and_averages_targets_by_the_share_of_its_pixe
     assert (height[whole] % 2 == 0).all()
     assert stats.chisquare(counts[often], expected[often] * counts[often].sum() / expected[often].sum()).pvalue > 0.01
     assert abs(counts.sum() - expected.sum()) < 4 * np.sqrt(expected.sum())
+
+
+def crops(image, min_area, seed=0):
+    return np.asarray(jax.jit(augmentation.resized_crop)(jax.random.key(seed), image, min_area), np.float64)
+
+
+def test_a_resized_crop_has_the_papers_area_ratio_and_place():
+    """The levels of an image that are its rows or its columns tell where each crop came from."""
+    height, width = 24, 32
+    rows, columns = np.meshgrid(np.arange(height) + 0.5, np.arange(width) + 0.5, indexing="ij")
+    image = jnp.broadcast_to(jnp.asarray(np.stack([rows, columns], axis=-1), jnp.float32), (N, height, width, 2))
+    after = crops(image, 0.2)
+    # Between two inner pixels levels grow by the share that the crop has of that side.
+    side = np.stack([np.diff(after[:, 11:13, 16, 0])[:, 0], np.diff(after[:, 12, 15:17, 1])[:, 0]])
+    first = np.stack([after[:, 11:13, 16, 0].mean(axis=1) / 24, after[:, 12, 15:17, 1].mean(axis=1) / 32]) - side / 2
+    assert (first > -1e-5).all()
+    assert (first + side < 1 + 1e-5).all()  # nothing comes from outside of the image
+    whole = (side < 1 - 1e-5).all(axis=0)  # what was cut has another area; it takes one above 3/4
+    area, log_ratio = side[0] * side[1], np.log(side[1] / side[0])
+    small = area < 0.74
+    assert whole[small].all()
+    assert stats.kstest(area[small], stats.uniform(0.2, 0.54).cdf).pvalue > 0.01
+    assert abs(small.mean() - 0.54 / 0.8) < 4 * np.sqrt(0.25 / N)
+    assert stats.kstest(log_ratio[small], stats.uniform(-np.log(4 / 3), 2 * np.log(4 / 3)).cdf).pvalue > 0.01
+    for start, share in zip(first, side, strict=True):
+        assert stats.kstest(start[small] / (1 - share[small]), stats.uniform.cdf).pvalue > 0.01
+
+
+def test_a_resized_crop_interpolates_linearly_between_pixels():
+    image = jnp.asarray(np.random.default_rng(0).normal(size=(1, 12, 9, 2)), jnp.float32)
+    rows, columns = np.meshgrid(np.arange(12.0), np.arange(9.0), indexing="ij")
+    places = jnp.asarray(np.stack([rows, columns], axis=-1)[None], jnp.float32)
+    for seed in range(3):
+        where, found = crops(places, 0.1, seed)[0], crops(image, 0.1, seed)[0]
+        # The edges of a crop, up to half a pixel from those of the image, repeat its outermost pixels.
+        points = [where[..., 0].ravel(), where[..., 1].ravel()]
+        for channel in range(2):
+            expected = ndimage.map_coordinates(np.asarray(image, np.float64)[0, ..., channel], points, order=1)
+            np.testing.assert_allclose(found[..., channel].ravel(), expected, atol=2e-5)  # float32, of up to 12 pixels
+    np.testing.assert_allclose(crops(jnp.full((50, 8, 8, 1), 3.0), 0.05), 3.0, rtol=1e-6)  # no blanks
+
+
+COLOURS = jnp.asarray(np.random.default_rng(0).normal(size=(N, 4, 5, 3)), jnp.float32)
+LUMA = np.array([0.299, 0.587, 0.114])
+
+
+def test_colour_jitter_shifts_levels_and_scales_contrast_and_saturation_by_uniform_numbers():
+    before = np.asarray(COLOURS, np.float64)
+    after = np.asarray(augmentation.colour_jitter(KEY, COLOURS, 0.8, 0.4, 0.2), np.float64)
+    grey, grey_after = before @ LUMA, after @ LUMA
+    mean = grey.mean(axis=(1, 2))
+    shift = grey_after.mean(axis=(1, 2)) - mean
+    contrast = (grey_after[:, 0, 0] - mean - shift) / (grey[:, 0, 0] - mean)
+    colour = (after[:, 0, 0, 0] - grey_after[:, 0, 0]) / (before[:, 0, 0, 0] - grey[:, 0, 0]) / contrast
+    far = (np.abs(grey[:, 0, 0] - mean) > 0.1) & (np.abs(before[:, 0, 0, 0] - grey[:, 0, 0]) > 0.1)  # from rounding
+    for found, middle, limit in ((shift, 0, 0.8), (contrast[far], 1, 0.4), (colour[far], 1, 0.2)):
+        assert stats.kstest(found, stats.uniform(middle - limit, 2 * limit).cdf).pvalue > 0.01
+    correlations = np.corrcoef([shift[far], contrast[far], colour[far]])[np.triu_indices(3, 1)]
+    assert np.abs(correlations).max() < 4 / np.sqrt(far.sum())
+    # All of an image is changed by the same three numbers.
+    moved = (mean + shift)[:, None, None] + contrast[:, None, None] * (grey - mean[:, None, None])
+    expected = moved[..., None] + (contrast * colour)[:, None, None, None] * (before - grey[..., None])
+    np.testing.assert_allclose(after[far], expected[far], atol=1e-4)  # float32 over differences of 0.1
+
+
+def test_grey_takes_the_colour_with_the_given_probability():
+    before, after = np.asarray(COLOURS), np.asarray(augmentation.grey(KEY, COLOURS, 0.3))
+    colourless = (after == after[..., :1]).all(axis=(1, 2, 3))
+    np.testing.assert_array_equal(after[~colourless], before[~colourless])
+    np.testing.assert_allclose(after[colourless][..., 0], before[colourless] @ LUMA, atol=1e-6)
+    assert abs(colourless.mean() - 0.3) < 4 * np.sqrt(0.3 * 0.7 / N)
+
+
+def test_what_grey_images_lack_is_not_changed():
+    image = COLOURS[..., :1]
+    np.testing.assert_array_equal(augmentation.colour_jitter(KEY, image, 0.0, 0.0, 0.9), image)
+    np.testing.assert_array_equal(augmentation.grey(KEY, image, 1.0), image)
+    assert (augmentation.colour_jitter(KEY, image, 0.0, 0.1, 0.0) != image).any()
 
 
 @pytest.mark.slow

@@ -4,6 +4,7 @@ To put another project's averaging to them, write a function like those below an
 """
 
 import dataclasses
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -107,6 +108,10 @@ AVERAGES: dict[str, tuple[Average, Callable[[int], float]]] = {
         (Average("polynomial", "polynomial_decay_mean", (("eta", 3.0),)), lambda t: 4 / (t + 3)),
         (Average("power_ema", "power_ema", (("width", W),)), lambda t: 1 - (1 - 1 / t) ** (G + 1)),
         (Average("soft_update", "soft_update", (("tau", 0.005),)), lambda t: 0.005),
+        (
+            Average("cosine_update", "cosine_update", (("duration", 900), ("tau", 0.02))),
+            lambda t: 0.02 * (1 + math.cos(math.pi * min(t / 900, 1))) / 2,
+        ),
         (Average("hard_update", "hard_update", (("period", 7),)), lambda t: float(t % 7 == 0)),
         (Average("late_ema", "ema", DECAY, start=30), late(lambda t: (1 - D) / (1 - D**t), 30)),
         (Average("rare_ema", "ema", DECAY, every=5), rare(lambda t: (1 - D) / (1 - D**t), 5)),

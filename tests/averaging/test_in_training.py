@@ -304,6 +304,9 @@ def options(tmp_path_factory):
         "width": {"kind": "power_ema", "width": 0.2},
         "soft_update": {"kind": "soft_update"},
         "tau": {"kind": "soft_update", "tau": 0.3},
+        "cosine_update": {"kind": "cosine_update"},
+        "cosine_update_tau": {"kind": "cosine_update", "tau": 0.3},
+        "duration": {"kind": "cosine_update", "duration": "50%", "every": "2 steps"},
         "hard_update": {"kind": "hard_update", "period": "4 steps"},
         "period": {"kind": "hard_update", "period": "5 steps"},
     }
@@ -325,6 +328,8 @@ def test_the_resolved_schedules_are_those_of_the_config(options):
     assert stored["every"]["arguments"]["decay"] == pytest.approx(0.9**2)  # per firing
     assert (stored["start"]["start"], stored["every"]["every"], stored["restart_every"]["restart_every"]) == (3, 2, 4)
     assert stored["period"]["arguments"] == {"period": 5}
+    assert stored["cosine_update"]["arguments"] == {"duration": 6, "tau": 0.005}
+    assert stored["duration"]["arguments"]["duration"] == 2  # firings, every other of which is within three steps
     for name, average in stored.items():
         assert average["num_updates"] == 6
         assert average["initial_weight"] + sum(average["kernel"]) == pytest.approx(1, abs=1e-5), name

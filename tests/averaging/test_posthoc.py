@@ -243,6 +243,7 @@ def test_the_command_writes_lines_that_the_report_reads_and_replaces_its_own(run
         ("ema:debias=maybe", "debias must be like its default, True"),
         ("ema:half_life=soon", "is not a duration"),
         ("ema:decay=2", "averages.ema.decay = 2.0: must be in"),
+        ("cosine_update:duration=0%", "averages.cosine_update.duration = '0%': a period must be longer than 0"),
         ("soft_update:tau=3", "--average=soft_update:tau=3: tau = 3.0: must be in"),
         ("lawa:last=0", "last must be at least 1"),
         ("lawa:tau=1", "'tau' is not one of lawa's last=, batch_stats="),

@@ -16,8 +16,9 @@ def test_the_step_size_is_what_the_formula_says(name):
     expected = [formula(t) for t in range(1, 1001)]
     found = average.schedule(np.arange(1, 1001))
     assert found.dtype == np.float64
-    # The formulas themselves lose digits where 1 - d**t cancels: at most 2**-53 / (1 - d), of d = 0.999.
-    np.testing.assert_allclose(found, expected, rtol=2e-13)
+    # The formulas themselves lose digits where 1 - d**t cancels: at most 2**-53 / (1 - d), of d = 0.999; and where
+    # 1 + cos(x) does: a few times tau * 2**-53, of tau = 0.02.
+    np.testing.assert_allclose(found, expected, rtol=2e-13, atol=1e-17)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -63,6 +64,26 @@ def test_a_hard_update_is_optax_periodic_update():
     for t in range(1, 22):
         expected = optax.periodic_update(new, old, jnp.int32(t), 7)
         assert averaging.hard_update(7)(t) == expected
+
+
+@pytest.mark.parametrize("tau", [0.004, 1.0])
+def test_a_cosine_update_comes_to_rest_and_float32_follows_its_kernel(tau):
+    schedule, t = averaging.cosine_update(tau, 4000), np.arange(1, 5001)
+    # Half of the way down in the middle, and nothing left from the end on.
+    np.testing.assert_allclose(schedule(np.array([2000, 1])), [tau / 2, tau * np.cos(np.pi / 8000) ** 2], rtol=1e-15)
+    assert (np.diff(schedule(t[:4000])) < 0).all()
+    assert (schedule(t[3999:]) == 0).all()
+    iterates = np.random.default_rng(0).normal(1.0, 1.0, size=(5001, 16)).astype(np.float32)
+
+    @jax.jit
+    def loop(iterates):
+        def body(t, average):
+            return averaging.update(average, iterates[t], schedule(t))
+
+        return jax.lax.fori_loop(1, 5001, body, iterates[0])
+
+    expected = averaging.kernel(schedule, 5000) @ iterates.astype(np.float64)
+    assert np.linalg.norm(loop(iterates) - expected) <= 5e-6 * np.linalg.norm(expected)
 
 
 def test_swa_is_the_mean_of_every_interval_th_iterate_after_the_start():
@@ -165,15 +186,12 @@ def test_means_and_biased_averages_are_described_by_their_closed_forms():
 
 
 def test_conversions_are_each_others_inverse_and_have_their_closed_forms():
-    assert averaging.decay_to_tau(0.75) == 0.25
-    assert averaging.tau_to_decay(0.25) == 0.75
     assert averaging.half_life_to_decay(7.5) ** 7.5 == pytest.approx(0.5, rel=1e-15)
     # Fired every 4 updates, the same half-life in updates.
     assert averaging.half_life_to_decay(8, interval=4) ** 2 == pytest.approx(0.5, rel=1e-15)
     for interval in (1, 3):
         decay = averaging.half_life_to_decay(12.5, interval)
         assert averaging.decay_to_half_life(decay, interval) == pytest.approx(12.5, rel=1e-12)
-    assert averaging.effective_window(decay=0.75) == averaging.effective_window(tau=0.25) == 4
     assert averaging.scale_decay(0.99, 8) == 0.99**8
     assert averaging.scale_decay(averaging.half_life_to_decay(80), 8) == pytest.approx(averaging.half_life_to_decay(10))
 
@@ -194,15 +212,14 @@ def test_widths_and_exponents_are_those_of_the_paper():
         (lambda: averaging.polynomial_decay_mean(-1), "eta"),
         *[(lambda w=w: averaging.power_ema(w), "width") for w in (0.0, 0.3)],
         *[(lambda t=t: averaging.soft_update(t), "tau") for t in (0.0, 1.5)],
+        *[(lambda t=t: averaging.cosine_update(t, 10), "tau") for t in (0.0, 1.5)],
+        (lambda: averaging.cosine_update(0.5, 0), "duration"),
         (lambda: averaging.hard_update(0), "period"),
         (lambda: averaging.starting_at(averaging.running_mean(), -1), "start"),
         (lambda: averaging.every(averaging.running_mean(), 0), "interval"),
         (lambda: averaging.restart_every(averaging.running_mean(), 0), "period"),
         (lambda: averaging.half_life_to_decay(0), "half_life"),
         (lambda: averaging.decay_to_half_life(1.0), "decay"),
-        (lambda: averaging.effective_window(), "exactly one"),
-        (lambda: averaging.effective_window(decay=0.9, tau=0.1), "exactly one"),
-        (lambda: averaging.effective_window(tau=0.0), "tau"),
         (lambda: averaging.scale_decay(0.9, 0), "batch_ratio"),
         (lambda: averaging.gamma_to_width(-0.5), "gamma"),
         (lambda: averaging.kernel(averaging.running_mean(), -1), "num_updates"),

@@ -14,9 +14,10 @@ FILES = sorted([*ROOT.glob("*.py"), *(path for room in ROOMS for path in (ROOT /
 # From the bottom up. A module imports what stands below it, or in its own room.
 STOREYS = (
     ("averaging", "streams", "configs"),
-    ("optimizers", "augmentation"),
+    ("optimizers",),
     ("train_state",),
     ("runtime",),
+    ("augmentation",),
     ("reporting", "models", "input_pipeline"),
     ("evaluation", "settings"),
     ("train",),

@@ -140,6 +140,7 @@ kinds = st.one_of(
     st.builds(averaging.polynomial_decay_mean, st.floats(0, 20)),
     st.builds(averaging.power_ema, st.floats(0.01, 12**-0.5)),
     st.builds(averaging.soft_update, st.floats(0.001, 1)),
+    st.builds(averaging.cosine_update, st.floats(0.001, 1), st.integers(1, 50)),
     st.builds(averaging.hard_update, st.integers(1, 50)),
 )
 

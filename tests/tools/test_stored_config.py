@@ -21,6 +21,7 @@ OTHERS = {
             "slow": default.average("ema", half_life="7%", start="11%", every="3 steps"),
             "swa": default.average("running_mean", restart_every="0.5 epochs", batch_stats="recompute"),
             "target": default.average("hard_update", period="5 steps"),
+            "resting": default.average("cosine_update", duration="33%", every="3 steps"),
         }
     ),
 }

@@ -10,8 +10,9 @@ from PIL import Image, ImageEnhance, ImageOps
 from scipy import stats
 from sklearn.datasets import load_sample_image
 
-import augmentation
-from augmentation import OPERATIONS, Augmentation
+from augmentation import Augmentation
+from runtime import rand_augment
+from runtime.rand_augment import OPERATIONS
 
 FILL = (10, 200, 90)
 PHOTO = load_sample_image("flower.jpg")[150:246, 250:370]  # 96 x 120 pixels
@@ -24,7 +25,7 @@ def operated(image, name, strength):
     return np.asarray(_operate(jnp.asarray(image), OPERATIONS.index(name), jnp.float32(strength), fill))
 
 
-_operate = jax.jit(augmentation._operate)
+_operate = jax.jit(rand_augment._operate)
 
 
 def with_pillow(image, name, strength):
@@ -95,7 +96,7 @@ SMALL = np.random.default_rng(0).integers(40, 200, (16, 20, 3)).astype(np.uint8)
 def drawn(num_images, num_operations):
     """So many copies of an image, each changed by so many operations at magnitude 9."""
     images, fill = jnp.broadcast_to(SMALL, (num_images, *SMALL.shape)), jnp.asarray(FILL, jnp.uint8)
-    return augmentation.rand_augment(jax.random.key(0), images, num_operations, 9, fill)
+    return rand_augment.rand_augment(jax.random.key(0), images, num_operations, 9, fill)
 
 
 def outcomes(image):
