@@ -84,7 +84,7 @@ def test_two_processes_of_one_device_do_what_one_of_two_does_to_the_bit(tmp_path
 
 @pytest.mark.parametrize("kind", ["mlp", "cnn"])
 def test_eight_devices_do_the_same_to_the_bit_however_many_processes_have_them(tmp_path, config, kind):
-    processes = (1, 2, 4) if kind == "mlp" else (1, 4)
+    processes = (1, 2, 4) if kind == "mlp" else (1, 2)  # each compiles what is new to it
     for num in processes:
         flag, environment = f"--workdir={tmp_path / str(num)}", {"KIND": kind}
         succeed(num, flag, config=config, devices=8 // num, environment=lambda _, e=environment: e)
