@@ -218,9 +218,11 @@ def test_with_a_weight_of_zero_only_labelled_images_count_bit_for_bit(experiment
     ours = theirs = experiment.state
     for step in range(5):
         batch = batch_of(experiment, step)
-        ours, _ = train.train_step(ours, batch, alone)
+        unread = {"image": batch["image"].at[12:].set(jnp.nan), "teacher_image": jnp.full_like(batch["image"], jnp.nan)}
+        ours, _ = train.train_step(ours, batch | unread, alone)
         labelled = {name: batch[name] for name in ("label", "target")} | {"image": batch["image"][:12]}
         theirs, _ = train.train_step(theirs, labelled, train.loss_fn)
+    assert int(ours.rejected["total"]) == 0
     jax.tree.map(np.testing.assert_array_equal, (ours.params, ours.ema_params), (theirs.params, theirs.ema_params))
     assert not TASK.needs({"weight": 0.0, "teacher": "teacher"})
 
