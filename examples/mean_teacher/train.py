@@ -44,7 +44,7 @@ def loss_fn(
     state: CustomTrainState,
     batch: dict[str, jax.Array],
     *,
-    weight: float = 100.0,
+    weight: float = 30.0,
     ramp_up: int | str = "20%",
     teacher: str = "teacher",
     threshold: float = 0.0,

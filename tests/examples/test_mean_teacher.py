@@ -231,12 +231,15 @@ def test_with_a_weight_of_zero_only_labelled_images_count_bit_for_bit(experiment
 def test_the_teacher_has_dropout_of_its_own_and_the_statistics_of_its_batch():
     experiment = create_experiment(teacher_config(**NOISY))
     state, batch = experiment.state, batch_of(experiment)
-    same = batch | {"teacher_image": batch["image"]}
     at_once = {"weight": 1.0, "ramp_up": 1, "teacher": "teacher"}
-    _, (metrics, updates) = loss(state.params, state, same, **at_once)
+    updates = loss(state.params, state, batch, **at_once)[1][1]
+    for name, is_students in (("image", True), ("teacher_image", False)):
+        expected = train.apply_model(state.params, state, {"image": batch[name]})[1]
+        close = jax.tree.map(lambda x, y: np.allclose(x, y, rtol=1e-4, atol=1e-6), updates, expected)  # of float32
+        assert all(jax.tree.leaves(close)) == is_students
+    same = batch | {"teacher_image": batch["image"]}
+    _, (metrics, _) = loss(state.params, state, same, **at_once)
     assert float(metrics["apart"][0]) > 1e-3  # of the same network and images, by dropout alone
-    expected = train.apply_model(state.params, state, batch)[1]
-    jax.tree.map(np.testing.assert_array_equal, updates, expected)  # of the student alone
     garbage = state.replace(ema_batch_stats=jax.tree.map(lambda x: x + 100, state.ema_batch_stats))
     objectives = [float(loss(state.params, other, same, **at_once)[0]) for other in (state, garbage)]
     assert objectives[0] == objectives[1]
@@ -321,20 +324,24 @@ def test_a_teacher_that_is_missing_is_named_unless_nothing_is_taught():
 def test_the_config_for_a_gpu_compiles(made_data, monkeypatch):
     monkeypatch.setenv("TFDS_DATA_DIR", str(made_data))
     config = cifar10_4000.get_config()
-    config.data.labels_per_class = 4  # there are 16 images of each class
+    config.batch_size, config.data.labels_per_class = 64, 4  # there are 16 images of each class
     experiment = create_experiment(config)
     jax.jit(experiment.train_program).lower(experiment.state, experiment.train_data)
 
 
 @pytest.mark.slow
-def test_variants_are_trained_read_and_drawn(tmp_path, mnist):
-    teachers.train_all(tmp_path, 2, "10 steps")
+def test_variants_are_trained_read_and_drawn(tmp_path, monkeypatch):
+    config = teacher_config()
+    monkeypatch.setattr(default, "get_config", lambda: config.copy_and_resolve_references())
+    monkeypatch.setitem(teachers.VARIANTS, "pseudo-labels", {"threshold": 0.2, "weight": 1.0})
+    teachers.train_all(tmp_path, 2, "20 steps")
     result = json.loads(json.dumps(teachers.read(tmp_path, 2)))
-    assert result["steps"] == [*range(1, 11)]
+    assert result["steps"] == [10, 20]
     lines = read_metrics(tmp_path / "Pi_model" / "seed1", "teacher")
     assert result["variants"]["Pi model"]["teacher"][1] == [round(100 * line["accuracy"], 2) for line in lines]
     assert len({json.dumps(variant["raw"]) for variant in result["variants"].values()}) == 4
     assert teachers.table(result).count("|\n") == 1 + len(teachers.VARIANTS)
+    assert teachers.findings(result).count("\n") == len(teachers.PAIRS)
     teachers.draw(result).savefig(tmp_path / "teachers.png")
     with Image.open(tmp_path / "teachers.png") as picture:
         assert len(set(picture.convert("L").get_flattened_data())) > 10  # not blank
