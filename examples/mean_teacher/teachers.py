@@ -1,0 +1,170 @@
+"""What an average does as a teacher: few labels alone, the Pi model, mean teacher and pseudo-labels, with ten seeds.
+
+    python -m examples.mean_teacher.teachers runs/teachers         # trains what it lacks yet, two processes at a time
+    python -m examples.mean_teacher.teachers runs/teachers --draw  # only reads it
+
+The runs are RUNS/VARIANT/seed0, ..., for tools.report. Writes `teachers.json` and `teachers.png` beside this file.
+"""
+
+import argparse
+import datetime
+import json
+import pathlib
+import sys
+from collections.abc import Mapping
+from typing import Any
+
+import ml_collections
+import numpy as np
+from matplotlib.figure import Figure
+
+from examples.mean_teacher.configs import default
+from reporting.runs import Run
+from runtime import environment, intervals
+from tools import sweep
+
+FOLDER = pathlib.Path(__file__).parent
+NUM_SEEDS = 10
+DURATION = default.get_config().duration
+# By name the fields of `config.loss` that differ from the config.
+VARIANTS: dict[str, dict[str, Any]] = {
+    "supervised": {"weight": 0.0},
+    "Pi model": {"teacher": "none"},
+    "mean teacher": {},
+    "pseudo-labels": {"threshold": 0.95, "weight": 1.0},
+}
+CURVES = {"raw": ("network", "#D55E00"), "teacher": ("average", "#0072B2")}  # in words, and in Okabe and Ito's colours
+# Pairs of what is compared, each a variant and a curve.
+PAIRS = (
+    (("supervised", "teacher"), ("supervised", "raw")),
+    (("mean teacher", "teacher"), ("mean teacher", "raw")),
+    (("mean teacher", "raw"), ("supervised", "teacher")),
+    (("mean teacher", "raw"), ("Pi model", "raw")),
+    (("mean teacher", "teacher"), ("Pi model", "teacher")),
+    (("mean teacher", "teacher"), ("pseudo-labels", "teacher")),
+)
+
+
+def config_of(variant: str, seed: int, duration: str = DURATION) -> ml_collections.ConfigDict:
+    """The config of a run."""
+    config = default.get_config()
+    config.seed, config.duration = seed, duration
+    config.checkpoint_every = "100%"
+    for name, value in VARIANTS[variant].items():
+        config.loss[name] = value
+    return config
+
+
+def workdirs(variant: str, folder: pathlib.Path, num_seeds: int) -> list[pathlib.Path]:
+    """Of the runs of a variant."""
+    return [folder / variant.replace(" ", "_") / f"seed{seed}" for seed in range(num_seeds)]
+
+
+def train_all(folder: pathlib.Path, num_seeds: int = NUM_SEEDS, duration: str = DURATION) -> None:
+    """Trains what is not finished, two runs at a time."""
+    configs = {
+        str(workdir.relative_to(folder)): config_of(variant, seed, duration)
+        for variant in VARIANTS
+        for seed, workdir in enumerate(workdirs(variant, folder, num_seeds))
+    }
+    waiting, failed = sweep.check(folder, configs)
+    if failed := failed | sweep.train_all(folder, waiting, jobs=2):
+        sys.exit(json.dumps(failed, indent=1))
+
+
+def read(folder: pathlib.Path, num_seeds: int = NUM_SEEDS) -> dict[str, Any]:
+    """By variant and curve the test accuracy in % [seeds][evaluations], its steps, and the seconds of all runs."""
+    variants, seconds, steps = {}, {}, []
+    for variant in VARIANTS:
+        runs = [Run.read(workdir) for workdir in workdirs(variant, folder, num_seeds)]
+        steps = [*runs[0].curves["raw", "test"]]
+        variants[variant] = {
+            curve: [[round(100 * line["accuracy"], 2) for line in run.curves[curve, "test"].values()] for run in runs]
+            for curve in CURVES
+        }
+        clocks = [value for run in runs for name, value in run.timing[-1].items() if name.endswith("_seconds")]
+        seconds[variant] = round(sum(clocks), 1)
+    return {"seconds": seconds, "steps": steps, "variants": variants}
+
+
+def last(result: Mapping[str, Any], variant: str, curve: str) -> np.ndarray:
+    """The accuracy at the end of each training, [seeds]."""
+    return np.array(result["variants"][variant][curve])[:, -1]
+
+
+def in_words(values: np.ndarray, sign: str = "") -> str:
+    """A mean with its 95 % interval over the seeds (Student's t)."""
+    return "{} ({} .. {})".format(*(f"{value:{sign}.1f}" for value in intervals.mean_interval(values)))
+
+
+def table(result: Mapping[str, Any]) -> str:
+    """A line for each variant: network and average at the end, each with the paired difference to the supervised."""
+    header = ["training", "network", "minus supervised", "worst seed", "average", "minus supervised", "worst seed"]
+    lines = [f"| {' | '.join(header)} |", "|---" * len(header) + "|"]
+    for variant in VARIANTS:
+        cells = [variant]
+        for curve in CURVES:
+            ours = last(result, variant, curve)
+            apart = ours - last(result, "supervised", curve)
+            cells += [in_words(ours), in_words(apart, "+") if apart.any() else "", f"{ours.min():.1f}"]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def findings(result: Mapping[str, Any]) -> str:
+    """Differences at the end, paired by seed, and where the average of mean teacher is ahead of its network."""
+    lines = []
+    for ours, theirs in PAIRS:
+        name, other = (f"{variant}, {CURVES[curve][0]}" for variant, curve in (ours, theirs))
+        lines.append(f"{name} minus {other}: {in_words(last(result, *ours) - last(result, *theirs), '+')}")
+    student, teacher = (np.array(result["variants"]["mean teacher"][curve]) for curve in CURVES)
+    ahead = in_words((teacher - student)[:, 0], "+")
+    lines.append(f"mean teacher, average minus network at step {result['steps'][0]}: {ahead}")
+    return "\n".join(lines)
+
+
+def draw(result: Mapping[str, Any]) -> Figure:
+    """The accuracy of network and average over training, of each seed and in the mean."""
+    figure = Figure(figsize=(5, 5.5), layout="constrained")
+    all_axes = figure.subplots(2, 2, sharex=True, sharey=True).flat
+    for axis, variant in zip(all_axes, VARIANTS, strict=True):
+        for curve, (words, colour) in CURVES.items():
+            values = np.array(result["variants"][variant][curve])
+            axis.plot(result["steps"], values.T, color=colour, alpha=0.25, linewidth=0.6)
+            axis.plot(result["steps"], values.mean(axis=0), color=colour, linewidth=2, label=words)
+        axis.set_title(variant, loc="left", fontsize=9.5)
+        axis.set_xticks([0, result["steps"][-1]])
+        axis.tick_params(labelsize=9.5)
+        axis.grid(alpha=0.25)
+        axis.spines[["top", "right"]].set_visible(False)
+    figure.axes[0].legend(fontsize=9.5, loc="lower right", frameon=False)
+    means = [np.mean(curve, axis=0) for variant in result["variants"].values() for curve in variant.values()]
+    figure.axes[0].set_ylim(bottom=np.floor(np.min(means)) - 2)
+    num_seeds = len(result["variants"]["supervised"]["raw"])
+    figure.supylabel("accuracy on test images, %", fontsize=9.5)
+    figure.supxlabel(f"step of training ({num_seeds} seeds and their mean)", fontsize=9.5)
+    return figure
+
+
+def main() -> None:
+    """Trains and draws what the arguments ask for."""
+    parser = argparse.ArgumentParser(
+        "python -m examples.mean_teacher.teachers",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("folder", type=pathlib.Path, help="of the runs")
+    parser.add_argument("--draw", action="store_true", help="train nothing")
+    args = parser.parse_args()
+    path = FOLDER / "teachers.json"
+    if not args.draw:
+        train_all(args.folder.absolute())
+        about = {"date": datetime.date.today().isoformat(), "environment": environment.describe()}
+        path.write_text(json.dumps(about | read(args.folder)) + "\n")
+    result = json.loads(path.read_text())
+    print(f"{table(result)}\n\n{findings(result)}")
+    draw(result).savefig(FOLDER / "teachers.png", dpi=144)
+
+
+if __name__ == "__main__":
+    main()
