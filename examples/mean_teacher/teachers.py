@@ -31,7 +31,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "supervised": {"weight": 0.0},
     "Pi model": {"teacher": "none"},
     "mean teacher": {},
-    "pseudo-labels": {"threshold": 0.95, "weight": 1.0},
+    "pseudo-labels": {"threshold": 0.95, "weight": 3.0},
 }
 CURVES = {"raw": ("network", "#D55E00"), "teacher": ("average", "#0072B2")}  # in words, and in Okabe and Ito's colours
 # Pairs of what is compared, each a variant and a curve.
