@@ -12,11 +12,12 @@ import numpy as np
 import train
 from benchmarks import measure, peers_torch
 from benchmarks.peers_jax import flatten
-from examples.mean_teacher.teachers import config_of
+from examples.mean_teacher.teachers import DURATION, config_of
 from runtime import intervals
 from tools import finished
 
 NUM_SEEDS = 5
+DURATIONS = ("10 steps", DURATION)  # before rounding has grown, and the whole training
 
 
 def torch_accuracy(experiment: train.Experiment) -> float:
@@ -66,18 +67,19 @@ def our_accuracy(experiment: train.Experiment) -> float:
 
 def main() -> None:
     """Trains, prints the table and writes the result."""
-    ours, theirs = [], []
-    for seed in range(NUM_SEEDS):
-        experiment = finished.create_experiment(config_of("supervised", seed))
-        theirs.append(torch_accuracy(experiment))
-        ours.append(our_accuracy(experiment))  # uses the state up
-        print(f"seed {seed}: {ours[-1]:.2f} % here, {theirs[-1]:.2f} % in PyTorch", flush=True)
-    named = {"here": ours, "PyTorch": theirs, "here minus PyTorch": np.subtract(ours, theirs)}
-    rows = [
-        {"what": name, **dict(zip(("mean", "low", "high"), intervals.mean_interval(np.array(x)), strict=True))}
-        for name, x in named.items()
-    ]
-    measure.write("few_labels", rows, accuracy={"here": ours, "PyTorch": theirs})
+    rows, accuracy = [], {}
+    for duration in DURATIONS:
+        ours, theirs = [], []
+        for seed in range(NUM_SEEDS):
+            experiment = finished.create_experiment(config_of("supervised", seed, duration))
+            theirs.append(torch_accuracy(experiment))
+            ours.append(our_accuracy(experiment))  # uses the state up
+            print(f"{duration}, seed {seed}: {ours[-1]:.2f} % here, {theirs[-1]:.2f} % in PyTorch", flush=True)
+        for name, values in (("here", ours), ("PyTorch", theirs), ("difference", np.subtract(ours, theirs))):
+            mean, low, high = intervals.mean_interval(np.array(values))
+            rows.append({"duration": duration, "what": name, "mean": mean, "low": low, "high": high})
+        accuracy[duration] = {"here": ours, "PyTorch": theirs}
+    measure.write("few_labels", rows, accuracy=accuracy)
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ from examples import bootstrapping, kernels, low_pass
 from examples.diffusion import lengths
 from examples.dqn import targets
 from examples.gan import swing
+from examples.mean_teacher import teachers
 from examples.when_it_works import grid
 from runtime import intervals
 
@@ -68,6 +69,10 @@ TARGETS = json.loads((targets.FOLDER / "targets.json").read_text())
 LENGTHS = json.loads((lengths.FOLDER / "lengths.json").read_text())
 SWING = json.loads((swing.FOLDER / "swing.json").read_text())
 STORED = json.loads((grid.FOLDER / "grid.json").read_text())
+MADE_TEACHERS = {
+    "steps": [*range(150, 1501, 150)],
+    "variants": {name: {curve: [[90.0] * 10] * 2 for curve in teachers.CURVES} for name in teachers.VARIANTS},
+}
 
 
 @pytest.mark.parametrize(
@@ -80,6 +85,7 @@ STORED = json.loads((grid.FOLDER / "grid.json").read_text())
         lambda: targets.draw(TARGETS),
         lambda: swing.draw(SWING),
         lambda: lengths.draw(LENGTHS),
+        lambda: teachers.draw(MADE_TEACHERS),
     ],
 )
 def test_a_picture_can_be_read_on_a_phone(draw):
