@@ -1,17 +1,20 @@
-"""What the pages of sampled models have in common: the numbers of several seeds, read from their runs."""
+"""What the pages of the examples have in common: several seeds of their variants, trained, and read from their runs."""
 
 import datetime
 import json
 import pathlib
-from collections.abc import Collection, Mapping, Sequence
+import sys
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any
 
+import ml_collections
 import numpy as np
 
 from examples import samples
 from reporting.runs import Run
 from runtime import environment, intervals
 from runtime.errors import UserError
+from tools import sweep
 from tools.finished import FinishedRun
 
 
@@ -21,6 +24,43 @@ def seeds(folder: pathlib.Path) -> list[pathlib.Path]:
     if not found:
         raise UserError(f"{folder} has no runs seed0, seed1, ...; python -m tools.sweep makes them")
     return found
+
+
+def workdirs(variant: str, folder: pathlib.Path, num_seeds: int) -> list[pathlib.Path]:
+    """Of the runs of a variant, in a folder for `tools.report`."""
+    name = variant.replace(",", "").replace(" ", "_")
+    return [folder / name / f"seed{seed}" for seed in range(num_seeds)]
+
+
+def train_all(
+    variants: Iterable[str],
+    folder: pathlib.Path,
+    num_seeds: int,
+    config_of: Callable[[str, int], ml_collections.ConfigDict],
+) -> None:
+    """Trains what is not finished, two runs at a time, and exits with what failed.
+
+    Args:
+        variants: to train.
+        folder: of the runs.
+        num_seeds: of each variant.
+        config_of: takes a variant and a seed.
+    """
+    folder = folder.absolute()
+    configs = {
+        str(workdir.relative_to(folder)): config_of(variant, seed)
+        for variant in variants
+        for seed, workdir in enumerate(workdirs(variant, folder, num_seeds))
+    }
+    waiting, failed = sweep.check(folder, configs)
+    if failed := failed | sweep.train_all(folder, waiting, jobs=2):
+        sys.exit(json.dumps(failed, indent=1))
+
+
+def seconds(workdirs: Sequence[pathlib.Path]) -> float:
+    """That runs took, all of them together."""
+    last = [Run.read(workdir).timing[-1] for workdir in workdirs]
+    return round(sum(value for line in last for clock, value in line.items() if clock.endswith("_seconds")), 1)
 
 
 def read(workdirs: Sequence[pathlib.Path], curves: Collection[str], metrics: Collection[str]) -> dict[str, Any]:

@@ -10,7 +10,6 @@ import argparse
 import datetime
 import json
 import pathlib
-import sys
 from collections.abc import Mapping
 from typing import Any
 
@@ -22,9 +21,7 @@ from configs import default as project
 from examples import results
 from examples.byol.configs import default
 from examples.byol.train import TASK
-from reporting.runs import Run
 from runtime import environment
-from tools import sweep
 
 FOLDER = pathlib.Path(__file__).parent
 NUM_SEEDS = 5
@@ -57,34 +54,16 @@ def config_of(variant: str, seed: int) -> ml_collections.ConfigDict:
     return config
 
 
-def workdirs(variant: str, folder: pathlib.Path, num_seeds: int) -> list[pathlib.Path]:
-    """Of the runs of a variant."""
-    return [folder / variant.replace(" ", "_") / f"seed{seed}" for seed in range(num_seeds)]
-
-
-def train_all(folder: pathlib.Path, num_seeds: int, jobs: int) -> None:
-    """Trains what is not finished, so many runs at a time."""
-    configs = {
-        str(workdir.relative_to(folder)): config_of(variant, seed)
-        for variant in VARIANTS
-        for seed, workdir in enumerate(workdirs(variant, folder, num_seeds))
-    }
-    waiting, failed = sweep.check(folder, configs)
-    if failed := failed | sweep.train_all(folder, waiting, jobs=jobs):
-        sys.exit(json.dumps(failed, indent=1))
-
-
 def read_all(folder: pathlib.Path, num_seeds: int) -> dict[str, Any]:
     """The metrics of each variant by curve, [seeds][evaluations], and the seconds that its runs took."""
     variants = {}
     for variant, (average, _) in VARIANTS.items():
-        runs = workdirs(variant, folder, num_seeds)
-        last = [Run.read(workdir).timing[-1] for workdir in runs]
+        runs = results.workdirs(variant, folder, num_seeds)
         variants[variant] = {
             "curves": results.read(runs, ["raw"] if average is None else [*CURVES], TASK.metrics),
-            "seconds": [round(sum(x for clock, x in line.items() if clock.endswith("_seconds")), 1) for line in last],
+            "seconds": results.seconds(runs),
         }
-    steps = results.steps(workdirs("BYOL", folder, num_seeds)[0], "probe")
+    steps = results.steps(results.workdirs("BYOL", folder, num_seeds)[0], "probe")
     about = {"date": datetime.date.today().isoformat(), "environment": environment.describe()}
     return about | {"steps": steps, "variants": variants}
 
@@ -139,7 +118,7 @@ def draw(result: Mapping[str, Any]) -> Figure:
         axis.spines[["top", "right"]].set_visible(False)
     figure.axes[0].legend(fontsize=9.5, loc="lower right", frameon=False)
     figure.supylabel("accuracy of a probe, %", fontsize=9.5)
-    num_seeds = len(result["variants"]["BYOL"]["seconds"])
+    num_seeds = len(last(result, "BYOL", "probe"))
     figure.supxlabel(f"step of training ({num_seeds} seeds and their mean)", fontsize=9.5)
     return figure
 
@@ -154,7 +133,7 @@ def main() -> None:
     args = parser.parse_args()
     path = FOLDER / "targets.json"
     if not args.draw:
-        train_all(args.folder.absolute(), NUM_SEEDS, jobs=2)
+        results.train_all(VARIANTS, args.folder, NUM_SEEDS, config_of)
         path.write_text(json.dumps(read_all(args.folder, NUM_SEEDS)) + "\n")
     result = json.loads(path.read_text())
     print(f"{table(result)}\n\n{findings(result)}")

@@ -10,8 +10,7 @@ import argparse
 import datetime
 import json
 import pathlib
-import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import ml_collections
@@ -19,10 +18,10 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from configs import default as project
+from examples import results
 from examples.dqn.configs import default
 from reporting.runs import Run
 from runtime import environment, intervals
-from tools import sweep
 
 FOLDER = pathlib.Path(__file__).parent
 NUM_SEEDS = 30
@@ -61,36 +60,13 @@ def config_of(variant: str, seed: int, duration: str = "10000 steps") -> ml_coll
     return config
 
 
-def workdirs(variant: str, folder: pathlib.Path, num_seeds: int) -> list[pathlib.Path]:
-    """Of the runs of a variant."""
-    return [folder / variant.replace(", ", "_") / f"seed{seed}" for seed in range(num_seeds)]
-
-
-def train_all(folder: pathlib.Path, variants: Sequence[str], num_seeds: int, duration: str = "10000 steps") -> None:
-    """Trains what is not finished, two runs at a time."""
-    configs = {
-        str(workdir.relative_to(folder)): config_of(variant, seed, duration)
-        for variant in variants
-        for seed, workdir in enumerate(workdirs(variant, folder, num_seeds))
-    }
-    waiting, failed = sweep.check(folder, configs)
-    if failed := failed | sweep.train_all(folder, waiting, jobs=2):
-        sys.exit(json.dumps(failed, indent=1))
-
-
 def read(variant: str, folder: pathlib.Path, num_seeds: int) -> dict[str, Any]:
     """The returns of the network itself [seeds][evaluations], and its values in training [seeds][logs]."""
-    runs = [Run.read(workdir) for workdir in workdirs(variant, folder, num_seeds)]
+    runs = [Run.read(workdir) for workdir in results.workdirs(variant, folder, num_seeds)]
     return {
         "returns": [[round(line["return"], 4) for line in run.curves["raw", "test"].values()] for run in runs],
         "values": [[round(line["value"], 2) for line in run.curves["train", ""].values()] for run in runs],
     }
-
-
-def seconds(variant: str, folder: pathlib.Path, num_seeds: int) -> float:
-    """That the runs of a variant took."""
-    last = [Run.read(workdir).timing[-1] for workdir in workdirs(variant, folder, num_seeds)]
-    return round(sum(value for line in last for clock, value in line.items() if clock.endswith("_seconds")), 1)
 
 
 def over_training(variant: Mapping[str, Any]) -> np.ndarray:
@@ -184,11 +160,13 @@ def main() -> None:
     args = parser.parse_args()
     path = FOLDER / "targets.json"
     if not args.draw:
-        train_all(args.folder.absolute(), [*VARIANTS], NUM_SEEDS)
+        results.train_all(VARIANTS, args.folder, NUM_SEEDS, config_of)
         result = {
             "date": datetime.date.today().isoformat(),
             "environment": environment.describe(),
-            "seconds": {variant: seconds(variant, args.folder, NUM_SEEDS) for variant in VARIANTS},
+            "seconds": {
+                variant: results.seconds(results.workdirs(variant, args.folder, NUM_SEEDS)) for variant in VARIANTS
+            },
             "variants": {variant: read(variant, args.folder, NUM_SEEDS) for variant in VARIANTS},
         }
         path.write_text(json.dumps(result) + "\n")

@@ -10,7 +10,6 @@ import argparse
 import datetime
 import json
 import pathlib
-import sys
 from collections.abc import Mapping
 from typing import Any
 
@@ -18,10 +17,10 @@ import ml_collections
 import numpy as np
 from matplotlib.figure import Figure
 
+from examples import results
 from examples.mean_teacher.configs import default
 from reporting.runs import Run
-from runtime import environment, intervals
-from tools import sweep
+from runtime import environment
 
 FOLDER = pathlib.Path(__file__).parent
 NUM_SEEDS = 10
@@ -55,46 +54,24 @@ def config_of(variant: str, seed: int, duration: str = DURATION) -> ml_collectio
     return config
 
 
-def workdirs(variant: str, folder: pathlib.Path, num_seeds: int) -> list[pathlib.Path]:
-    """Of the runs of a variant."""
-    return [folder / variant.replace(" ", "_") / f"seed{seed}" for seed in range(num_seeds)]
-
-
-def train_all(folder: pathlib.Path, num_seeds: int = NUM_SEEDS, duration: str = DURATION) -> None:
-    """Trains what is not finished, two runs at a time."""
-    configs = {
-        str(workdir.relative_to(folder)): config_of(variant, seed, duration)
-        for variant in VARIANTS
-        for seed, workdir in enumerate(workdirs(variant, folder, num_seeds))
-    }
-    waiting, failed = sweep.check(folder, configs)
-    if failed := failed | sweep.train_all(folder, waiting, jobs=2):
-        sys.exit(json.dumps(failed, indent=1))
-
-
 def read(folder: pathlib.Path, num_seeds: int = NUM_SEEDS) -> dict[str, Any]:
     """By variant and curve the test accuracy in % [seeds][evaluations], its steps, and the seconds of all runs."""
     variants, seconds, steps = {}, {}, []
     for variant in VARIANTS:
-        runs = [Run.read(workdir) for workdir in workdirs(variant, folder, num_seeds)]
+        workdirs = results.workdirs(variant, folder, num_seeds)
+        runs = [Run.read(workdir) for workdir in workdirs]
         steps = [*runs[0].curves["raw", "test"]]
         variants[variant] = {
             curve: [[round(100 * line["accuracy"], 2) for line in run.curves[curve, "test"].values()] for run in runs]
             for curve in CURVES
         }
-        clocks = [value for run in runs for name, value in run.timing[-1].items() if name.endswith("_seconds")]
-        seconds[variant] = round(sum(clocks), 1)
+        seconds[variant] = results.seconds(workdirs)
     return {"seconds": seconds, "steps": steps, "variants": variants}
 
 
 def last(result: Mapping[str, Any], variant: str, curve: str) -> np.ndarray:
     """The accuracy at the end of each training, [seeds]."""
     return np.array(result["variants"][variant][curve])[:, -1]
-
-
-def in_words(values: np.ndarray, sign: str = "") -> str:
-    """A mean with its 95 % interval over the seeds (Student's t)."""
-    return "{} ({} .. {})".format(*(f"{value:{sign}.1f}" for value in intervals.mean_interval(values)))
 
 
 def table(result: Mapping[str, Any]) -> str:
@@ -106,7 +83,11 @@ def table(result: Mapping[str, Any]) -> str:
         for curve in CURVES:
             ours = last(result, variant, curve)
             apart = ours - last(result, "supervised", curve)
-            cells += [in_words(ours), in_words(apart, "+") if apart.any() else "", f"{ours.min():.1f}"]
+            cells += [
+                results.in_words(ours),
+                results.in_words(apart, sign="+") if apart.any() else "",
+                f"{ours.min():.1f}",
+            ]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
@@ -116,9 +97,9 @@ def findings(result: Mapping[str, Any]) -> str:
     lines = []
     for ours, theirs in PAIRS:
         name, other = (f"{variant}, {CURVES[curve][0]}" for variant, curve in (ours, theirs))
-        lines.append(f"{name} minus {other}: {in_words(last(result, *ours) - last(result, *theirs), '+')}")
+        lines.append(f"{name} minus {other}: {results.in_words(last(result, *ours) - last(result, *theirs), sign='+')}")
     student, teacher = (np.array(result["variants"]["mean teacher"][curve]) for curve in CURVES)
-    ahead = in_words((teacher - student)[:, 0], "+")
+    ahead = results.in_words((teacher - student)[:, 0], sign="+")
     lines.append(f"mean teacher, average minus network at step {result['steps'][0]}: {ahead}")
     return "\n".join(lines)
 
@@ -159,7 +140,7 @@ def main() -> None:
     args = parser.parse_args()
     path = FOLDER / "teachers.json"
     if not args.draw:
-        train_all(args.folder.absolute())
+        results.train_all(VARIANTS, args.folder, NUM_SEEDS, config_of)
         about = {"date": datetime.date.today().isoformat(), "environment": environment.describe()}
         path.write_text(json.dumps(about | read(args.folder)) + "\n")
     result = json.loads(path.read_text())

@@ -18,6 +18,7 @@ from sklearn.neighbors import KNeighborsClassifier
 
 import train
 from configs import default as project
+from examples import results
 from examples.byol import probes, targets
 from examples.byol.configs import cifar10_resnet18, default
 from examples.byol.train import TASK, embed, loss_fn, view
@@ -317,14 +318,14 @@ def test_variants_are_trained_and_read(tmp_path, monkeypatch):
     small = byol_config().to_dict()
     monkeypatch.setattr(targets.default, "get_config", lambda: ml_collections.ConfigDict(small))
     monkeypatch.setattr(targets, "VARIANTS", {name: targets.VARIANTS[name] for name in ("BYOL", "SimSiam")})
-    targets.train_all(tmp_path, 1, jobs=1)
+    results.train_all(targets.VARIANTS, tmp_path, 1, targets.config_of)
     result = targets.read_all(tmp_path, 1)
     assert result["steps"] == [20, 40]
     for name, (average, _) in targets.VARIANTS.items():
         found = result["variants"][name]["curves"]
         assert [*found] == (["raw"] if average is None else ["raw", "target"])
         assert all(np.shape(curve[metric]) == (1, 2) for curve in found.values() for metric in TASK.metrics)
-        [line] = [x for x in read_metrics(targets.workdirs(name, tmp_path, 1)[0], "raw") if x["step"] == 40]
+        [line] = [x for x in read_metrics(results.workdirs(name, tmp_path, 1)[0], "raw") if x["step"] == 40]
         assert found["raw"]["probe"][0][1] == pytest.approx(line["probe"], abs=1e-4)
 
 

@@ -17,6 +17,7 @@ import settings
 import train
 from augmentation import Augmentation
 from configs import default as project
+from examples import results
 from examples.mean_teacher import labels, teachers
 from examples.mean_teacher.configs import cifar10_4000, default
 from examples.mean_teacher.train import TASK, loss_fn, ramp
@@ -333,7 +334,7 @@ def test_variants_are_trained_read_and_drawn(tmp_path, monkeypatch):
     config = teacher_config()
     monkeypatch.setattr(default, "get_config", lambda: config.copy_and_resolve_references())
     monkeypatch.setitem(teachers.VARIANTS, "pseudo-labels", {"threshold": 0.2, "weight": 1.0})
-    teachers.train_all(tmp_path, 2, "20 steps")
+    results.train_all(teachers.VARIANTS, tmp_path, 2, functools.partial(teachers.config_of, duration="20 steps"))
     result = json.loads(json.dumps(teachers.read(tmp_path, 2)))
     assert result["steps"] == [10, 20]
     lines = read_metrics(tmp_path / "Pi_model" / "seed1", "teacher")
