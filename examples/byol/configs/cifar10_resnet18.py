@@ -28,5 +28,6 @@ def get_config() -> ml_collections.ConfigDict:
     config.model.outputs = 256
 
     config.optimizer.learning_rate = 1e-3
+    config.optimizer.weight_decay = 0.1
     config.averages.target = project.average("cosine_update", tau=0.004)
     return config

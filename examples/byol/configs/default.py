@@ -21,7 +21,7 @@ def get_config() -> ml_collections.ConfigDict:
 
     config.optimizer.name = "adamw"
     config.optimizer.learning_rate = 1e-2
-    config.optimizer.weight_decay = 0.1
+    config.optimizer.weight_decay = 1.0
     config.optimizer.schedule = "cosine"
     config.optimizer.warmup = "10%"
 
