@@ -13,21 +13,10 @@ import optax
 from jax.typing import ArrayLike
 
 from input_pipeline import EvalData
-from runtime import batch_statistics, predictions, stream
+from runtime import batch_statistics, predictions, score_metrics, stream
 from runtime.errors import UserError
 from runtime.progress import first_time
-from runtime.score_metrics import (
-    NO_METRICS,
-    Scores,
-    Sets,
-    check_metrics,
-    check_name,
-    check_sets,
-    compare,
-    compare_sets,
-    summarize,
-    summarized,
-)
+from runtime.score_metrics import NO_METRICS, Scores, Sets
 from runtime.sharding import fetch, put, replicated, split_batch
 from runtime.stored import Best
 from runtime.stream import Stream
@@ -194,22 +183,22 @@ def evaluate(
     `keep` it stores what each example was taken for; see `predictions.write`.
     """
     if sets is not None:
-        check_sets(sets, weights)
+        score_metrics.check_sets(sets, weights)
     raw = weights["raw"]["params"]
     scores = score(weights, data, eval_step) if eval_step else {name: {} for name in weights}
     if keep and eval_step:
         predictions.write(keep, scores, data)
-    metrics = {name: summarize(values) for name, values in scores.items()}
+    metrics = {name: score_metrics.summarize(values) for name, values in scores.items()}
     for name in scores:
         if name != "raw":
             apart = distance(put(weights[name]["params"], jax.tree.leaves(raw)[0].sharding), raw)
-            metrics[f"{name}-raw"] = compare(scores[name], scores["raw"]) | {"distance": float(apart)}
+            metrics[f"{name}-raw"] = score_metrics.compare(scores[name], scores["raw"]) | {"distance": float(apart)}
     found_raw = sets["raw"] if sets else {}
     for name, found in (sets or {}).items():
         metrics[name] |= {metric: float(value) for metric, (value, _) in found.items()}
         if name != "raw":
-            metrics[f"{name}-raw"] |= compare_sets(found, found_raw)
-    check_metrics(metrics, weights, wanted)
+            metrics[f"{name}-raw"] |= score_metrics.compare_sets(found, found_raw)
+    score_metrics.check_metrics(metrics, weights, wanted)
     return metrics
 
 
@@ -242,8 +231,8 @@ def check_scores(scores: Scores, metrics: Mapping[str, str], shape: tuple[int, .
             )
         if name == "group" and not jnp.issubdtype(values.dtype, jnp.integer):
             raise UserError(f"score_fn returns group of {values.dtype}; expected integers, the same for one group")
-        check_name("score_fn", name)
-    known = summarized(scores)
+        score_metrics.check_name("score_fn", name)
+    known = score_metrics.summarized(scores)
     if missing := [name for name in metrics if name not in known]:
         raise UserError(f"Task.metrics has {', '.join(missing)}; score_fn returns only {', '.join(known)}")
     return tuple(n for n, x in scores.items() if n not in NO_METRICS and not isinstance(x, tuple) and x.dtype == bool)

@@ -3,8 +3,9 @@
 import functools
 import inspect
 import math
+import re
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -193,6 +194,7 @@ def create_optimizer(
     decay: int,
     clip_norm: float,
     gradient_noise: float,
+    groups: Mapping[str, Mapping[str, Any]],
     **fields: Any,
 ) -> optax.GradientTransformationExtraArgs:
     """The optimizer of a resolved `config.optimizer`.
@@ -206,17 +208,86 @@ def create_optimizer(
         decay: steps of its third phase.
         clip_norm: largest global norm of the gradient, 0 for no limit.
         gradient_noise: see `add_gradient_noise`; added after clipping, and therefore not clipped.
+        groups: see `in_groups`.
         **fields: the other fields of `config.optimizer`; the optimizer takes the ones that it has.
     """
     rate = SCHEDULES[schedule](learning_rate, warmup=warmup, stable=stable, decay=decay)
     taken = {key: value for key, value in fields.items() if key in optimizer_fields(name)}
     # Everything but the rate stays out of the state: a restored value would override the config's.
-    create = optax.inject_hyperparams(OPTIMIZERS[name], static_args=taken)
+    optimizer = in_groups(OPTIMIZERS[name], groups) if groups else OPTIMIZERS[name]
+    create = optax.inject_hyperparams(optimizer, static_args=taken)
     return optax.chain(
         optax.clip_by_global_norm(clip_norm) if clip_norm else optax.identity(),
         add_gradient_noise(gradient_noise) if gradient_noise else optax.identity(),
         create(learning_rate=rate, **taken),
     )
+
+
+def group_of(params: Any, groups: Mapping[str, Mapping[str, Any]]) -> Any:
+    """The group of each parameter: the first that matches its path, "" if there is none.
+
+    Args:
+        params: a tree whose paths are those of the parameters.
+        groups: by name, the fields of `configs.default.group`.
+    """
+
+    def of(path: Any, param: Any) -> str:
+        del param
+        text = jax.tree_util.keystr(path, simple=True, separator="/")
+        return next((name for name, group in groups.items() if re.match(group["match"], text)), "")
+
+    return jax.tree_util.tree_map_with_path(of, params)
+
+
+class GroupsState(NamedTuple):
+    """What is logged of groups of parameters."""
+
+    group_metrics: dict[str, jax.Array]  # scalars by their names
+
+
+def in_groups(
+    create: Callable[..., optax.GradientTransformation], groups: Mapping[str, Mapping[str, Any]]
+) -> Callable[..., optax.GradientTransformation]:
+    """An optimizer of the same signature for each group of parameters, and one for the rest.
+
+    Args:
+        create: of `OPTIMIZERS`.
+        groups: see `group_of`.
+    """
+    labels = functools.partial(group_of, groups=groups)
+
+    @functools.wraps(create)
+    def create_all(learning_rate: Any, **fields: Any) -> optax.GradientTransformation:
+        parts = {name: part(create, learning_rate, fields, group) for name, group in groups.items()}
+
+        def metrics(norm: Callable[[str], Any]) -> GroupsState:
+            rates = {f"learning_rate_{name}": learning_rate * group["factor"] for name, group in groups.items()}
+            norms = {f"grad_norm_{name}": norm(name) for name in groups}
+            return GroupsState(jax.tree.map(jnp.float32, rates | norms))
+
+        def update(updates: Any, state: GroupsState, params: Any = None) -> tuple[Any, GroupsState]:
+            del state, params
+            pairs = list(zip(jax.tree.leaves(updates), jax.tree.leaves(labels(updates)), strict=True))
+            return updates, metrics(lambda name: optax.tree.norm([g for g, label in pairs if label == name]))
+
+        log = optax.GradientTransformation(lambda params: metrics(lambda name: 0), update)
+        return optax.chain(log, optax.partition({**parts, "": create(learning_rate, **fields)}, labels))
+
+    return create_all
+
+
+def part(
+    create: Callable[..., optax.GradientTransformation],
+    learning_rate: Any,
+    fields: Mapping[str, Any],
+    group: Mapping[str, Any],
+) -> optax.GradientTransformation:
+    """The optimizer of a group of parameters, see `in_groups`; of one that never moves it has no state."""
+    if not group["factor"]:
+        return optax.set_to_zero()
+    clip = optax.clip_by_global_norm(group["clip_norm"]) if group["clip_norm"] else optax.identity()
+    every, optimizer = group["every"], optax.chain(clip, create(learning_rate * group["factor"], **fields))
+    return optax.conditionally_mask(optimizer, lambda count: count % every == every - 1) if every > 1 else optimizer
 
 
 def add_gradient_noise(eta: float, gamma: float = 0.55) -> optax.GradientTransformationExtraArgs:
@@ -242,8 +313,11 @@ def add_gradient_noise(eta: float, gamma: float = 0.55) -> optax.GradientTransfo
     return optax.GradientTransformationExtraArgs(init, update)
 
 
-def learning_rate(opt_state: Any) -> jax.Array:
-    """The learning rate of the latest update, a scalar, from the state of an optimizer of `create_optimizer`."""
+def logged(opt_state: Any) -> dict[str, jax.Array]:
+    """What is logged of the latest update, scalars by name, from the state of an optimizer of `create_optimizer`.
+
+    The learning rate, and that of each group of parameters with the norm of its gradient before `group.clip_norm`.
+    """
 
     # The state of a schedule has the same name.
     def is_array(path: Any, value: Any) -> bool:
@@ -251,4 +325,4 @@ def learning_rate(opt_state: Any) -> jax.Array:
         return isinstance(value, jax.Array)
 
     rate: jax.Array = optax.tree.get(opt_state, "learning_rate", filtering=is_array)
-    return rate
+    return {"learning_rate": rate, **optax.tree.get(opt_state, "group_metrics", {})}

@@ -35,7 +35,7 @@ from runtime import (
 from runtime.errors import UserError
 from runtime.progress import say
 from runtime.rules import RULES, unused_fields
-from train_state import Average, CustomTrainState
+from train_state import Average
 
 GROUPS = ("optimizer", "model", "loss", "data")  # of the config, whose fields others declare
 WRONG = "the config is wrong; configs/default.py documents every field but those of a task or model of your own"
@@ -54,14 +54,18 @@ def _with_defaults(config: Mapping[str, Any], task: Any) -> dict[str, Any]:
                 f"averages.{name} = {average!r}: must be a dict such as default.average('ema', decay=0.999)"
             )
         filled["averages"][name] = default.average("ema").to_dict() | average
+    groups = filled["optimizer"].setdefault("groups", {})
+    filled["optimizer"]["groups"] = {name: default.group("").to_dict() | group for name, group in groups.items()}
     return filled
 
 
 def _defaults(config: Mapping[str, Any], task: Any) -> dict[str, Any]:
     """The default of every field that this config may have."""
     known = default.get_config().to_dict()
-    groups = {group: declared | known[group] for group, declared in declared_fields(config, task).items()}
-    return {**known, **groups, "averages": {name: default.average("ema").to_dict() for name in config["averages"]}}
+    known |= {group: declared | known[group] for group, declared in declared_fields(config, task).items()}
+    known["averages"] = {name: default.average("ema").to_dict() for name in config["averages"]}
+    known["optimizer"]["groups"] = {name: default.group("").to_dict() for name in config["optimizer"]["groups"]}
+    return known
 
 
 def declared_fields(config: Mapping[str, Any], task: Any) -> dict[str, dict[str, Any]]:
@@ -307,19 +311,6 @@ def create_model(task: Any, config: Mapping[str, Any], example: tuple[Any, Any])
     model = task.create_model(example, **fields.taken_by(task.create_model, config["model"]))
     task_checks.check_model(model)
     return model
-
-
-def check_batch_stats(state: CustomTrainState) -> None:
-    """Checks that a model without batch statistics has averages that ask for no others.
-
-    Raises:
-        UserError: an average asks for some.
-    """
-    for average in state.averages:
-        field = f"averages.{average.name}.batch_stats"
-        if average.batch_stats != "average" and not state.batch_stats:
-            what = f"{field} = {average.batch_stats!r}: the model has no batch statistics"
-            raise UserError(f'{what}; leave it at its default, --config.{field}="average"')
 
 
 def with_fields(loss_fn: Callable[..., Any], config: Mapping[str, Any]) -> Callable[..., Any]:

@@ -19,7 +19,7 @@ import input_pipeline
 import models
 import optimizers
 import settings
-from runtime import interruption, nonfinite, run_folder, sharding
+from runtime import interruption, nonfinite, run_folder, sharding, task_checks
 from runtime.checkpointing import Checkpoints, find_origin
 from runtime.convolution import FastApply
 from runtime.dispatch import Dispatcher, Program, Sums, counted_if, next_batch, noted, suits_chunks, zero_sums
@@ -183,9 +183,9 @@ def train_step(
     objective, metrics, updates, grads = compute_gradients(state, batch, loss_fn, num_microbatches)
     grad_norm = optax.tree.norm(grads)
     candidate = state.apply_gradients(grads=grads, **updates)
-    learning_rate = optimizers.learning_rate(candidate.opt_state)
     ok = jnp.isfinite(objective) & jnp.isfinite(grad_norm) if reject else jnp.bool_(True)
-    metrics = counted_if(ok, metrics, objective=objective, grad_norm=grad_norm, learning_rate=learning_rate)
+    log = {"objective": objective, "grad_norm": grad_norm, **optimizers.logged(candidate.opt_state)}
+    metrics = counted_if(ok, metrics, log)
     accepted = sharding.with_whole_params(state.accept_if(ok, candidate), mesh)
     return accepted.apply_ema(moved=ok), metrics
 
@@ -250,7 +250,7 @@ def create_experiment(config: ml_collections.FrozenConfigDict, task: Task, workd
     averages = settings.create_averages(config.averages)
     init = functools.partial(create_train_state, model=model, tx=tx, averages=averages, example=example)
     state = sharding.create(init, jax.random.key(config.seed), mesh, task.needs(config.loss)).replace(memory=memory)
-    settings.check_batch_stats(state)
+    task_checks.check_state(state, config.optimizer.groups)
     loss_fn = settings.with_fields(task.loss_fn, config)
     program = create_train_program(loss_fn, mesh, config.accumulate)
     with noted(config, has_own_model=settings.has_own_model(task)):

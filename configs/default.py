@@ -153,6 +153,8 @@ def get_config() -> ml_collections.ConfigDict:
     config.optimizer.schedule = "constant"
     config.optimizer.warmup = "0 steps"  # rise to the peak, part of the training time; one_cycle: usually "30%"
     config.optimizer.decay = "20%"  # wsd: length of the decay
+    # Parameters that move otherwise than the others: `config.optimizer.groups.NAME = default.group("encoder/", ...)`.
+    config.optimizer.groups = ml_collections.ConfigDict()
 
     # The weight averages, by name: any number of them, all evaluated with the raw weights. `kind = "none"` removes one.
     # A config file adds another with `config.averages.NAME = default.average(...)`; any name but "raw" and "train".
@@ -161,6 +163,18 @@ def get_config() -> ml_collections.ConfigDict:
     # Training batches that make the statistics of an average with `batch_stats = "recompute"`, at each evaluation.
     config.recompute_batches = 50
     return config
+
+
+def group(match: str, *, factor: float = 1.0, clip_norm: float = 0.0, every: int = 1) -> ml_collections.ConfigDict:
+    """Parameters that move otherwise than the others, such as those of one of several players.
+
+    Args:
+        match: a regular expression for the beginning of their paths, such as "encoder/"; the first group that fits.
+        factor: of the learning rate; 0 for parameters that stay as they are.
+        clip_norm: largest norm of their gradient; 0: no limit but `optimizer.clip_norm`, that of all.
+        every: updates from one of theirs to the next; in between the optimizer forgets their gradients.
+    """
+    return ml_collections.ConfigDict({"match": match, "factor": factor, "clip_norm": clip_norm, "every": every})
 
 
 def average(kind: str, **fields: Any) -> ml_collections.ConfigDict:

@@ -33,13 +33,13 @@ RESERVED = ("step", "curve", "split", "rejected_steps")
 MAX_SECONDS = 5.0
 
 
-def counted_if(ok: jax.Array, metrics: Sums, **values: jax.Array) -> Sums:
+def counted_if(ok: jax.Array, metrics: Sums, values: Mapping[str, jax.Array]) -> Sums:
     """The metrics of a step, or 0 of 0 for each where `ok` is False.
 
     Args:
         ok: bool scalar.
         metrics: of the loss. Counts are integers, or numbers where they are sums of weights.
-        **values: scalars to count once, under these names.
+        values: scalars to count once, by name.
 
     Raises:
         UserError: a metric of the loss is no pair of scalars, or has one of these names or a reserved one.

@@ -2,6 +2,7 @@
 
 import difflib
 import inspect
+import re
 from collections.abc import Callable, Collection, Mapping
 from fractions import Fraction
 from typing import Any
@@ -50,6 +51,15 @@ def length(value: str) -> str:
     problem = period(value)
     is_share = not problem and durations.parse(value).unit == "%"
     return problem or ("the length of training cannot be a percentage of itself" if is_share else "")
+
+
+def regular_expression(value: str) -> str:
+    """Requires a regular expression."""
+    try:
+        re.compile(value)
+    except re.error as error:
+        return f"is no regular expression: {error}"
+    return ""
 
 
 def or_empty(rule: Rule) -> Rule:
@@ -134,7 +144,7 @@ def problems(
     Args:
         config: nested.
         defaults: the default of every field that it may have, nested.
-        rules: by name, with "averages.*.FIELD" for the fields of all averages.
+        rules: by name, with "averages.*.FIELD" for the fields of all averages, and of groups likewise.
         owners: see `unknown`.
     """
     known, values = flatten(defaults), flatten(config)
@@ -150,7 +160,8 @@ def problems(
             )
         else:
             parts = name.split(".")
-            rule = rules.get(f"averages.*.{parts[-1]}" if parts[0] == "averages" else name)
+            named = parts[0] == "averages" or parts[:2] == ["optimizer", "groups"]  # the part before last is a name
+            rule = rules.get(".".join([*parts[:-2], "*", parts[-1]]) if named else name)
             if rule and (problem := rule(value)):
                 found.append(f"{name} = {value!r}: {problem}")
     return found

@@ -39,9 +39,9 @@ def check_rejections(state: CustomTrainState, limit: int, data: Any, gradient_fn
         before = state.replace(step=state.step - 1)
         batch, _ = stream.at(data, int(before.step)).batch(before)
         _, _, updates, grads = jax.jit(gradient_fn)(before, batch)
-        after = before.apply_gradients(grads=grads, **updates)
+        rate = optimizers.logged(before.apply_gradients(grads=grads, **updates).opt_state)["learning_rate"]
         found = (
-            f"At step {state.step}: learning rate {optimizers.learning_rate(after.opt_state):g}, gradient norm "
+            f"At step {state.step}: learning rate {rate:g}, gradient norm "
             f"{optax.tree.norm(grads):g}, first not finite "
             f"{first_layer(gradient_fn.keywords['loss_fn'], before, batch, grads)}."
         )

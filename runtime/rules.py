@@ -48,6 +48,9 @@ RULES: Mapping[str, fields.Rule] = {
     "optimizer.schedule": fields.one_of(optimizers.SCHEDULES),
     "optimizer.warmup": fields.duration,
     "optimizer.decay": fields.period,
+    "optimizer.groups.*.match": fields.regular_expression,
+    **dict.fromkeys(("optimizer.groups.*.factor", "optimizer.groups.*.clip_norm"), fields.NOT_NEGATIVE),
+    "optimizer.groups.*.every": fields.POSITIVE_INT,
     **averages.RULES,
     "recompute_batches": fields.POSITIVE_INT,
 }

@@ -17,7 +17,13 @@ def schedule(name, peak=0.4, warmup=0, stable=0, decay=0):
 
 def create(name, learning_rate=0.5, clip_norm=0.0, gradient_noise=0.0, **fields):
     phases = {"schedule": "constant", "warmup": 0, "stable": 0, "decay": 0}
-    common = {"learning_rate": learning_rate, **phases, "clip_norm": clip_norm, "gradient_noise": gradient_noise}
+    common = {
+        "learning_rate": learning_rate,
+        **phases,
+        "clip_norm": clip_norm,
+        "gradient_noise": gradient_noise,
+        "groups": {},
+    }
     return optimizers.create_optimizer(name, **common, **FIELDS | fields)
 
 

@@ -12,10 +12,8 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import optax
 from flax import linen as nn
 
-import optimizers
 from examples import classifier, samples
 from examples.gan.players import Players
 from train import Experiment, Task
@@ -26,23 +24,6 @@ def create_model(
     example: tuple[Any, Any], *, latents: int = 64, features: int = 256, convolutional: bool = False
 ) -> Players:
     return Players(example[0].shape[1:], latents, features, convolutional)
-
-
-def two_adams(
-    learning_rate: optax.ScalarOrSchedule,
-    *,
-    b1: float,
-    b2: float,
-    generator_rate: float = 1.0,
-    discriminator_rate: float = 1.0,
-) -> optax.GradientTransformation:
-    """Adam for each player; the rates are factors of the learning rate, 0 for a player that does not move."""
-    rates = {"generator": generator_rate, "discriminator": discriminator_rate}
-    players = {name: optax.chain(optax.adam(learning_rate, b1, b2), optax.scale(rate)) for name, rate in rates.items()}
-    return optax.multi_transform(players, {name: name for name in players})
-
-
-optimizers.OPTIMIZERS["two_adams"] = two_adams
 
 
 def loss_fn(params: Any, state: CustomTrainState, batch: dict[str, jax.Array], *, r1: float = 0.1) -> Any:

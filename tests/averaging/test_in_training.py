@@ -49,6 +49,7 @@ def test_every_average_counts_its_updates_and_sees_the_updated_parameters(num_mi
             weight_decay=0.0,
             clip_norm=0.0,
             gradient_noise=0.0,
+            groups={},
         ),
         batch_stats={},
         rng=jax.random.key(0),

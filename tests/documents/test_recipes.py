@@ -44,7 +44,7 @@ def test_an_optimizer_with_two_groups_gives_each_its_own_rate(monkeypatch):
     gradient = jax.tree.map(lambda p: 4 * p, params)
     tx = optimizers.create_optimizer(
         "head_and_body", schedule="constant", learning_rate=0.5, warmup=0, stable=0, decay=0, clip_norm=0.0,
-        gradient_noise=0.0, momentum=0.9, nesterov=False, b1=0.9, b2=0.999, weight_decay=0.1,
+        gradient_noise=0.0, groups={}, momentum=0.9, nesterov=False, b1=0.9, b2=0.999, weight_decay=0.1,
     )  # fmt: skip
     updates, _ = tx.update(gradient, tx.init(params), params, key=jax.random.key(0))
     after = optax.apply_updates(params, updates)

@@ -39,7 +39,7 @@ def experiment():
 @pytest.mark.slow
 @pytest.mark.parametrize("frozen", ["generator", "discriminator"])
 def test_a_rate_of_zero_freezes_exactly_that_player(frozen):
-    experiment = create_experiment(gan_config(**{f"optimizer.{frozen}_rate": 0.0}))
+    experiment = create_experiment(gan_config(**{f"optimizer.groups.{frozen}.factor": 0.0}))
     before = jax.device_get(experiment.state.params)
     state, _ = experiment.train_program(experiment.state, experiment.train_data)
     for player, params in jax.device_get(state.params).items():

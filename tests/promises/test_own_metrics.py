@@ -94,7 +94,7 @@ def test_a_score_that_cannot_be_a_metric_is_refused_before_training(task, scores
 
 
 def test_counts_that_are_sums_of_weights_keep_their_fractions():
-    sums = counted_if(jnp.bool_(True), {"weighted": (0.375, 0.75), "loss": (6.0, 4)}, objective=jnp.float32(2))
+    sums = counted_if(jnp.bool_(True), {"weighted": (0.375, 0.75), "loss": (6.0, 4)}, {"objective": jnp.float32(2)})
     assert {name: (float(total), float(count)) for name, (total, count) in sums.items()} == {
         "weighted": (0.375, 0.75), "loss": (6.0, 4.0), "objective": (2.0, 1.0),
     }  # fmt: skip
@@ -104,7 +104,7 @@ def test_counts_that_are_sums_of_weights_keep_their_fractions():
 @pytest.mark.parametrize("name", ["objective", "step", "rejected_steps"])
 def test_a_training_metric_with_a_name_that_is_taken_is_refused(name):
     with pytest.raises(UserError, match=f"the loss returns a metric '{name}', a name that is taken"):
-        counted_if(jnp.bool_(True), {name: (1.0, 1)}, objective=jnp.float32(2))
+        counted_if(jnp.bool_(True), {name: (1.0, 1)}, {"objective": jnp.float32(2)})
 
 
 @pytest.mark.parametrize(
@@ -208,7 +208,7 @@ def test_an_error_in_a_task_names_task_and_model(task):
 @pytest.mark.parametrize("metric", [jnp.zeros(()), (jnp.zeros(4), 4), (1.0, 2.0, 3.0), [1.0, 2]])
 def test_a_training_metric_must_be_a_sum_and_a_count(metric):
     with pytest.raises(UserError, match=r"the loss returns the metric mine = .*; expected two scalars, \(sum, count\)"):
-        counted_if(jnp.bool_(True), {"mine": metric})
+        counted_if(jnp.bool_(True), {"mine": metric}, {})
 
 
 @pytest.mark.slow

@@ -19,10 +19,12 @@ def get_config() -> ml_collections.ConfigDict:
 
     config.model.name = "players"
 
-    config.optimizer.name = "two_adams"
+    config.optimizer.name = "adamw"
     config.optimizer.learning_rate = 1e-3
     config.optimizer.b1 = 0.0
     config.optimizer.b2 = 0.99
+    for player in ("generator", "discriminator"):
+        config.optimizer.groups[player] = default.group(f"{player}/")
 
     config.averages = ml_collections.ConfigDict()
     for share in ("01", "05", "20"):
