@@ -23,7 +23,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.model.name = "policy_and_reward"
     config.model.hidden_sizes = (128,)
 
-    config.optimizer.learning_rate = 0.1
+    config.optimizer.learning_rate = 0.05
 
     # Copies of the network until there is a reward to follow; then the first stands still.
     config.averages = ml_collections.ConfigDict()
