@@ -1,4 +1,4 @@
-"""Q-learning of CartPole whose targets come from an average of the network, with replay (Mnih et al. 2015).
+"""Q-learning whose targets come from an average of the network, with replay (Mnih et al. 2015).
 
     python main.py --config=examples/dqn/configs/default.py --workdir=runs/dqn
     python main.py --config=examples/dqn/configs/default.py --workdir=runs/none --config.loss.target=none \
@@ -17,24 +17,30 @@ import numpy as np
 import optax
 from flax import linen as nn
 
-from examples.dqn import cartpole
+from examples.dqn.environments import Environment
 from examples.dqn.replay import create_data
+from runtime.errors import UserError
 from runtime.score_metrics import Sets
 from train import Experiment, Task
 from train_state import CustomTrainState
 
 
 class QNetwork(nn.Module):
-    """The value of each action: two hidden layers, by default those of CleanRL's dqn.py."""
+    """The value of each action: two hidden layers, by default those of CleanRL's dqn.py, after any convolutions."""
 
     num_actions: int
     hidden_sizes: tuple[int, ...]
     layer_norm: bool
+    convolutions: tuple[int, ...]
+    ndim: int  # of an observation
 
     @nn.compact
     def __call__(self, observation: jax.Array, train: bool) -> jax.Array:
-        """Maps observations [..., 4] to values [..., actions]."""
+        """Maps observations [..., *observation] to values [..., actions]."""
         x = observation
+        for features in self.convolutions:
+            x = nn.relu(nn.Conv(features, (3, 3), padding="VALID")(x))
+        x = x.reshape(*x.shape[: x.ndim - self.ndim], -1)
         for size in self.hidden_sizes:
             x = nn.Dense(size)(x)
             x = nn.relu(nn.LayerNorm()(x) if self.layer_norm else x)
@@ -42,10 +48,27 @@ class QNetwork(nn.Module):
 
 
 def create_model(
-    example: tuple[jax.Array, jax.Array], *, hidden_sizes: tuple[int, ...] = (120, 84), layer_norm: bool = False
+    example: tuple[jax.Array, jax.Array],
+    *,
+    hidden_sizes: tuple[int, ...] = (120, 84),
+    layer_norm: bool = False,
+    convolutions: tuple[int, ...] = (),
 ) -> QNetwork:
-    """A network with a value for each action; layer normalisation is what can stand in for a target."""
-    return QNetwork(example[1].shape[-1], hidden_sizes, layer_norm)
+    """A network with a value for each action; layer normalisation is what can stand in for a target.
+
+    Args:
+        example: an observation and the values of its actions.
+        hidden_sizes: width of each hidden layer.
+        layer_norm: whether each is normalised.
+        convolutions: features of each 3x3 convolution before them, for observations [height, width, channels].
+
+    Raises:
+        UserError: there are convolutions, and observations are no images.
+    """
+    shape = example[0].shape[1:]
+    if convolutions and len(shape) != 3:
+        raise UserError(f"model.convolutions = {convolutions}: observations are {list(shape)}, no images; set it to ()")
+    return QNetwork(example[1].shape[-1], hidden_sizes, layer_norm, convolutions, len(shape))
 
 
 def loss_fn(
@@ -78,33 +101,47 @@ def loss_fn(
     return error.mean(), ({"loss": (error.sum(), error.size), "value": (value.sum(), value.size)}, {})
 
 
-@functools.partial(jax.jit, static_argnames="apply_fn")
-def play(apply_fn: Any, variables: Any, keys: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Plays episodes greedily: each one's return, and the value of the first action at its start."""
+@functools.partial(jax.jit, static_argnames=("apply_fn", "environment"))
+def play(apply_fn: Any, variables: Any, keys: jax.Array, environment: Environment) -> tuple[jax.Array, jax.Array]:
+    """Plays episodes greedily: the rewards of each [episodes, steps], and the value of the first action at its start.
+
+    After its end an episode has rewards of 0.
+    """
 
     def episode(key: jax.Array) -> tuple[jax.Array, jax.Array]:
-        observation, start = cartpole.reset(key)
+        observation, start = environment.reset(key)
 
         def act(carry: Any, unused: None) -> tuple[Any, jax.Array]:
             del unused
-            observation, environment, running = carry
+            observation, now, running = carry
             action = jnp.argmax(apply_fn(variables, observation, train=False))
-            observation, environment, reward, terminated, truncated, _ = cartpole.step(key, environment, action)
-            return (observation, environment, running & ~(terminated | truncated)), jnp.where(running, reward, 0)
+            observation, now, reward, terminated, truncated, _ = environment.step(key, now, action)
+            return (observation, now, running & ~(terminated | truncated)), jnp.where(running, reward, 0)
 
-        _, rewards = jax.lax.scan(act, (observation, start, jnp.bool_(True)), length=cartpole.MAX_STEPS)
-        return rewards.sum(), apply_fn(variables, observation, train=False).max()
+        _, rewards = jax.lax.scan(act, (observation, start, jnp.bool_(True)), length=environment.max_steps)
+        return rewards, apply_fn(variables, observation, train=False).max()
 
     return jax.vmap(episode)(keys)
 
 
+def discount(rewards: np.ndarray, gamma: float) -> np.ndarray:
+    """The discounted return of episodes, float64 [episodes], of their rewards [episodes, steps].
+
+    As a sum over the changes of the reward (Abel's summation): exact to rounding where it is 1 in each step.
+    """
+    changes = -np.diff(rewards, axis=1, append=0)
+    worth = (1 - np.float64(gamma) ** np.arange(1, rewards.shape[1] + 1)) / (1 - gamma)  # of 1 in each step so far
+    return changes @ worth
+
+
 def evaluate(experiment: Experiment, weights: dict[str, Any], split: str) -> Sets:
     """The mean return of greedy episodes, and how far the value at their start is above what followed, discounted."""
-    gamma = experiment.config.loss.gamma
+    gamma, environment = experiment.config.loss.gamma, experiment.train_data.environment
     found = {}
     for name, variables in weights.items():
-        returns, values = jax.device_get(play(experiment.state.apply_fn, variables, experiment.eval_data[split]))
-        discounted = (1 - np.float64(gamma) ** returns) / (1 - gamma)  # of a reward of 1 in each step
+        played = play(experiment.state.apply_fn, variables, experiment.eval_data[split], environment)
+        rewards, values = jax.device_get(played)
+        returns, discounted = rewards.sum(axis=1), discount(rewards, gamma)
         found[name] = {"return": (returns.mean(), returns), "overestimation": ((values - discounted).mean(), None)}
     return found
 

@@ -65,6 +65,33 @@ def choose(label: np.ndarray, num_classes: int, per_class: int, seed: int) -> np
     return np.sort(np.concatenate(rows)).astype(np.int32)
 
 
+def keep_labels(config: Any, train: TrainData, per_class: int, field: str) -> tuple[np.ndarray, TrainData]:
+    """The rows that keep their labels, see `choose`, and the images with -1 for the labels of all others.
+
+    Args:
+        config: resolved.
+        train: all images with their labels.
+        per_class: images of each class that keep their label.
+        field: of `config.data`, by which that was given.
+
+    Raises:
+        UserError: labels are no classes, a class has too few images, or images would be mixed.
+    """
+    label, num_classes = np.asarray(train.label), train.num_classes
+    if label.ndim > 1:
+        raise UserError(f"dataset = {config.dataset!r}: labels are numbers; task {config.task!r} needs classes")
+    fewest = np.bincount(label, minlength=num_classes).min()
+    if not 0 < per_class <= fewest:
+        raise UserError(f"data.{field} = {per_class}: must be 1 to {fewest}, the images of a class")
+    for name in ("mixup", "cutmix"):
+        if config.augment[name]:
+            raise UserError(f"augment.{name} = {config.augment[name]}: it mixes the parts of a batch; set it to 0")
+    rows = choose(label, num_classes, per_class, config.seed)
+    kept = np.full_like(label, -1)
+    kept[rows] = label[rows]
+    return rows, train.replace(label=jnp.asarray(kept))
+
+
 def create_data(
     config: Any, mesh: jax.sharding.Mesh, *, labels_per_class: int = 10, labelled_share: float = 0.5
 ) -> input_pipeline.Data:
@@ -77,28 +104,15 @@ def create_data(
         labelled_share: of a batch, its labelled part.
 
     Raises:
-        UserError: a class has too few images, the parts of a batch cannot be split, or images would be mixed.
+        UserError: the parts of a batch cannot be split, and see `keep_labels`.
     """
     data = input_pipeline.create_data(config, mesh, mode="device")
     train: TrainData = data.train
-    label, num_classes = np.asarray(train.label), train.num_classes
     num, parts = round(config.batch_size * labelled_share), mesh.size * config.accumulate
     if not 0 < num <= config.batch_size or num % parts:
         raise UserError(
             f"data.labelled_share = {labelled_share}: is {num} images of a batch of {config.batch_size}; must be more "
             f"than 0, no more than the batch, and a multiple of {parts}, the number of devices times accumulate"
         )
-    if label.ndim > 1:
-        raise UserError(f"dataset = {config.dataset!r}: labels are numbers; task {config.task!r} needs classes")
-    fewest = np.bincount(label, minlength=num_classes).min()
-    if not 0 < labels_per_class <= fewest:
-        raise UserError(f"data.labels_per_class = {labels_per_class}: must be 1 to {fewest}, the images of a class")
-    for name in ("mixup", "cutmix"):
-        if config.augment[name]:
-            raise UserError(
-                f"augment.{name} = {config.augment[name]}: two views of one image are compared; set it to 0"
-            )
-    rows = choose(label, num_classes, labels_per_class, config.seed)
-    kept = np.full_like(label, -1)
-    kept[rows] = label[rows]
-    return data._replace(train=FewLabels(train.replace(label=jnp.asarray(kept)), jnp.asarray(rows), num))
+    rows, train = keep_labels(config, train, labels_per_class, "labels_per_class")
+    return data._replace(train=FewLabels(train, jnp.asarray(rows), num))

@@ -14,6 +14,7 @@ from PIL import Image
 
 import averaging
 from examples import bootstrapping, kernels, low_pass
+from examples.anchor import anchors
 from examples.diffusion import lengths
 from examples.dqn import targets
 from examples.gan import swing
@@ -73,6 +74,17 @@ MADE_TEACHERS = {
     "steps": [*range(150, 1501, 150)],
     "variants": {name: {curve: [[90.0] * 10] * 2 for curve in teachers.CURVES} for name in teachers.VARIANTS},
 }
+MADE_ANCHORS = {
+    "variants": {
+        name: {
+            "kl_start": [[0.0, 0.0, 0.1 + 0.1 * i, 0.3 + 0.1 * i]] * 2,
+            "kl_anchor": [[0.0, 0.0, 0.01, 0.01]] * 2,
+            "accuracy": [[0.8, 0.81, 0.84, 0.80 - 0.01 * i]] * 2,
+            "reward": [[0.4, 0.5, 0.55, 0.57 + 0.01 * i]] * 2,
+        }
+        for i, name in enumerate(anchors.VARIANTS)
+    },
+}
 
 
 @pytest.mark.parametrize(
@@ -86,6 +98,7 @@ MADE_TEACHERS = {
         lambda: swing.draw(SWING),
         lambda: lengths.draw(LENGTHS),
         lambda: teachers.draw(MADE_TEACHERS),
+        lambda: anchors.draw(MADE_ANCHORS),
     ],
 )
 def test_a_picture_can_be_read_on_a_phone(draw):

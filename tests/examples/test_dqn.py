@@ -1,5 +1,6 @@
 """Q-learning as a fork: its replay, its targets, its evaluation, and that it resumes."""
 
+import importlib.util
 import json
 import subprocess
 import sys
@@ -13,12 +14,14 @@ from conftest import ROOT, check, command, copy, create_experiment, read_metrics
 
 import train
 from configs import default as project
-from examples.dqn import cartpole, replay
-from examples.dqn.configs import default
-from examples.dqn.train import TASK, loss_fn, play
+from examples.dqn import cartpole, environments, replay
+from examples.dqn.configs import default, minatar_breakout
+from examples.dqn.train import TASK, create_model, discount, loss_fn, play
 from runtime.errors import UserError
 from runtime.stored import find_checkpoint
 from tools.finished import FinishedRun
+
+CARTPOLE = environments.find("CartPole-v1")
 
 
 def dqn_config(**averages):
@@ -43,7 +46,7 @@ def test_the_buffer_holds_what_actions_led_to_and_tells_the_time_limit_from_a_fa
     observation = jnp.stack(fallen[:4], axis=1)
     memory = memory | {"environments": fallen, "observation": observation, "written": jnp.int32(62)}
     values = jnp.tile(jnp.array([0.0, 1.0]), (4, 1))
-    after = replay.advance(memory, jax.random.key(0), values, jnp.float32(0))
+    after = replay.advance(memory, jax.random.key(0), values, jnp.float32(0), CARTPOLE)
     rows = [62, 63, 0, 1]  # of 64: the latest overwrite the oldest
     stored = jax.tree.map(lambda x: np.asarray(x)[rows], after["buffer"])
     np.testing.assert_array_equal(stored["action"], [1, 1, 1, 1])
@@ -76,7 +79,8 @@ def test_random_actions_become_rare(experiment):
 
     @jax.jit
     def actions(epsilon):
-        advance = jax.vmap(lambda key: replay.advance(experiment.state.memory, key, values, epsilon))
+        memory = experiment.state.memory
+        advance = jax.vmap(lambda key: replay.advance(memory, key, values, epsilon, CARTPOLE))
         return advance(keys)["buffer"]["action"]
 
     def share_of_worse_actions(epsilon):
@@ -159,8 +163,8 @@ def test_returns_are_those_of_greedy_episodes_in_gymnasium(experiment):
     state = experiment.state
     keys = jax.random.split(jax.random.key(3), 3)
     variables = {"params": state.params}
-    returns, values = play(state.apply_fn, variables, keys)
-    for key, total, value in zip(keys, returns, values, strict=True):
+    rewards, values = play(state.apply_fn, variables, keys, CARTPOLE)
+    for key, total, value in zip(keys, rewards.sum(axis=1), values, strict=True):
         environment = gymnasium.make("CartPole-v1")
         environment.reset(seed=0)
         observation = np.asarray(cartpole.reset(key)[0], np.float64)
@@ -178,13 +182,56 @@ def test_returns_are_those_of_greedy_episodes_in_gymnasium(experiment):
 def test_overestimation_is_the_value_above_the_discounted_return(experiment):
     weights = experiment.state.weights()
     found = TASK.evaluate(experiment, weights, "test")
-    returns, values = play(experiment.state.apply_fn, weights["raw"], experiment.eval_data["test"])
+    rewards, values = play(experiment.state.apply_fn, weights["raw"], experiment.eval_data["test"], CARTPOLE)
+    returns = rewards.sum(axis=1)
     discounted = [sum(0.99**t for t in range(int(total))) for total in returns]
     value, items = found["raw"]["overestimation"]
     assert value == pytest.approx(np.mean(np.asarray(values, np.float64) - discounted), abs=1e-4)
     assert items is None
     np.testing.assert_array_equal(found["raw"]["return"][1], returns)
     assert len(returns) == replay.NUM_EPISODES
+
+
+def test_rewards_of_any_size_are_discounted_as_in_the_sum_that_defines_it():
+    rewards = np.random.default_rng(0).integers(0, 3, (5, 40)).astype(np.float32)
+    expected = [sum(0.9**t * float(reward) for t, reward in enumerate(episode)) for episode in rewards]
+    np.testing.assert_allclose(discount(rewards, 0.9), expected, rtol=1e-12)  # of float64
+    ones = np.float32([[1, 1, 1, 0], [1, 1, 1, 1]])
+    np.testing.assert_array_equal(discount(ones, 0.9), (1 - 0.9 ** np.array([3.0, 4.0])) / (1 - 0.9))
+
+
+def test_an_environment_of_gymnax_that_is_not_installed_is_named_with_the_command_that_installs_it(monkeypatch):
+    monkeypatch.setitem(sys.modules, "gymnax", None)  # what an import finds where it is not installed
+    config = minatar_breakout.get_config()
+    with pytest.raises(UserError, match=r"'Breakout-MinAtar': only 'CartPole-v1' .*: pip install .*gymnax>=1,<2"):
+        create_experiment(config)
+
+
+def test_convolutions_see_images_of_any_number_of_leading_axes_and_refuse_what_is_none():
+    observation = jax.random.normal(jax.random.key(0), (2, 3, 10, 10, 4))
+    example = observation[0, :1], jnp.zeros((1, 3))
+    model = create_model(example, hidden_sizes=(8,), convolutions=(4,))
+    variables = model.init(jax.random.key(1), example[0], train=False)
+    values = model.apply(variables, observation, train=False)
+    assert values.shape == (2, 3, 3)
+    alone = model.apply(variables, observation[1, 2], train=False)
+    np.testing.assert_allclose(values[1, 2], alone, rtol=1e-5, atol=1e-6)  # float32
+    with pytest.raises(UserError, match=r"model.convolutions = \(4,\): observations are \[4\], no images; set it to"):
+        create_model((jnp.zeros((1, 4)), jnp.zeros((1, 2))), convolutions=(4,))
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not importlib.util.find_spec("gymnax"), reason="gymnax is optional and not installed")
+def test_an_environment_of_gymnax_is_learned_from_by_one_field(tmp_path):
+    config = minatar_breakout.get_config()
+    config.duration, config.eval_every = "40 steps", "40 steps"
+    config.data.environments, config.data.warmup, config.data.buffer_size = 4, 20, 64
+    state, scores = train.train_and_evaluate(config, tmp_path / "run")
+    assert state.memory["buffer"]["observation"].shape == (64, 10, 10, 4)
+    assert scores["raw"]["return"] >= 0
+    for name, found in (("Pong", r"'Pong': must be one of .*Breakout-MinAtar"), ("Pendulum-v1", "actions are numbers")):
+        with pytest.raises(UserError, match=found):
+            environments.find(name)
 
 
 @pytest.mark.slow

@@ -303,7 +303,7 @@ def test_runs_killed_at_random_moments_end_bit_for_bit_as_if_they_had_been_left_
         ({"data__labelled_share": 0.25, "accumulate": 2}, r"is 5 images .* a multiple of 2"),
         ({"data__labels_per_class": 0}, r"data.labels_per_class = 0: must be 1 to 87"),
         ({"data__labels_per_class": 100}, r"data.labels_per_class = 100: must be 1 to 87, the images of a class"),
-        ({"augment__mixup": 1.0}, r"augment.mixup = 1.0: two views of one image are compared; set it to 0"),
+        ({"augment__mixup": 1.0}, r"augment.mixup = 1.0: it mixes the parts of a batch; set it to 0"),
         ({"augment__cutmix": 1.0}, r"augment.cutmix = 1.0"),
     ],
 )

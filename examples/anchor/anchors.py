@@ -1,0 +1,160 @@
+"""What an anchor that moves changes: fixed ones, a soft one, a hard one, and one that begins anew, with ten seeds.
+
+    python -m examples.anchor.anchors runs/anchors         # trains what it lacks yet, two processes at a time
+    python -m examples.anchor.anchors runs/anchors --draw  # only reads it
+
+The runs are RUNS/VARIANT/seed0, ..., for tools.report. Writes `anchors.json` and `anchors.png` beside this file.
+"""
+
+import argparse
+import datetime
+import json
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+import ml_collections
+import numpy as np
+from matplotlib.figure import Figure
+
+from configs import default as project
+from examples import results
+from examples.anchor.configs import default
+from runtime import environment
+
+FOLDER = pathlib.Path(__file__).parent
+NUM_SEEDS = 10
+NEAR = 0.1  # nats from the start, where policies are compared
+FIXED = {"kind": "hard_update", "period": "1000000 steps"}
+# By name the weight of the penalty, and the anchor; the mean age of those that move is 99 steps.
+VARIANTS: Mapping[str, tuple[float, Mapping[str, Any]]] = {
+    "fixed, 0.02": (0.02, FIXED),
+    "fixed, 0.2": (0.2, FIXED),
+    "fixed, 0.5": (0.5, FIXED),
+    "soft, 0.5": (0.5, {"kind": "soft_update", "tau": 0.01}),
+    "hard, 0.5": (0.5, {"kind": "hard_update", "period": "199 steps"}),
+    "soft and reset, 0.5": (0.5, {"kind": "soft_update", "tau": 0.003, "restart_every": "252 steps"}),
+}
+METRICS = ("accuracy", "reward", "kl_start", "kl_anchor")
+COLOURS = ("#D55E00", "#E69F00", "#000000", "#0072B2", "#009E73", "#CC79A7")  # Okabe and Ito's
+PAIRS = (
+    ("fixed, 0.02", "fixed, 0.2"),
+    ("soft, 0.5", "fixed, 0.5"),
+    ("soft, 0.5", "fixed, 0.2"),
+    ("soft, 0.5", "hard, 0.5"),
+    ("soft, 0.5", "soft and reset, 0.5"),
+)
+
+
+def config_of(variant: str, seed: int) -> ml_collections.ConfigDict:
+    """The config of a run."""
+    weight, anchor = VARIANTS[variant]
+    config = default.get_config()
+    config.seed, config.loss.weight = seed, weight
+    config.checkpoint_every = "100%"
+    config.averages.anchor = project.average(**anchor, start=config.averages.start.start)
+    return config
+
+
+def read_all(folder: pathlib.Path, num_seeds: int = NUM_SEEDS) -> dict[str, Any]:
+    """By variant the metrics of the policy [seeds][evaluations] and the seconds of its runs; and the steps."""
+    variants = {}
+    for variant in VARIANTS:
+        runs = results.workdirs(variant, folder, num_seeds)
+        variants[variant] = results.read(runs, ["raw"], METRICS)["raw"] | {"seconds": results.seconds(runs)}
+    about = {"date": datetime.date.today().isoformat(), "environment": environment.describe()}
+    steps = results.steps(results.workdirs(next(iter(VARIANTS)), folder, num_seeds)[0], "accuracy")
+    return about | {"steps": steps, "variants": variants}
+
+
+def paths(result: Mapping[str, Any], variant: str, metric: str) -> np.ndarray:
+    """A metric from the last evaluation at the start on, float64 [seeds, evaluations]; but for divergences in %."""
+    found = result["variants"][variant]
+    first = np.flatnonzero(np.max(found["kl_start"], axis=0) == 0)[-1]
+    return np.array(found[metric])[:, first:] * (1 if metric.startswith("kl") else 100)
+
+
+def near(result: Mapping[str, Any], variant: str, metric: str) -> np.ndarray:
+    """A metric where a policy first is `NEAR` from the start, between two evaluations, [seeds]; NaN if it never is."""
+    found = []
+    for kl, values in zip(paths(result, variant, "kl_start"), paths(result, variant, metric), strict=True):
+        after = int(np.argmax(kl >= NEAR))  # 0, the start, if there is none
+        found.append(np.interp(NEAR, kl[after - 1 : after + 1], values[after - 1 : after + 1]) if after else np.nan)
+    return np.array(found)
+
+
+def table(result: Mapping[str, Any]) -> str:
+    """A line for each variant: accuracy and reward at the end, the former minus the start's and where it was near."""
+    header = ["anchor, weight", "accuracy", "minus start", f"at a KL of {NEAR}", "reward", "minus start"]
+    header += ["KL to start", "KL to anchor"]
+    lines = [f"| {' | '.join(header)} |", "|---" * len(header) + "|"]
+    for variant in VARIANTS:
+        accuracy, reward, start, anchor = (paths(result, variant, metric) for metric in METRICS)
+        there = near(result, variant, "accuracy")
+        cells = [
+            variant,
+            results.in_words(accuracy[:, -1]),
+            results.in_words(accuracy[:, -1] - accuracy[:, 0], sign="+"),
+        ]
+        cells += ["" if np.isnan(there).any() else results.in_words(there), results.in_words(reward[:, -1])]
+        cells += [results.in_words(reward[:, -1] - reward[:, 0], sign="+")]
+        lines.append(f"| {' | '.join([*cells, *(f'{kl[:, -1].mean():.2f}' for kl in (start, anchor))])} |")
+    return "\n".join(lines)
+
+
+def findings(result: Mapping[str, Any]) -> str:
+    """Differences of accuracies, paired by seed: at the end, where policies are near, and between the two."""
+    lines = []
+    for name, other in PAIRS:
+        apart = paths(result, name, "accuracy")[:, -1] - paths(result, other, "accuracy")[:, -1]
+        lines.append(f"{name} minus {other}, at the end: {results.in_words(apart, sign='+')}")
+    for name in VARIANTS:
+        there, weak = near(result, name, "accuracy"), near(result, "fixed, 0.02", "accuracy")
+        if name != "fixed, 0.02" and not np.isnan(there + weak).any():
+            lines.append(f"{name} minus fixed, 0.02, at a KL of {NEAR}: {results.in_words(there - weak, sign='+')}")
+    for metric in ("accuracy", "reward"):
+        later = paths(result, "fixed, 0.02", metric)[:, -1] - near(result, "fixed, 0.02", metric)
+        if not np.isnan(later).any():
+            lines.append(f"fixed, 0.02, {metric} from a KL of {NEAR} to the end: {results.in_words(later, sign='+')}")
+    return "\n".join(lines)
+
+
+def draw(result: Mapping[str, Any]) -> Figure:
+    """The frontier: accuracy, and below it reward, over the divergence from the start, of each seed and the means."""
+    figure = Figure(figsize=(5, 6.5), layout="constrained")
+    words = {"accuracy": "accuracy on test images, %", "reward": "reward by the reward model, %"}
+    for axis, (metric, label) in zip(figure.subplots(2, sharex=True), words.items(), strict=True):
+        for variant, colour in zip(VARIANTS, COLOURS, strict=True):
+            kl, values = paths(result, variant, "kl_start"), paths(result, variant, metric)
+            axis.plot(kl.T, values.T, color=colour, alpha=0.2, linewidth=0.5)
+            axis.plot(kl.mean(axis=0), values.mean(axis=0), color=colour, linewidth=1.8, label=variant)
+            axis.plot(kl[:, -1].mean(), values[:, -1].mean(), "o", color=colour, markersize=5)
+        axis.set_title(label, loc="left", fontsize=9.5)
+        axis.tick_params(labelsize=9.5)
+        axis.grid(alpha=0.25)
+        axis.spines[["top", "right"]].set_visible(False)
+    figure.axes[1].legend(fontsize=9.5, loc="lower right", frameon=False)
+    num_seeds = len(result["variants"]["fixed, 0.02"]["accuracy"])
+    figure.supxlabel(f"KL to the start, nats ({num_seeds} seeds and their mean)", fontsize=9.5)
+    return figure
+
+
+def main() -> None:
+    """Trains and draws what the arguments ask for."""
+    parser = argparse.ArgumentParser(
+        "python -m examples.anchor.anchors", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("folder", type=pathlib.Path, help="of the runs")
+    parser.add_argument("--draw", action="store_true", help="train nothing")
+    args = parser.parse_args()
+    path = FOLDER / "anchors.json"
+    if not args.draw:
+        results.train_all(VARIANTS, args.folder, NUM_SEEDS, config_of)
+        path.write_text(json.dumps(read_all(args.folder)) + "\n")
+    result = json.loads(path.read_text())
+    print(f"{table(result)}\n\n{findings(result)}")
+    draw(result).savefig(FOLDER / "anchors.png", dpi=144)
+
+
+if __name__ == "__main__":
+    main()
