@@ -4,8 +4,9 @@
     python main.py --config=examples/dqn/configs/default.py --workdir=runs/none --config.loss.target=none \
         --config.averages.target.kind=none
 
-Each step acts in some environments, puts what happened into the buffer, and learns from a batch of it (replay.py). The
-buffer and the environments are the state's `memory`; the target network is the average that `config.loss.target` names.
+Each step acts in some environments, puts what happened into the buffer, and learns from a batch of it
+(`examples/replay.py`). The buffer and the environments are the state's `memory`; the target network is the average that
+`config.loss.target` names.
 """
 
 import functools
@@ -17,8 +18,9 @@ import numpy as np
 import optax
 from flax import linen as nn
 
+from examples import replay
 from examples.dqn import cartpole
-from examples.dqn.replay import create_data
+from input_pipeline import Data
 from runtime.score_metrics import Sets
 from train import Experiment, Task
 from train_state import CustomTrainState
@@ -45,7 +47,59 @@ def create_model(
     example: tuple[jax.Array, jax.Array], *, hidden_sizes: tuple[int, ...] = (120, 84), layer_norm: bool = False
 ) -> QNetwork:
     """A network with a value for each action; layer normalisation is what can stand in for a target."""
-    return QNetwork(example[1].shape[-1], hidden_sizes, layer_norm)
+    del example  # the parameters fit any
+    return QNetwork(cartpole.num_actions, hidden_sizes, layer_norm)
+
+
+def choose(keys: jax.Array, values: jax.Array, epsilon: jax.Array | float) -> jax.Array:
+    """The actions of the highest values [environments, actions], or with probability `epsilon` random ones."""
+    num, num_actions = values.shape
+    random = jax.random.randint(keys[0], (num,), 0, num_actions)
+    return jnp.where(jax.random.uniform(keys[1], (num,)) < epsilon, random, jnp.argmax(values, axis=-1))
+
+
+def explore(state: CustomTrainState, keys: jax.Array, observation: jax.Array, *, steps: int) -> jax.Array:
+    """The network's actions, with a share of random ones that falls from 1 to 0.05 in so many steps."""
+    epsilon = jnp.maximum(0.05, 1 - 0.95 * state.step / steps)
+    return choose(keys, state.apply_fn({"params": state.params}, observation, train=False), epsilon)
+
+
+def create_data(
+    config: Any,
+    mesh: jax.sharding.Mesh,
+    *,
+    environments: int = 10,
+    acts: int = 1,
+    buffer_size: int = 10_000,
+    warmup: int = 1_000,
+    exploration: int | str = "50%",
+) -> Data:
+    """Environments, and a buffer with random actions in it.
+
+    Args:
+        config: resolved.
+        mesh: the devices.
+        environments: how many act at once.
+        acts: actions of each of them between two steps of training.
+        buffer_size: number of the latest transitions that are kept.
+        warmup: number of transitions by random actions before the first step.
+        exploration: steps during which the share of random actions falls.
+    """
+    del mesh
+
+    def at_random(keys: jax.Array, observation: jax.Array) -> jax.Array:
+        return jax.random.randint(keys[0], observation.shape[:1], 0, cartpole.num_actions)
+
+    return replay.create_data(
+        config,
+        cartpole,
+        functools.partial(explore, steps=int(exploration)),
+        at_random,
+        environments=environments,
+        acts=acts,
+        buffer_size=buffer_size,
+        warmup=warmup,
+    )
 
 
 def loss_fn(
