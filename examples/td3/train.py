@@ -70,9 +70,9 @@ def create_data(
     config: Any,
     mesh: jax.sharding.Mesh,
     *,
-    environments: int = 1,
+    environments: int = 4,
     acts: int = 1,
-    buffer_size: int = 20_000,
+    buffer_size: int = 50_000,
     warmup: int = 1_000,
     noise: float = 0.1,
 ) -> Data:

@@ -1,4 +1,4 @@
-"""Pendulum on two CPU cores: TD3, 11,000 actions and 10,000 steps of training.
+"""Pendulum on two CPU cores: TD3 with 40,000 actions and 10,000 steps of training.
 
 python main.py --config=examples/td3/configs/default.py --workdir=runs/td3
 """
