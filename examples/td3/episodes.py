@@ -42,7 +42,7 @@ def play(
         _, (values, rewards, log_probs) = jax.lax.scan(
             act, pendulum.reset(start), jax.random.split(following, pendulum.MAX_STEPS + beyond)
         )
-        _, worth = jax.lax.scan(add, 0.0, (rewards, log_probs), reverse=True)
+        _, worth = jax.lax.scan(add, jnp.zeros(()), (rewards, log_probs), reverse=True)
         return rewards[: pendulum.MAX_STEPS].sum(), (values - worth)[: pendulum.MAX_STEPS].mean()
 
     return jax.vmap(episode)(keys)
