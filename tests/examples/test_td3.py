@@ -276,7 +276,7 @@ def test_a_target_that_keeps_nothing_is_no_target(tmp_path, average):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("algorithm", [default, sac, ddpg])
+@pytest.mark.parametrize("algorithm", [default, sac])
 def test_a_run_that_goes_on_from_a_checkpoint_ends_as_one_that_was_not_interrupted(tmp_path, algorithm):
     def config(duration):
         config = td3_config(algorithm.get_config())
@@ -290,4 +290,4 @@ def test_a_run_that_goes_on_from_a_checkpoint_ends_as_one_that_was_not_interrupt
         jax.tree.map(np.testing.assert_array_equal, getattr(whole, field), getattr(resumed, field))
     assert read_metrics(tmp_path / "whole", "raw")[-1] == read_metrics(tmp_path / "parts", "raw")[-1]
     assert {"return", "bias"} <= read_metrics(tmp_path / "whole", "raw")[-1].keys()
-    assert int(whole.memory["written"]) == 60
+    assert int(whole.memory["written"]) == (20 + 4 * 40) % 64
