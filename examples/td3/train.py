@@ -7,7 +7,8 @@
 
 Each step acts in an environment, puts what happened into the buffer, and learns from a batch of it
 (`examples/replay.py`). Actor and critics are parts of one model with one objective, in which the loss of each takes the
-other as constant. The target networks of both are one average, the one that `config.loss.target` names.
+other as constant; how often each moves is that of its group in `config.optimizer.groups`. The target networks of both
+are one average, the one that `config.loss.target` names.
 """
 
 import functools
@@ -15,9 +16,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import optax
 
-import optimizers
 from examples import replay
 from examples.td3 import pendulum
 from examples.td3.episodes import evaluate
@@ -38,26 +37,6 @@ def create_model(
 ) -> ActorCritics:
     """An actor and critics; 2 of these for clipped double Q-learning, 1 without."""
     return ActorCritics(example[1].shape[-1], LIMIT, num_critics, hidden_sizes, stochastic)
-
-
-def delayed_adam(
-    learning_rate: optax.ScalarOrSchedule,
-    *,
-    b1: float,
-    b2: float,
-    actor_rate: float = 1.0,
-    critics_rate: float = 1.0,
-    actor_every: int = 2,
-) -> optax.GradientTransformation:
-    """Adam for each player; rates are factors of the learning rate, and the actor moves at every so many updates."""
-    actor, critics = (
-        optax.chain(optax.adam(learning_rate, b1, b2), optax.scale(x)) for x in (actor_rate, critics_rate)
-    )
-    delayed = optax.conditionally_mask(actor, lambda count: (count + 1) % actor_every == 0)
-    return optax.multi_transform({"actor": delayed, "critics": critics}, {"actor": "actor", "critics": "critics"})
-
-
-optimizers.OPTIMIZERS["delayed_adam"] = delayed_adam
 
 
 def explore(state: CustomTrainState, keys: jax.Array, observation: jax.Array, *, noise: float) -> jax.Array:

@@ -13,7 +13,7 @@ from conftest import check, read_metrics, resolve
 import optimizers
 import train
 from configs import default as project
-from examples.td3 import pendulum
+from examples.td3 import pendulum, targets
 from examples.td3.configs import ddpg, default, sac
 from examples.td3.episodes import play
 from examples.td3.networks import ActorCritics
@@ -176,7 +176,7 @@ def tx_of(config):
 def test_the_delayed_actor_moves_at_every_second_update_only():
     state, found = moved(create_state(), 4, tx_of(td3_config()))
     assert found == {"actor": [2, 4], "critics": [1, 2, 3, 4]}
-    # Adam's first update is the learning rate, however long it has waited.
+    # Of a constant gradient each of Adam's updates is the learning rate, and two were made.
     step = jax.tree.map(lambda new, old: (new - old) / 2, state.params["actor"], create_state().params["actor"])
     jax.tree.map(lambda x: np.testing.assert_allclose(x, -1e-3, rtol=1e-3), step)  # differences of float32
 
@@ -184,7 +184,7 @@ def test_the_delayed_actor_moves_at_every_second_update_only():
 @pytest.mark.parametrize("frozen", ["actor", "critics"])
 def test_a_rate_of_zero_freezes_exactly_that_player(frozen):
     config = td3_config(ddpg.get_config())
-    config.optimizer[f"{frozen}_rate"] = 0.0
+    config.optimizer.groups[frozen].factor = 0.0
     _, found = moved(create_state(), 2, tx_of(config))
     assert found == {"actor": [1, 2], "critics": [1, 2]} | {frozen: []}
 
@@ -251,6 +251,19 @@ def test_return_and_bias_are_those_of_each_weights_over_the_same_episodes():
             assert items.shape == (3,)
             assert float(mean) == pytest.approx(items.mean())
     assert (found["raw"]["return"][1] != found["target"]["return"][1]).all()
+
+
+@pytest.mark.parametrize("variant", targets.VARIANTS)
+def test_a_variant_differs_in_target_and_critics_only(variant):
+    config, published = (resolve(targets.config_of(name, 3)).to_dict() for name in (variant, "soft 0.005, clipped"))
+    target, critics = variant.split(", ")
+    assert config["model"].pop("num_critics") == {"single": 1, "clipped": 2}[critics]
+    assert config["loss"].pop("target") == ("none" if target == "none" else "target")
+    assert [average["kind"].split("_")[0] for average in config.pop("averages").values()] == (
+        [] if target == "none" else [target.split()[0]]
+    )
+    published["model"].pop("num_critics"), published["loss"].pop("target"), published.pop("averages")
+    assert config == published
 
 
 def test_a_target_that_is_missing_is_named_before_anything_is_made():

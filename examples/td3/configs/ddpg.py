@@ -12,5 +12,5 @@ def get_config() -> ml_collections.ConfigDict:
     config = default.get_config()
     config.model.num_critics = 1  # no clipped double Q-learning,
     config.loss.smoothing = 0.0  # no smoothing of the target's actions,
-    config.optimizer.actor_every = 1  # and no delay
+    config.optimizer.groups.actor.every = 1  # and no delay
     return config

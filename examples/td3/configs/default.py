@@ -21,8 +21,10 @@ def get_config() -> ml_collections.ConfigDict:
     config.model.name = "actor_critics"
     config.model.hidden_sizes = (64, 64)
 
-    config.optimizer.name = "delayed_adam"
+    config.optimizer.name = "adamw"  # without weight decay, Adam
     config.optimizer.learning_rate = 1e-3
+    config.optimizer.groups.actor = default.group("actor/", every=2)  # as published, after the critics have moved twice
+    config.optimizer.groups.critics = default.group("critics/")
 
     config.averages = ml_collections.ConfigDict()
     config.averages.target = default.average("soft_update", tau=0.005)

@@ -15,5 +15,5 @@ def get_config() -> ml_collections.ConfigDict:
     config.loss.target_actor = False
     config.loss.smoothing = 0.0
     config.data.noise = 0.0  # the actor draws its actions
-    config.optimizer.actor_every = 1
+    config.optimizer.groups.actor.every = 1
     return config
