@@ -17,8 +17,9 @@ import numpy as np
 import optax
 from flax import linen as nn
 
-from examples.dqn.environments import Environment
-from examples.dqn.replay import create_data
+from examples import replay
+from examples.dqn.environments import Environment, find
+from input_pipeline import Data
 from runtime.errors import UserError
 from runtime.score_metrics import Sets
 from train import Experiment, Task
@@ -69,6 +70,61 @@ def create_model(
     if convolutions and len(shape) != 3:
         raise UserError(f"model.convolutions = {convolutions}: observations are {list(shape)}, no images; set it to ()")
     return QNetwork(example[1].shape[-1], hidden_sizes, layer_norm, convolutions, len(shape))
+
+
+def choose(keys: jax.Array, values: jax.Array, epsilon: jax.Array | float) -> jax.Array:
+    """The actions of the highest values [environments, actions], or with probability `epsilon` random ones."""
+    num, num_actions = values.shape
+    random = jax.random.randint(keys[0], (num,), 0, num_actions)
+    return jnp.where(jax.random.uniform(keys[1], (num,)) < epsilon, random, jnp.argmax(values, axis=-1))
+
+
+def explore(state: CustomTrainState, keys: jax.Array, observation: jax.Array, *, steps: int) -> jax.Array:
+    """The network's actions, with a share of random ones that falls from 1 to 0.05 in so many steps."""
+    epsilon = jnp.maximum(0.05, 1 - 0.95 * state.step / steps)
+    return choose(keys, state.apply_fn({"params": state.params}, observation, train=False), epsilon)
+
+
+def create_data(
+    config: Any,
+    mesh: jax.sharding.Mesh,
+    *,
+    environment: str = "CartPole-v1",
+    environments: int = 10,
+    acts: int = 1,
+    buffer_size: int = 10_000,
+    warmup: int = 1_000,
+    exploration: int | str = "50%",
+) -> Data:
+    """Environments, and a buffer with random actions in it.
+
+    Args:
+        config: resolved.
+        mesh: the devices.
+        environment: its name, see `environments.find`.
+        environments: how many of them act at once.
+        acts: actions of each of them between two steps of training.
+        buffer_size: number of the latest transitions that are kept.
+        warmup: number of transitions by random actions before the first step.
+        exploration: steps during which the share of random actions falls.
+    """
+    del mesh
+    found = find(environment)
+
+    def at_random(keys: jax.Array, observation: jax.Array) -> jax.Array:
+        return jax.random.randint(keys[0], observation.shape[:1], 0, found.num_actions)
+
+    data = replay.create_data(
+        config,
+        found,
+        functools.partial(explore, steps=int(exploration)),
+        at_random,
+        environments=environments,
+        acts=acts,
+        buffer_size=buffer_size,
+        warmup=warmup,
+    )
+    return data._replace(example=(data.example[0], jnp.zeros((1, found.num_actions))))
 
 
 def loss_fn(
@@ -124,16 +180,6 @@ def play(apply_fn: Any, variables: Any, keys: jax.Array, environment: Environmen
     return jax.vmap(episode)(keys)
 
 
-def discount(rewards: np.ndarray, gamma: float) -> np.ndarray:
-    """The discounted return of episodes, float64 [episodes], of their rewards [episodes, steps].
-
-    As a sum over the changes of the reward (Abel's summation): exact to rounding where it is 1 in each step.
-    """
-    changes = -np.diff(rewards, axis=1, append=0)
-    worth = (1 - np.float64(gamma) ** np.arange(1, rewards.shape[1] + 1)) / (1 - gamma)  # of 1 in each step so far
-    return changes @ worth
-
-
 def evaluate(experiment: Experiment, weights: dict[str, Any], split: str) -> Sets:
     """The mean return of greedy episodes, and how far the value at their start is above what followed, discounted."""
     gamma, environment = experiment.config.loss.gamma, experiment.train_data.environment
@@ -141,7 +187,7 @@ def evaluate(experiment: Experiment, weights: dict[str, Any], split: str) -> Set
     for name, variables in weights.items():
         played = play(experiment.state.apply_fn, variables, experiment.eval_data[split], environment)
         rewards, values = jax.device_get(played)
-        returns, discounted = rewards.sum(axis=1), discount(rewards, gamma)
+        returns, discounted = rewards.sum(axis=1), rewards @ np.float64(gamma) ** np.arange(rewards.shape[1])
         found[name] = {"return": (returns.mean(), returns), "overestimation": ((values - discounted).mean(), None)}
     return found
 

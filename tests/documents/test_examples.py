@@ -19,6 +19,7 @@ from examples.diffusion import lengths
 from examples.dqn import targets
 from examples.gan import swing
 from examples.mean_teacher import teachers
+from examples.td3 import targets as td3_targets
 from examples.when_it_works import grid
 from runtime import intervals
 
@@ -85,6 +86,16 @@ MADE_ANCHORS = {
         for i, name in enumerate(anchors.VARIANTS)
     },
 }
+MADE_TD3 = {
+    "steps": [*range(500, 10_001, 500)],
+    "variants": {
+        name: {
+            "return": [[-1000.0 + 10 * seed] * 19 + [-200.0 - seed] for seed in range(10)],
+            "bias": [[30.0] * 20] * 10,
+        }
+        for name in td3_targets.VARIANTS
+    },
+}
 
 
 @pytest.mark.parametrize(
@@ -99,6 +110,7 @@ MADE_ANCHORS = {
         lambda: lengths.draw(LENGTHS),
         lambda: teachers.draw(MADE_TEACHERS),
         lambda: anchors.draw(MADE_ANCHORS),
+        lambda: td3_targets.draw(MADE_TD3),
     ],
 )
 def test_a_picture_can_be_read_on_a_phone(draw):
@@ -243,3 +255,22 @@ def test_pairs_of_targets_have_the_mean_age_that_the_page_says():
             for i in range(period)
         ]
         assert np.mean(ages) == age
+
+
+def test_the_tables_of_td3_have_every_variant_with_its_paired_difference():
+    """Of made-up runs: all are the same but those without a target, single, whose returns are lower by the seed."""
+    lower = [[value - 2 * seed for value in returns] for seed, returns in enumerate([[-300.0] * 20] * 10)]
+    made = {
+        name: {"return": [[-300.0] * 20] * 10, "bias": [[0.0] * 10 + [30.0] * 10] * 10} for name in td3_targets.VARIANTS
+    }
+    made["none, single"] = {"return": lower, "bias": [[90.0] * 20] * 10}
+    result = {**MADE_TD3, "variants": made}
+    table, findings = td3_targets.table(result), td3_targets.findings(result)
+    # Student's t of ten seeds.
+    half = 2.2622 * np.std(np.arange(0, 20, 2), ddof=1) / 10**0.5
+    interval = f"+9 ({9 - half:+.0f} .. {9 + half:+.0f})"
+    assert table.count(interval) == 2  # at the end and over training
+    assert "| none | 90 (90 .. 90) | 30 (30 .. 30) | -60 (-60 .. -60) |" in table
+    assert f"single, soft 0.005 minus none, over training: {interval}" in findings
+    assert findings.count("0 of 10 seeds at -200 or above, worst -300") == 7
+    assert "none, single: 0 of 10 seeds at -200 or above, worst -318" in findings

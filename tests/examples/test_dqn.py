@@ -14,9 +14,10 @@ from conftest import ROOT, check, command, copy, create_experiment, read_metrics
 
 import train
 from configs import default as project
-from examples.dqn import cartpole, environments, replay
+from examples import replay
+from examples.dqn import cartpole, environments
 from examples.dqn.configs import default, minatar_breakout
-from examples.dqn.train import TASK, create_model, discount, loss_fn, play
+from examples.dqn.train import TASK, choose, create_model, loss_fn, play
 from runtime.errors import UserError
 from runtime.stored import find_checkpoint
 from tools.finished import FinishedRun
@@ -45,8 +46,7 @@ def test_the_buffer_holds_what_actions_led_to_and_tells_the_time_limit_from_a_fa
     fallen = upright._replace(angle=jnp.array([0.0, 0.0, 0.0, 0.3]))  # 17 degrees
     observation = jnp.stack(fallen[:4], axis=1)
     memory = memory | {"environments": fallen, "observation": observation, "written": jnp.int32(62)}
-    values = jnp.tile(jnp.array([0.0, 1.0]), (4, 1))
-    after = replay.advance(memory, jax.random.key(0), values, jnp.float32(0), CARTPOLE)
+    after = replay.advance(cartpole, memory, jax.random.key(0), lambda keys, observation: jnp.ones(4, jnp.int32))
     rows = [62, 63, 0, 1]  # of 64: the latest overwrite the oldest
     stored = jax.tree.map(lambda x: np.asarray(x)[rows], after["buffer"])
     np.testing.assert_array_equal(stored["action"], [1, 1, 1, 1])
@@ -72,24 +72,16 @@ def test_only_transitions_that_happened_are_drawn(experiment):
         assert int(memory["seen"]) == 24
 
 
-@pytest.mark.slow
-def test_random_actions_become_rare(experiment):
-    values = jnp.tile(jnp.array([0.0, 1.0]), (4, 1))
-    keys = jax.random.split(jax.random.key(1), 500)
-
-    @jax.jit
-    def actions(epsilon):
-        memory = experiment.state.memory
-        advance = jax.vmap(lambda key: replay.advance(memory, key, values, epsilon, CARTPOLE))
-        return advance(keys)["buffer"]["action"]
+def test_random_actions_become_rare():
+    values = jnp.tile(jnp.array([0.0, 1.0]), (2000, 1))
 
     def share_of_worse_actions(epsilon):
-        return float(np.mean(np.asarray(actions(epsilon))[:, 20:24] == 0))
+        return float(np.mean(np.asarray(choose(jax.random.split(jax.random.key(1)), values, epsilon)) == 0))
 
-    assert share_of_worse_actions(jnp.float32(0)) == 0
+    assert share_of_worse_actions(0.0) == 0
     # Half of the random ones, of 2,000; six standard errors.
-    assert share_of_worse_actions(jnp.float32(1)) == pytest.approx(0.5, abs=6 * 0.5 / 2000**0.5)
-    assert share_of_worse_actions(jnp.float32(0.2)) == pytest.approx(0.1, abs=6 * 0.3 / 2000**0.5)
+    assert share_of_worse_actions(1.0) == pytest.approx(0.5, abs=6 * 0.5 / 2000**0.5)
+    assert share_of_worse_actions(0.2) == pytest.approx(0.1, abs=6 * 0.3 / 2000**0.5)
 
 
 def gradient(experiment, **fields):
@@ -190,14 +182,6 @@ def test_overestimation_is_the_value_above_the_discounted_return(experiment):
     assert items is None
     np.testing.assert_array_equal(found["raw"]["return"][1], returns)
     assert len(returns) == replay.NUM_EPISODES
-
-
-def test_rewards_of_any_size_are_discounted_as_in_the_sum_that_defines_it():
-    rewards = np.random.default_rng(0).integers(0, 3, (5, 40)).astype(np.float32)
-    expected = [sum(0.9**t * float(reward) for t, reward in enumerate(episode)) for episode in rewards]
-    np.testing.assert_allclose(discount(rewards, 0.9), expected, rtol=1e-12)  # of float64
-    ones = np.float32([[1, 1, 1, 0], [1, 1, 1, 1]])
-    np.testing.assert_array_equal(discount(ones, 0.9), (1 - 0.9 ** np.array([3.0, 4.0])) / (1 - 0.9))
 
 
 def test_an_environment_of_gymnax_that_is_not_installed_is_named_with_the_command_that_installs_it(monkeypatch):
