@@ -71,10 +71,8 @@ TARGETS = json.loads((targets.FOLDER / "targets.json").read_text())
 LENGTHS = json.loads((lengths.FOLDER / "lengths.json").read_text())
 SWING = json.loads((swing.FOLDER / "swing.json").read_text())
 STORED = json.loads((grid.FOLDER / "grid.json").read_text())
-MADE_TEACHERS = {
-    "steps": [*range(150, 1501, 150)],
-    "variants": {name: {curve: [[90.0] * 10] * 2 for curve in teachers.CURVES} for name in teachers.VARIANTS},
-}
+TEACHERS = json.loads((teachers.FOLDER / "teachers.json").read_text())
+TD3 = json.loads((td3_targets.FOLDER / "targets.json").read_text())
 MADE_ANCHORS = {
     "variants": {
         name: {
@@ -84,16 +82,6 @@ MADE_ANCHORS = {
             "reward": [[0.4, 0.5, 0.55, 0.57 + 0.01 * i]] * 2,
         }
         for i, name in enumerate(anchors.VARIANTS)
-    },
-}
-MADE_TD3 = {
-    "steps": [*range(500, 10_001, 500)],
-    "variants": {
-        name: {
-            "return": [[-1000.0 + 10 * seed] * 19 + [-200.0 - seed] for seed in range(10)],
-            "bias": [[30.0] * 20] * 10,
-        }
-        for name in td3_targets.VARIANTS
     },
 }
 
@@ -108,9 +96,9 @@ MADE_TD3 = {
         lambda: targets.draw(TARGETS),
         lambda: swing.draw(SWING),
         lambda: lengths.draw(LENGTHS),
-        lambda: teachers.draw(MADE_TEACHERS),
+        lambda: teachers.draw(TEACHERS),
         lambda: anchors.draw(MADE_ANCHORS),
-        lambda: td3_targets.draw(MADE_TD3),
+        lambda: td3_targets.draw(TD3),
     ],
 )
 def test_a_picture_can_be_read_on_a_phone(draw):
@@ -264,7 +252,7 @@ def test_the_tables_of_td3_have_every_variant_with_its_paired_difference():
         name: {"return": [[-300.0] * 20] * 10, "bias": [[0.0] * 10 + [30.0] * 10] * 10} for name in td3_targets.VARIANTS
     }
     made["none, single"] = {"return": lower, "bias": [[90.0] * 20] * 10}
-    result = {**MADE_TD3, "variants": made}
+    result = {**TD3, "variants": made}
     table, findings = td3_targets.table(result), td3_targets.findings(result)
     # Student's t of ten seeds.
     half = 2.2622 * np.std(np.arange(0, 20, 2), ddof=1) / 10**0.5
