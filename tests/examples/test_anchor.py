@@ -324,16 +324,7 @@ def test_variants_are_trained_read_and_drawn(tmp_path, monkeypatch):
     assert result["variants"]["hard, 0.5"]["reward"][1] == [round(line["reward"], 4) for line in lines]
     assert anchors.paths(result, "hard, 0.5", "accuracy").shape == (2, 4)  # from step 8
     assert anchors.table(result).count("|\n") == 1 + len(anchors.VARIANTS)
-    assert anchors.findings(result).count("at the end") == len(anchors.PAIRS)
+    assert len(anchors.findings(result).splitlines()) == len(anchors.PAIRS)
     anchors.draw(result).savefig(tmp_path / "anchors.png")
     with Image.open(tmp_path / "anchors.png") as picture:
         assert len(set(picture.convert("L").get_flattened_data())) > 10  # not blank
-
-
-def test_where_a_policy_is_near_is_found_between_two_evaluations():
-    kl = [[0, 0, 0.05, 0.2, 0.05, 0.3], [0, 0, 0.02, 0.03, 0.04, 0.05]]
-    accuracy = [[0.5, 0.6, 0.7, 0.85, 0.2, 0.3], [0.6] * 6]
-    result = {"variants": {"soft, 0.5": {"kl_start": kl, "accuracy": accuracy}}}
-    found = anchors.near(result, "soft, 0.5", "accuracy")
-    assert found[0] == pytest.approx(70 + 15 / 3)
-    assert np.isnan(found[1])
