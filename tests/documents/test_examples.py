@@ -73,17 +73,7 @@ SWING = json.loads((swing.FOLDER / "swing.json").read_text())
 STORED = json.loads((grid.FOLDER / "grid.json").read_text())
 TEACHERS = json.loads((teachers.FOLDER / "teachers.json").read_text())
 TD3 = json.loads((td3_targets.FOLDER / "targets.json").read_text())
-MADE_ANCHORS = {
-    "variants": {
-        name: {
-            "kl_start": [[0.0, 0.0, 0.1 + 0.1 * i, 0.3 + 0.1 * i]] * 2,
-            "kl_anchor": [[0.0, 0.0, 0.01, 0.01]] * 2,
-            "accuracy": [[0.8, 0.81, 0.84, 0.80 - 0.01 * i]] * 2,
-            "reward": [[0.4, 0.5, 0.55, 0.57 + 0.01 * i]] * 2,
-        }
-        for i, name in enumerate(anchors.VARIANTS)
-    },
-}
+ANCHORS = json.loads((anchors.FOLDER / "anchors.json").read_text())
 
 
 @pytest.mark.parametrize(
@@ -97,7 +87,7 @@ MADE_ANCHORS = {
         lambda: swing.draw(SWING),
         lambda: lengths.draw(LENGTHS),
         lambda: teachers.draw(TEACHERS),
-        lambda: anchors.draw(MADE_ANCHORS),
+        lambda: anchors.draw(ANCHORS),
         lambda: td3_targets.draw(TD3),
     ],
 )
