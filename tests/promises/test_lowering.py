@@ -38,7 +38,7 @@ def test_every_config_has_programs_for_accelerators_in_which_nothing_is_left_to_
     """With every augmentation. Examples mix no images, and may leave something to chance."""
     config = importlib.import_module(name).get_config()
     shape = {"digits": (8, 8, 1), "mnist": (28, 28, 1)}.get(config.dataset, (32, 32, 3))
-    images = Images(np.arange(100 * np.prod(shape)).astype(np.uint8).reshape(100, *shape), np.arange(100) % 10)
+    images = Images(np.arange(500 * np.prod(shape)).astype(np.uint8).reshape(500, *shape), np.arange(500) % 10)
     monkeypatch.setitem(input_pipeline.SOURCES, name, lambda: Source.from_arrays(name, images, images))
     config.update(dataset=name, splits=("train", "test"), image_size=0)
     config.num_validation, config.batch_size, config.duration, config.snapshot_every = 0, 4, "100 steps", ""
