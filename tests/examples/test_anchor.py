@@ -265,12 +265,12 @@ def test_runs_killed_at_random_moments_end_bit_for_bit_as_if_they_had_been_left_
     fields = ["dataset=digits", "batch_size=20", "data.policy_labels=3", "data.reward_labels=5", "model.block=4"]
     fields += ["model.hidden_sizes=(16,)", "averages.start.start=40 steps", "averages.anchor.start=40 steps"]
     fields += ["duration=120 steps", "eval_every=40 steps", "checkpoint_every=30 steps"]
-    command = [sys.executable, "tests/chaos/chaos.py", "--runs=3", "--seed=0"]
+    command = [sys.executable, "tests/chaos/chaos.py", "--runs=1", "--seed=0"]
     command += ["--config=examples/anchor/configs/default.py", *(f"--override={field}" for field in fields)]
     command += [f"--phase={phase}" for phase in ("train", "evaluate", "saving")]
     result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=600)
     assert result.returncode == 0, result.stdout + result.stderr
-    assert "3 of 3 runs ended bit for bit" in result.stdout
+    assert "1 of 1 runs ended bit for bit" in result.stdout
 
 
 @pytest.mark.parametrize(

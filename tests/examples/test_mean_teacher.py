@@ -284,12 +284,12 @@ def test_runs_killed_at_random_moments_end_bit_for_bit_as_if_they_had_been_left_
         "model.hidden_sizes=(16,)",
     ]
     fields += ["augment.cutout=2", "duration=120 steps", "eval_every=40 steps", "checkpoint_every=30 steps"]
-    command = [sys.executable, "tests/chaos/chaos.py", "--runs=3", "--seed=0"]
+    command = [sys.executable, "tests/chaos/chaos.py", "--runs=1", "--seed=0"]
     command += ["--config=examples/mean_teacher/configs/default.py", *(f"--override={field}" for field in fields)]
     command += [f"--phase={phase}" for phase in ("train", "evaluate", "saving")]
     result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=600)
     assert result.returncode == 0, result.stdout + result.stderr
-    assert "3 of 3 runs ended bit for bit" in result.stdout
+    assert "1 of 1 runs ended bit for bit" in result.stdout
 
 
 @pytest.mark.parametrize(
