@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from flax import struct
 
 from input_pipeline import Data
+from runtime.errors import UserError
 from streams import stream_key
 from train_state import CustomTrainState
 
@@ -89,7 +90,17 @@ def create_data(
         acts: actions of each of them between two steps of training.
         buffer_size: number of the latest transitions that are kept.
         warmup: number of transitions before the first step.
+
+    Raises:
+        UserError: nothing would be done or remembered, or values would be those of no discounted future.
     """
+    if min(environments, acts) < 1 or buffer_size < environments:
+        raise UserError(
+            f"data.environments = {environments}, data.acts = {acts}, data.buffer_size = {buffer_size}: the former two "
+            "must be at least 1, and the buffer must hold what all environments do at once"
+        )
+    if not 0 < config.loss.gamma < 1:
+        raise UserError(f"loss.gamma = {config.loss.gamma}: must be above 0 and below 1")
     starts, actions = jax.random.split(stream_key(jax.random.key(config.seed), "environments"))
     observation, states = jax.vmap(environment.reset)(jax.random.split(starts, environments))
     action = jax.eval_shape(choose, jax.random.split(actions), observation)

@@ -31,11 +31,15 @@ def get_config(path: str) -> ml_collections.ConfigDict:
     config = default.get_config()
     known = {name: value for name, value in flatten(config).items() if not name.startswith("averages.")}
     config.update_from_flattened_dict(_written(flatten(resolved), known))
-    for group in ("loss", "data", "model"):  # with the fields that only these declare
-        if own := {name: value for name, value in resolved.get(group, {}).items() if name not in config[group]}:
+    for group in ("loss", "data", "model", "optimizer"):  # with the fields that only these declare
+        known_there = {*config[group], "stable"}  # the last follows from other fields
+        own = {name: value for name, value in resolved.get(group, {}).items() if name not in known_there}
+        if own:
             config[group].update(_written(own, _declared(resolved)[group]))
     if config.optimizer.schedule != "wsd":  # of the others it is what the warm-up leaves
         config.optimizer.decay = default.get_config().optimizer.decay
+    groups = resolved.optimizer.get("groups", {})
+    config.optimizer.groups = {name: default.group(**fields) for name, fields in groups.items()}
     config.averages = {name: _average(fields) for name, fields in resolved.averages.items()}
     return config
 

@@ -21,6 +21,7 @@ from examples import classifier
 from examples.byol import probes
 from examples.byol.networks import Networks
 from input_pipeline import Data
+from runtime.errors import UserError
 from runtime.score_metrics import Sets
 from streams import stream_key
 from train import Experiment, Task
@@ -38,6 +39,8 @@ def create_model(
 def create_data(config: Any, mesh: Any, *, size: int = 14) -> Data:
     """Images shrunk to `size`, between -1 and 1, and a queue of random directions if the loss has one."""
     data = classifier.create_data(config, mesh, size=size)
+    if config.loss.queue < 0:
+        raise UserError(f"loss.queue = {config.loss.queue}: must be at least 0, and 0 for no queue")
     if not config.loss.queue:
         return data
     key = stream_key(jax.random.key(config.seed), "queue")

@@ -106,6 +106,8 @@ def create_data(
     Raises:
         UserError: the parts of a batch cannot be split, and see `keep_labels`.
     """
+    if not 0 <= config.loss.threshold <= 1:
+        raise UserError(f"loss.threshold = {config.loss.threshold}: must be a probability, or 0 for none")
     data = input_pipeline.create_data(config, mesh, mode="device")
     train: TrainData = data.train
     num, parts = round(config.batch_size * labelled_share), mesh.size * config.accumulate

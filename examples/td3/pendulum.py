@@ -1,7 +1,7 @@
 """Pendulum-v1 as pure functions: swing a pendulum up and keep it there, with a motor too weak to do so at once.
 
 The constants, the steps and the time limit are those of gymnasium. The functions are called as the methods of a gymnax
-1.x environment are, of which one can take this module's place:
+1.x environment are:
 
     observation, state = pendulum.reset(key)
     observation, state, reward, terminated, truncated, info = pendulum.step(key, state, action)

@@ -22,6 +22,7 @@ from examples.td3 import pendulum
 from examples.td3.episodes import evaluate
 from examples.td3.networks import ActorCritics
 from input_pipeline import Data
+from runtime.errors import UserError
 from train import Task
 from train_state import CustomTrainState
 
@@ -36,6 +37,8 @@ def create_model(
     stochastic: bool = False,
 ) -> ActorCritics:
     """An actor and critics; 2 of these for clipped double Q-learning, 1 without."""
+    if num_critics < 1:
+        raise UserError(f"model.num_critics = {num_critics}: must be at least 1")
     return ActorCritics(example[1].shape[-1], LIMIT, num_critics, hidden_sizes, stochastic)
 
 
@@ -65,8 +68,13 @@ def create_data(
         buffer_size: number of the latest transitions that are kept.
         warmup: number of transitions by random actions before the first step.
         noise: standard deviation of what is added to the actor's actions, as a share of the largest.
+
+    Raises:
+        UserError: another environment is asked for.
     """
     del mesh
+    if config.dataset != "Pendulum-v1":
+        raise UserError(f"dataset = {config.dataset!r}: must be 'Pendulum-v1', the only environment of this fork")
 
     def at_random(keys: jax.Array, observation: jax.Array) -> jax.Array:
         return jax.random.uniform(keys[0], (len(observation), 1), minval=-LIMIT, maxval=LIMIT)

@@ -265,6 +265,11 @@ def test_without_target_and_stop_gradient_all_images_get_the_same_projection(tmp
     assert free["raw"]["probe"] < stopped["raw"]["probe"]
 
 
+def test_a_queue_of_no_length_is_refused():
+    with pytest.raises(UserError, match=r"loss.queue = -1: must be at least 0"):
+        create_experiment(byol_config(loss__queue=-1))
+
+
 @pytest.mark.slow
 def test_the_config_for_a_gpu_compiles(made_data, monkeypatch):
     monkeypatch.setenv("TFDS_DATA_DIR", str(made_data))

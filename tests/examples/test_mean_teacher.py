@@ -305,6 +305,7 @@ def test_runs_killed_at_random_moments_end_bit_for_bit_as_if_they_had_been_left_
         ({"data__labels_per_class": 100}, r"data.labels_per_class = 100: must be 1 to 87, the images of a class"),
         ({"augment__mixup": 1.0}, r"augment.mixup = 1.0: it mixes the parts of a batch; set it to 0"),
         ({"augment__cutmix": 1.0}, r"augment.cutmix = 1.0"),
+        ({"loss__threshold": 95.0}, r"loss.threshold = 95.0: must be a probability"),
     ],
 )
 def test_data_that_cannot_be_made_are_refused(fields, found):

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from conftest import check, read_metrics, resolve
+from conftest import check, create_experiment, read_metrics, resolve
 
 import optimizers
 import train
@@ -284,6 +284,25 @@ def test_what_the_page_says_is_what_is_stored():
 def test_a_target_that_is_missing_is_named_before_anything_is_made():
     with pytest.raises(UserError, match=r"averages.target: kind = 'none', and the loss .* needs it"):
         check(td3_config(target=project.average("none")))
+
+
+@pytest.mark.parametrize(
+    ("group", "field", "value", "found"),
+    [
+        ("", "dataset", "MountainCarContinuous-v0", "must be 'Pendulum-v1', the only environment of this fork"),
+        ("data", "environments", 0, "data.environments = 0, .*must be at least 1"),
+        ("data", "acts", 0, "data.acts = 0, .*must be at least 1"),
+        ("data", "buffer_size", 2, "data.buffer_size = 2: .*must hold what all environments do at once"),
+        ("loss", "gamma", 1.0, "loss.gamma = 1.0: must be above 0 and below 1"),
+        ("loss", "gamma", 0.0, "loss.gamma = 0.0: must be above 0 and below 1"),
+        ("model", "num_critics", 0, "model.num_critics = 0: must be at least 1"),
+    ],
+)
+def test_what_cannot_be_learned_from_is_refused(group, field, value, found):
+    config = td3_config()
+    (config[group] if group else config)[field] = value
+    with pytest.raises(UserError, match=found):
+        create_experiment(config)
 
 
 @pytest.mark.slow

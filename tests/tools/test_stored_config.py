@@ -1,5 +1,6 @@
 """A run's own config.json is a config, and the run that it describes is the same one."""
 
+import importlib
 import json
 
 import ml_collections
@@ -11,11 +12,18 @@ from runtime import durations, run_config
 from tools import stored_config
 
 SHIPPED = {path.stem: get_config(path.stem) for path in (ROOT / "configs").glob("*.py")}
+FORKS = {
+    f"{path.parts[-3]}, {path.stem}": importlib.import_module(
+        ".".join(path.relative_to(ROOT).with_suffix("").parts)
+    ).get_config()
+    for path in ROOT.glob("examples/*/configs/*.py")
+}
 OTHERS = {
     "fractions of steps": digits_config(duration="1.5 epochs", log_every="0.7%", snapshot_every="0.3 epochs"),
     "wsd": digits_config(optimizer__schedule="wsd", optimizer__warmup="10%", optimizer__decay="33%"),
     "one_cycle": digits_config(optimizer__schedule="one_cycle", optimizer__warmup="30%"),
     "no averages": digits_config(averages={}),
+    "groups": digits_config(optimizer__groups={"first": default.group("Dense_0/", factor=0.5, clip_norm=1.0, every=2)}),
     "averages": digits_config(
         averages={
             "slow": default.average("ema", half_life="7%", start="11%", every="3 steps"),
@@ -27,9 +35,9 @@ OTHERS = {
 }
 
 
-@pytest.mark.parametrize("name", [*SHIPPED, *OTHERS])
+@pytest.mark.parametrize("name", [*SHIPPED, *FORKS, *OTHERS])
 def test_the_config_that_a_run_has_stored_resolves_to_itself(tmp_path, name):
-    resolved = resolve((SHIPPED | OTHERS)[name], num_train=50021)
+    resolved = resolve((SHIPPED | FORKS | OTHERS)[name], num_train=50021)
     run_config.write(resolved, tmp_path)
     assert resolve(stored_config.get_config(str(tmp_path / "config.json")), num_train=50021) == resolved
 
