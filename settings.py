@@ -12,6 +12,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
+import jax
 import ml_collections
 
 import input_pipeline
@@ -35,7 +36,7 @@ from runtime import (
 from runtime.errors import UserError
 from runtime.progress import say
 from runtime.rules import RULES, unused_fields
-from train_state import Average
+from train_state import Average, CustomTrainState
 
 GROUPS = ("optimizer", "model", "loss", "data")  # of the config, whose fields others declare
 WRONG = "the config is wrong; configs/default.py documents every field but those of a task or model of your own"
@@ -311,6 +312,19 @@ def create_model(task: Any, config: Mapping[str, Any], example: tuple[Any, Any])
     model = task.create_model(example, **fields.taken_by(task.create_model, config["model"]))
     task_checks.check_model(model)
     return model
+
+
+def check_state(state: CustomTrainState, groups: Mapping[str, Mapping[str, Any]]) -> None:
+    """Checks that averages and groups of parameters find in the state what they ask for, or raises a UserError."""
+    for average in state.averages:
+        field = f"averages.{average.name}.batch_stats"
+        if average.batch_stats != "average" and not state.batch_stats:
+            what = f"{field} = {average.batch_stats!r}: the model has no batch statistics"
+            raise UserError(f'{what}; leave it at its default, --config.{field}="average"')
+    found, names = jax.tree.leaves(optimizers.group_of(state.params, groups)), ", ".join(state.params)
+    for name in sorted(set(groups).difference(found)):
+        what = f"optimizer.groups.{name}.match = {groups[name]['match']!r}"
+        raise UserError(f"{what}: matches no parameter that no group before it has; paths begin with {names}")
 
 
 def with_fields(loss_fn: Callable[..., Any], config: Mapping[str, Any]) -> Callable[..., Any]:

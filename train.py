@@ -19,7 +19,7 @@ import input_pipeline
 import models
 import optimizers
 import settings
-from runtime import interruption, nonfinite, run_folder, sharding, task_checks
+from runtime import interruption, nonfinite, run_folder, sharding
 from runtime.checkpointing import Checkpoints, find_origin
 from runtime.convolution import FastApply
 from runtime.dispatch import Dispatcher, Program, Sums, counted_if, next_batch, noted, suits_chunks, zero_sums
@@ -250,7 +250,7 @@ def create_experiment(config: ml_collections.FrozenConfigDict, task: Task, workd
     averages = settings.create_averages(config.averages)
     init = functools.partial(create_train_state, model=model, tx=tx, averages=averages, example=example)
     state = sharding.create(init, jax.random.key(config.seed), mesh, task.needs(config.loss)).replace(memory=memory)
-    task_checks.check_state(state, config.optimizer.groups)
+    settings.check_state(state, config.optimizer.groups)
     loss_fn = settings.with_fields(task.loss_fn, config)
     program = create_train_program(loss_fn, mesh, config.accumulate)
     with noted(config, has_own_model=settings.has_own_model(task)):

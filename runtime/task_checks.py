@@ -3,9 +3,6 @@
 from collections.abc import Collection, Mapping
 from typing import Any
 
-import jax
-
-import optimizers
 from runtime.errors import UserError
 from runtime.stream import Stream
 from runtime.trees import shapes
@@ -55,24 +52,3 @@ def check_model(model: Any) -> None:
     """Checks what `create_model` returns."""
     if not (hasattr(model, "init") and hasattr(model, "apply")):
         raise UserError(f"create_model returns a {type(model).__name__}; expected a linen module")
-
-
-def check_state(state: Any, groups: Mapping[str, Mapping[str, Any]]) -> None:
-    """Checks that averages and groups of parameters find in the state at step 0 what they ask for.
-
-    Args:
-        state: a `CustomTrainState`.
-        groups: `config.optimizer.groups`.
-    """
-    for average in state.averages:
-        field = f"averages.{average.name}.batch_stats"
-        if average.batch_stats != "average" and not state.batch_stats:
-            what = f"{field} = {average.batch_stats!r}: the model has no batch statistics"
-            raise UserError(f'{what}; leave it at its default, --config.{field}="average"')
-    found = set(jax.tree.leaves(optimizers.group_of(state.params, groups)))
-    for name in groups:
-        if name not in found:
-            field = f"optimizer.groups.{name}.match = {groups[name]['match']!r}"
-            raise UserError(
-                f"{field}: matches no parameter that no group before it has; paths begin with {', '.join(state.params)}"
-            )
