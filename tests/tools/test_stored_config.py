@@ -16,7 +16,7 @@ FORKS = {
     f"{path.parts[-3]}, {path.stem}": importlib.import_module(
         ".".join(path.relative_to(ROOT).with_suffix("").parts)
     ).get_config()
-    for path in ROOT.glob("examples/*/configs/*.py")
+    for path in ROOT.glob("*/*/configs/*.py")
 }
 OTHERS = {
     "fractions of steps": digits_config(duration="1.5 epochs", log_every="0.7%", snapshot_every="0.3 epochs"),
