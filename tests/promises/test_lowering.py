@@ -39,8 +39,8 @@ def test_every_config_has_programs_for_accelerators_in_which_nothing_is_left_to_
     config = importlib.import_module(name).get_config()
     shape = {"digits": (8, 8, 1), "mnist": (28, 28, 1)}.get(config.dataset, (32, 32, 3))
     images = Images(np.arange(500 * np.prod(shape)).astype(np.uint8).reshape(500, *shape), np.arange(500) % 10)
-    monkeypatch.setitem(input_pipeline.SOURCES, name, lambda: Source.from_arrays(name, images, images))
-    config.update(dataset=name, splits=("train", "test"), image_size=0)
+    config.update(dataset=config.dataset.removeprefix("folder:"), splits=("train", "test"), image_size=0)
+    monkeypatch.setitem(input_pipeline.SOURCES, config.dataset, lambda: Source.from_arrays(name, images, images))
     config.num_validation, config.batch_size, config.duration, config.snapshot_every = 0, 4, "100 steps", ""
     config.augment.update(flip=True, crop_padding=1, cutout=2, erasing=0.5, rand_augment=1)
     if not name.startswith("examples."):
