@@ -138,6 +138,4 @@ def write(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         if {path for paths in table.values() for path in paths} == arrays.keys():
             theirs = {name: [_to_theirs(path, arrays[path]) for path in paths] for name, paths in table.items()}
             return {name: np.ascontiguousarray(np.concatenate(parts)) for name, parts in theirs.items()}
-    raise UserError(
-        f"PyTorch's names are known of {KNOWN}, as model 'resnet' of these depths and model 'vit' have them"
-    )
+    raise UserError(f"--torch: the model is none of those whose names are known: {KNOWN}")
