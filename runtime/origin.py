@@ -184,12 +184,13 @@ def _find_source(init_from: str, weights: str) -> OfRun | OfFile:
             if weights not in found[-1].names:
                 raise UserError(f"init_weights = {weights!r}: {init_from} has {', '.join(found[-1].names)}")
             return OfRun(found[-1], weights)
-        files = sorted(file for file in path.iterdir() if file.name in FILES or file.suffix in PICKLES)
+        pickles = sorted(file for file in path.iterdir() if file.suffix in PICKLES)
+        files = [path / name for name in FILES if (path / name).is_file()] + pickles
         if not files:
             raise UserError(
                 f"{given} holds no checkpoint of a run and no weights; must be the --workdir of a run, or {EXPECTED}"
             )
-        path = next((file for file in files if file.name in FILES), files[0])
+        path = files[0]
     if path.suffix in PICKLES:
         safe = path.with_name("model.safetensors")
         raise UserError(

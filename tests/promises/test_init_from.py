@@ -44,6 +44,18 @@ def test_a_run_starts_from_the_weights_of_another_and_so_do_its_averages(tmp_pat
     assert train.train_and_evaluate(config, tmp_path / "second")[0].step == 2
 
 
+def test_a_run_goes_on_with_other_classes_from_a_run_and_from_its_export(tmp_path):
+    """The new last layer is that of the seed, and everything else that of the run."""
+    first, _ = train.train_and_evaluate(digits_config(), tmp_path / "first")
+    export.export(tmp_path / "first", "ema", tmp_path / "exported", "latest")
+    digits = input_pipeline.find_source("digits")
+    few = {f"{split}_{name}": x[:50] for split in ("train", "test") for name, x in vars(digits.load(split)).items()}
+    labels = {f"{split}_label": np.arange(50) % 4 for split in ("train", "test")}
+    np.savez(tmp_path / "four.npz", **few | labels)
+    config = digits_config(
+        dataset=f"arrays:{tmp_path / 'four.npz'}", duration="1 steps", optimizer__learning_rate=0.0, init_weights="ema"
+    )
+    fresh, _ = train.train_and_evaluate(config.copy_and_resolve_references() | {}, tmp_path / "fresh")
 def test_a_run_that_cannot_be_started_from_is_refused(tmp_path):
     train.train_and_evaluate(digits_config(duration="1 steps"), tmp_path / "first")
     (tmp_path / "empty" / "checkpoints").mkdir(parents=True)
