@@ -165,10 +165,8 @@ def locate(init_from: str, weights: str, skip: Sequence[str], like: CustomTrainS
     rows = [_row(kind, paths, here, there) for kind, paths in kinds.items() if paths]
     loaded = frozenset(kinds["loaded"] + kinds["resized"])
     if wrong := [path for kind in KINDS[3:] for path in kinds[kind]]:
-        advice = _advice(skip, wrong, loaded)
-        raise UserError(
-            "\n".join([f"init_from = {init_from!r} does not fit the config's model.", *rows[:-1], rows[-1] + advice])
-        )
+        refused = f"init_from = {init_from!r} does not fit the config's model."
+        raise UserError("\n".join([refused, *rows, _advice(skip, wrong, loaded)]))
     if not loaded:
         raise UserError(f"init_skip = {skip}: nothing of {source} is left to load")
     return Origin(source, loaded, "\n".join([f"Starting from {source}", *rows]))
@@ -293,8 +291,8 @@ def _advice(skip: Sequence[str], wrong: Iterable[str], loaded: Iterable[str]) ->
     """Which `init_skip` would let the rest through."""
     needed = sorted({*skip, *(_within(path).rpartition("/")[0] or _within(path) for path in wrong)})
     if all(_is_in(path, needed) for path in loaded):
-        return ". Without these nothing would be left to load"
+        return "Without these nothing would be left to load"
     if len(needed) > SHOWN:
-        return f". These are in {len(needed)} parts of the model: is it the same model?"
+        return f"These are in {len(needed)} parts of the model: is it the same model?"
     option = needed[0] if len(needed) == 1 else f'"{tuple(needed)}"'
-    return f". What is to stay random is named by --config.init_skip={option}"
+    return f"What is to stay random is named by --config.init_skip={option}"

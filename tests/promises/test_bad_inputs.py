@@ -25,7 +25,7 @@ FIELDS = {
     "num_validation=900": "batch_size = 32: must be at most 1, the number of training images of digits without num_val",
     "label_noise=1.5": "label_noise = 1.5: must be in [0, 1)",
     "init_from=no_such_run": "init_from = 'no_such_run' does not exist; must be the --workdir of a run, or a safetens",
-    "init_from=README.md": "init_from = 'README.md' is no file of weights; must be the --workdir of a run, or a safeten",
+    "init_from=README.md": "init_from = 'README.md' is no file of weights; must be the --workdir of a run, or a safe",
     "init_from=docs": "init_from = 'docs' holds no checkpoint of a run and no weights; must be the --workdir of a run",
     "init_skip=Dense_0": "init_skip = ('Dense_0',): init_from is empty; leave it at its default",
     "init_skip=3": "init_skip = (3,): must be names, as ('Dense_0',)",
