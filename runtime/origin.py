@@ -25,7 +25,7 @@ from train_state import CustomTrainState
 
 FIELDS = ("params", "batch_stats")  # of the state, and the first part of every path
 FILES = ("weights.safetensors", "model.safetensors")  # in a folder: of tools.export, of Hugging Face
-PICKLES = (".pt", ".pth", ".bin", ".ckpt", ".pkl", ".tar")
+PICKLES = {".pt", ".pth", ".bin", ".ckpt", ".pkl"}
 CONVERT = (
     "python -c \"import torch, safetensors.torch as s; x = torch.load('{0}', map_location='cpu', weights_only=True); "
     "s.save_file({{k: v.clone().contiguous() for k, v in x.items()}}, '{1}')\""
@@ -53,16 +53,18 @@ class OfRun:
 
     def leaves(self) -> Leaves:
         """Shape and dtype of each."""
-        found = {}
-        for field in FIELDS:
-            root = "/".join(self._field(field)) + "/"
-            for path, leaf in self.stored.record.leaves.items():
-                if path.startswith(root):
-                    dtype, _, shape = leaf.partition("[")
-                    found[f"{field}/{path.removeprefix(root)}"] = jax.ShapeDtypeStruct(
-                        tuple(json.loads(f"[{shape}")), dtype
-                    )
-        return found
+
+        def parse(leaf: str) -> jax.ShapeDtypeStruct:  # such as "float32[3, 4]"
+            dtype, _, shape = leaf.partition("[")
+            return jax.ShapeDtypeStruct(tuple(json.loads(f"[{shape}")), dtype)
+
+        found, roots = self.stored.record.leaves, {field: "/".join((*self._field(field), "")) for field in FIELDS}
+        return {
+            f"{field}/{path.removeprefix(root)}": parse(leaf)
+            for field, root in roots.items()
+            for path, leaf in found.items()
+            if path.startswith(root)
+        }
 
     def read(self, like: Mapping[tuple[str, ...], Any]) -> Leaves:
         """Those whose paths `like` has, with shapes and dtypes as they are stored and its shardings."""
@@ -71,9 +73,8 @@ class OfRun:
             (*self._field(field), *path): abstract(there["/".join((field, *path))], x.sharding)
             for (field, *path), x in like.items()
         }
-        found = traverse_util.flatten_dict(
-            read_part(self.stored.folder / "state", traverse_util.unflatten_dict(wanted))
-        )
+        tree = read_part(self.stored.folder / "state", traverse_util.unflatten_dict(wanted))
+        found = traverse_util.flatten_dict(tree)
         return {"/".join(path): found[name] for path, name in zip(like, wanted, strict=True)}
 
 
@@ -182,14 +183,14 @@ def _find_source(init_from: str, weights: str) -> OfRun | OfFile:
             if weights not in found[-1].names:
                 raise UserError(f"init_weights = {weights!r}: {init_from} has {', '.join(found[-1].names)}")
             return OfRun(found[-1], weights)
-        pickles = sorted(file for file in path.iterdir() if file.suffix in PICKLES)
+        pickles = sorted(file for file in path.iterdir() if PICKLES.intersection(file.suffixes))
         files = [path / name for name in FILES if (path / name).is_file()] + pickles
         if not files:
             raise UserError(
                 f"{given} holds no checkpoint of a run and no weights; must be the --workdir of a run, or {EXPECTED}"
             )
         path = files[0]
-    if path.suffix in PICKLES:
+    if PICKLES.intersection(path.suffixes):  # as of x.pth.tar
         safe = path.with_name("model.safetensors")
         raise UserError(
             f"{given}: {path} is a pickle, which may run any code as it is read, and is not read here. Where torch and "
@@ -256,8 +257,8 @@ def _side(path: str, shape: Sequence[int]) -> int:
     """The patches along each side of a square image, if this is the embedding of their positions; otherwise 0."""
     if path.rpartition("/")[2] != "position_embedding" or len(shape) != 3 or shape[0] != 1:
         return 0
-    side = math.isqrt(shape[1] - 1)
-    return side if side**2 == shape[1] - 1 else 0
+    number = max(shape[1] - 1, 0)  # beside the class token
+    return math.isqrt(number) if math.isqrt(number) ** 2 == number else 0
 
 
 def _fit(x: np.ndarray, like: Any) -> np.ndarray:

@@ -221,7 +221,7 @@ def write_something(folder, name, content=b"something"):
             lambda f: write_something(f, "x.pth"),
             r"x.pth is a pickle, .*read here[\s\S]*\npython -c .*x.pth.*model.safe",
         ),
-        (lambda f: write_something(f, "x.pt"), r"x.pt is a pickle"),
+        (lambda f: write_something(f, "x.pth.tar"), r"x.pth.tar is a pickle"),
         (lambda f: write_something(f, "pytorch_model.bin") and str(f), r"/pytorch_model.bin is a pickle"),
         (lambda f: save_names(f), r"names that are not known, such as features.0.bias, features.0.weight. Known are"),
     ],
