@@ -316,7 +316,7 @@ class ViT(nn.Module):
             y = norm()(x)
             y = nn.MultiHeadDotProductAttention(num_heads=3 * self.width, dtype=self.dtype)(y)
             x = x + skip(rate)(dropout()(y))
-            y = dense(features)(nn.gelu(dense(4 * features)(norm()(x))))
+            y = dense(features)(nn.gelu(dense(4 * features)(norm()(x)), approximate=False))
             x = x + skip(rate)(dropout()(y))
         return dense(self.num_classes)(norm()(x)[:, 0]).astype(jnp.float32)
 

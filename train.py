@@ -300,7 +300,7 @@ def train_and_evaluate(
     task = find_task(config.task)
     experiment = create_experiment(settings.prepare(config, task, workdir, config_change), task, workdir)
     config, program, train_data = experiment.config, experiment.train_program, experiment.train_data
-    origin = find_origin(workdir, config.init_from, config.init_weights, experiment.state)
+    origin = find_origin(workdir, config, experiment.state)
     gradient_fn = functools.partial(compute_gradients, loss_fn=experiment.loss_fn, num_microbatches=config.accumulate)
     with contextlib.ExitStack() as stack:
         data = {"training": train_data, **experiment.eval_data}
@@ -311,7 +311,7 @@ def train_and_evaluate(
             MetricWriter(folder, config.duration, checkpoints.record.writer, config.best_metric, config.proportions)
         )
         checkpoints.discard_newer()
-        state, sums = checkpoints.restore_or_initialize(experiment.state, experiment.sums, origin, config.init_weights)
+        state, sums = checkpoints.restore_or_initialize(experiment.state, experiment.sums, origin)
         run_folder.describe(folder, config, state)
         if not checkpoints.latest:
             checkpoints.save(state, sums, best, writer.record())

@@ -46,10 +46,13 @@ def get_config() -> ml_collections.ConfigDict:
     # which averaging shows clearly.
     config.label_noise = 0.0
 
-    # A run to start from instead of random parameters: its workdir, and the weights to take, "raw" or the name of an
-    # average. They come from its latest checkpoint or snapshot; optimizer and averages start anew from them.
+    # Weights to start from instead of random ones (docs/finetune.md): the workdir of a run, whose latest checkpoint or
+    # snapshot has them; or a safetensors file, or its folder. Optimizer and averages start anew from them.
     config.init_from = ""
-    config.init_weights = "raw"
+    config.init_weights = "raw"  # of a run: "raw" or the name of an average
+    # What stays random, by its path or the beginning of it, in whole names: ("Dense_1",) has "Dense_1/kernel" and not
+    # "Dense_10/kernel". Paths are those of `optimizer.groups`, whose `match` is a regular expression.
+    config.init_skip = ()
 
     # Images per step, over all devices together.
     config.batch_size = 128

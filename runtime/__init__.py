@@ -1,7 +1,7 @@
 """What keeps a run going. A fork edits nothing here.
 
 The folder of a run     run_folder, run_config, files, metric_writing, average_table, environment, trackers
-Checkpoints             checkpointing, stored, trees
+Checkpoints             checkpointing, stored, trees, origin, foreign_names
 The process             errors, interruption, hosts, workers, progress, clocks, profiling, caching
 The device              sharding, dispatch, nonfinite, convolution, pooling, batch_statistics
 Config                  fields, rules, averages, task_checks, durations

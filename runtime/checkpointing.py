@@ -12,7 +12,7 @@ import pathlib
 import re
 import shutil
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from types import TracebackType
 from typing import Any, Self
@@ -22,8 +22,9 @@ import orbax.checkpoint as ocp
 
 from runtime import average_table, hosts
 from runtime.errors import UserError
-from runtime.files import local_path, without_wildcards
+from runtime.files import without_wildcards
 from runtime.metric_writing import Written, read_metrics
+from runtime.origin import Origin, locate
 from runtime.progress import say
 from runtime.stored import (
     DIGESTS,
@@ -33,10 +34,9 @@ from runtime.stored import (
     Stored,
     compute_digests,
     find_latest,
-    list_stored,
     saved_folders,
 )
-from runtime.trees import describe_leaves, first_leaf, laid_out_as, read_part
+from runtime.trees import describe_leaves, first_leaf, read_part
 from train_state import CustomTrainState
 
 WEIGHTS = ("params", "batch_stats", "ema_params", "ema_batch_stats")  # the fields of the state that a snapshot holds
@@ -118,15 +118,14 @@ class Checkpoints:
                 shutil.rmtree(folder)
 
     def restore_or_initialize(
-        self, state: CustomTrainState, sums: Any, origin: Stored | None, weights: str
+        self, state: CustomTrainState, sums: Any, origin: Origin | None
     ) -> tuple[CustomTrainState, Any]:
         """The state and the metric sums to train from: those of `latest`, if there is one.
 
         Args:
             state: the one that the run has created, whose shardings and averages the result has.
             sums: metric sums over no steps.
-            origin: a checkpoint or snapshot of another run, with the weights to begin with if there is no `latest`.
-            weights: the name of these weights, "raw" or an average's.
+            origin: what to begin with if there is no `latest`.
 
         Raises:
             UserError: what is stored is of another model, optimizer or loss function.
@@ -136,8 +135,7 @@ class Checkpoints:
             changes = average_table.changes(self.record.averages, state.averages)
             say("\n".join([f"Continuing {self._workdir} at step {self.record.step}", *changes]))
         elif origin:
-            state = laid_out_as(state, state.with_weights(**origin.read_weights(weights, state)))
-            say(f"Starting from the {weights} weights of {origin.folder}")
+            state = origin.begin(state)
         return state, sums
 
     def save(self, state: CustomTrainState, sums: Any, best: Best | None, written: Written) -> None:
@@ -302,30 +300,21 @@ def check_run(workdir: pathlib.Path) -> None:
         read_metrics(workdir / "metrics.jsonl", latest.record.writer.lengths.get("metrics.jsonl", 0))
 
 
-def find_origin(workdir: pathlib.Path, init_from: str, weights: str, like: CustomTrainState) -> Stored | None:
-    """What a new run starts from: the latest checkpoint or snapshot of another run, or None for random parameters.
+def find_origin(workdir: pathlib.Path, config: Mapping[str, Any], like: CustomTrainState) -> Origin | None:
+    """What a new run starts from, or None for random parameters.
 
     Args:
         workdir: of the new run; one that has checkpoints continues from these.
-        init_from: workdir of the other run, or empty.
-        weights: the name of those that are wanted of it: "raw", or an average's.
-        like: the state that they are for, of which only shapes and dtypes count.
+        config: with `init_from`, `init_weights` and `init_skip`.
+        like: the state that it is for, of which only shapes and dtypes count.
 
     Raises:
-        UserError: there is none, it does not have the average, or it is of another model.
+        UserError: there is no such thing, or it does not fit the model.
     """
-    return hosts.decided(lambda: _find_origin(workdir, init_from, weights, like))
 
+    def decide() -> Origin | None:
+        if not config["init_from"] or saved_folders(workdir / "checkpoints"):
+            return None
+        return locate(config["init_from"], config["init_weights"], config["init_skip"], like)
 
-def _find_origin(workdir: pathlib.Path, init_from: str, weights: str, like: CustomTrainState) -> Stored | None:
-    if not init_from or saved_folders(workdir / "checkpoints"):
-        return None
-    found = list_stored(local_path(init_from, "init_from"))
-    if not found:
-        raise UserError(
-            f"init_from = {init_from!r} holds no checkpoint; it must be the --workdir of a run that has saved one"
-        )
-    if weights not in found[-1].names:
-        raise UserError(f"init_weights = {weights!r}: {init_from} has {', '.join(found[-1].names)}")
-    found[-1].weights_like(weights, like)
-    return found[-1]
+    return hosts.decided(decide)

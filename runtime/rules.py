@@ -14,6 +14,7 @@ RULES: Mapping[str, fields.Rule] = {
     "splits": fields.needs(lambda v: [type(s) for s in v] == [str, str], "two strings, as in ('train', 'test')"),
     "image_size": fields.needs(lambda v: 0 <= v <= 10_000, "in [0, 10000]"),
     "num_validation": fields.NOT_NEGATIVE,
+    "init_skip": fields.needs(lambda v: all(isinstance(s, str) and s.strip("/") for s in v), "names, as ('Dense_0',)"),
     "label_noise": fields.SHARE,
     **dict.fromkeys(("batch_size", "eval_batch_size", "accumulate"), fields.POSITIVE_INT),
     "profile": fields.needs(
@@ -63,7 +64,7 @@ def unused_fields(config: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     if not config["augment"]["rand_augment"]:
         yield "augment.magnitude", "augment.rand_augment is 0"
     if not config["init_from"]:
-        yield "init_weights", "init_from is empty"
+        yield from ((name, "init_from is empty") for name in ("init_weights", "init_skip"))
     yield from averages.unused_fields(config["averages"])
     kept = (average for average in config["averages"].values() if average["kind"] != "none")
     if all(average["batch_stats"] != "recompute" for average in kept):

@@ -97,8 +97,8 @@ def check_same_run(
         UserError: naming the fields that differ and may not, and always if those differ that a run starts from.
     """
     before, now = (flatten(json.loads(to_json(config))) for config in (old, new))
-    for name in ("init_from", "init_weights"):
-        if before.get(name) != now.get(name):
+    for name in ("init_from", "init_weights", "init_skip"):
+        if before.get(name, now.get(name)) != now.get(name):
             raise UserError(
                 f"{workdir} holds a run with {name} = {before.get(name)!r}, not {now.get(name)!r}: where it started "
                 "from cannot be changed. Use another --workdir."

@@ -5,18 +5,23 @@
 DIR/weights.safetensors holds the parameters and batch statistics by their paths, such as "params/Dense_0/kernel";
 DIR/weights.msgpack the same as a tree, in Flax's own format; DIR/weights.json what they are: the run's config, the
 average and its step, how to normalise images, the names of the classes, and the scores on the test images. `predict`
-applies what was written to other images.
+applies what was written to other images. With --torch, DIR/model.safetensors holds them by the names of torchvision and
+timm, whose models load it:
+
+    torchvision.models.resnet50(num_classes=10).load_state_dict(safetensors.torch.load_file("DIR/model.safetensors"))
 """
 
 import json
 import pathlib
 import sys
+from collections.abc import Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import safetensors.flax
+import safetensors.numpy
 from flax import serialization, traverse_util
 
 import evaluation
@@ -25,7 +30,7 @@ import tools
 import train
 from input_pipeline import Normalization, TrainData
 from reporting import tables
-from runtime import caching, run_config, stream
+from runtime import caching, foreign_names, run_config, stream
 from runtime.convolution import FastApply
 from runtime.errors import UserError
 from runtime.fields import with_tuples
@@ -36,7 +41,9 @@ from tools import command_line
 from tools.finished import FinishedRun
 
 
-def export(workdir: pathlib.Path, name: str, out: pathlib.Path, which: str) -> evaluation.Metrics:
+def export(
+    workdir: pathlib.Path, name: str, out: pathlib.Path, which: str, *, torch: bool = False
+) -> evaluation.Metrics:
     """Writes raw or averaged weights from a checkpoint.
 
     Args:
@@ -44,12 +51,13 @@ def export(workdir: pathlib.Path, name: str, out: pathlib.Path, which: str) -> e
         name: an average's name, or "raw".
         out: folder to write to; created if it does not exist.
         which: "latest" or "best".
+        torch: whether to write `model.safetensors`, too.
 
     Returns:
         The metrics of the raw weights and of what was written, on the test images.
 
     Raises:
-        UserError: there is no such run, checkpoint or average.
+        UserError: there is no such run, checkpoint or average, or `torch` knows no names for the model.
     """
     run, checkpoint = FinishedRun.read(workdir), find_checkpoint(workdir, which)
     step = checkpoint.record.step
@@ -59,9 +67,10 @@ def export(workdir: pathlib.Path, name: str, out: pathlib.Path, which: str) -> e
     experiment = run.experiment
     state = checkpoint.restore_state(experiment.state.with_averages(chosen))
     scored = evaluation.weights_to_score(state, experiment.train_data, run.config.recompute_batches, experiment.mesh)
+    weights: dict[str, Any] = {key: values for key, values in jax.device_get(scored[name]).items() if values}
+    named = for_torch(weights) if torch else b""  # before what takes longer
     metrics = train.evaluate_weights(experiment, scored, "test")
 
-    weights: dict[str, Any] = {key: values for key, values in jax.device_get(scored[name]).items() if values}
     about = {
         "step": step,
         "average": chosen[0].to_dict() if chosen else None,
@@ -73,7 +82,15 @@ def export(workdir: pathlib.Path, name: str, out: pathlib.Path, which: str) -> e
     replace_file(out / "weights.safetensors", safetensors.flax.save(traverse_util.flatten_dict(weights, sep="/")))
     replace_file(out / "weights.msgpack", serialization.msgpack_serialize(weights))
     replace_file(out / "weights.json", json.dumps(about, indent=2) + "\n")
+    if torch:
+        replace_file(out / "model.safetensors", named)
     return metrics
+
+
+def for_torch(weights: Mapping[str, Any]) -> bytes:
+    """A safetensors file of a model's variables by the names of torchvision and timm, or a UserError."""
+    flat = {path: np.asarray(x) for path, x in traverse_util.flatten_dict(weights, sep="/").items()}
+    return safetensors.numpy.save(foreign_names.write(flat), {"format": "pt"})
 
 
 def predict(exported: str | pathlib.Path, images: np.ndarray) -> tuple[np.ndarray, list[str]]:
@@ -128,14 +145,16 @@ def main() -> None:
     parser.add_argument("--average", required=True, help="name of the average, or raw")
     parser.add_argument("--out", required=True, type=local_path, metavar="DIR", help="folder to write to")
     parser.add_argument("--checkpoint", choices=("latest", "best"), default="latest", help="default: latest")
+    parser.add_argument("--torch", action="store_true", help="write model.safetensors for torchvision and timm, too")
     args = parser.parse_args()
     try:
         caching.enable_if_possible(command_line.CACHE_DIR)
-        metrics = export(args.workdir, args.average, args.out, args.checkpoint)
+        metrics = export(args.workdir, args.average, args.out, args.checkpoint, torch=args.torch)
     except (UserError, OSError) as error:
         sys.exit(f"error: {error}")
     say(tables.of_evaluation(metrics, run_config.read(args.workdir)))
-    say(f"Written to {args.out}: weights.safetensors, weights.msgpack, weights.json")
+    also = ", model.safetensors" if args.torch else ""
+    say(f"Written to {args.out}: weights.safetensors, weights.msgpack, weights.json{also}")
 
 
 if __name__ == "__main__":

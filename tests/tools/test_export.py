@@ -112,6 +112,16 @@ def test_what_an_export_cannot_predict_is_refused_with_what_it_takes(run, tmp_pa
 
 
 @pytest.mark.slow
+def test_a_model_that_pytorch_has_no_names_for_is_refused_and_nothing_written(run, tmp_path):
+    result = export(run[0], "--average=raw", f"--out={tmp_path / 'out'}", "--torch")
+    assert result.returncode == 1
+    assert (
+        "error: --torch: the model is none of those whose names are known: ResNet-18, 34, 50 and 101" in result.stderr
+    )
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.slow
 def test_the_best_checkpoint_can_be_exported(run, tmp_path):
     workdir, _ = run
     accuracies = {line["step"]: line["accuracy"] for line in read_metrics(workdir, "raw")}
