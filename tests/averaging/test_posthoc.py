@@ -188,6 +188,9 @@ def test_after_rejections_what_was_tracked_is_made_of_raw_weights_at_every_snaps
             if name != "target" or stored.record.updates >= 2:
                 found = made[texts[name]][stored.record.step]["loss"]
                 assert found == pytest.approx(tracked[name]["loss"], rel=1e-5), (name, stored.record.step)
+    [(_, joined)] = posthoc.basis(finished.stored[-1], ["joined"], "average")
+    expected = averaging.kernel(averaging.starting_at(averaging.running_mean(), 3), 6)
+    np.testing.assert_array_equal(averaging.kernel(joined, 6), expected)
     # The means of three snapshots, of which two or three are of the same iterate.
     assert [line["step"] for line in lines if line["curve"] == "lawa:last=3"] == [*range(3, 11)]
 
