@@ -18,7 +18,7 @@ from runtime import convolution
 NHWC = ("NHWC", "HWIO", "NHWC")
 EPSILON = float(np.finfo(np.float32).eps)
 
-# (height, width, channels), (kernel height, kernel width, features), strides, padding, what the forward pass is made of:
+# (height, width, channels), (kernel height, kernel width, features), strides, padding, what the forward pass is of:
 # few squares, so that it makes a difference to take the height for the width.
 CASES = [
     ((8, 7, 32), (3, 3, 16), 1, "SAME", convolution.winograd),
