@@ -335,7 +335,7 @@ def synthesize(
     u, singular, vt = np.linalg.svd(others - first, full_matrices=False)
     # Where kernels hardly differ, a fit may take coefficients of thousands, of opposite signs, which amplify the
     # rounding of what is stored. It goes without those directions, and without those that rounding makes up.
-    amounts = u.T @ (wanted - first[:, 0]) / np.maximum(singular, 1e-12 * np.max(singular, initial=1e-300))
+    amounts = u.T @ (wanted - first[:, 0]) / np.maximum(singular, 1e-12 * np.max(singular, initial=1e-200))
     free = vt.T @ np.where(np.abs(amounts) < 1e3, amounts, 0)
     coefficients = np.append(1 - free.sum(), free)
     error = np.linalg.norm(columns @ coefficients - wanted) / np.linalg.norm(wanted)

@@ -82,7 +82,7 @@ def to_text(average: Average) -> str:
         arguments["decay"] **= 1 / average.every
     if "duration" in arguments:
         arguments["duration"] *= average.every
-    shown = (f"{key}={value:.6g}" if isinstance(value, float) else f"{key}={value}" for key, value in arguments.items())
+    shown = (f"{key}={_digits(key, value)}" for key, value in arguments.items())
     defaults = {field.name: field.default for field in dataclasses.fields(average)}
     other = [
         f"{key}={getattr(average, key)}"
@@ -90,6 +90,13 @@ def to_text(average: Average) -> str:
         if getattr(average, key) != defaults[key]
     ]
     return ", ".join([f"{average.kind}({', '.join(shown)})", *other])
+
+
+def _digits(key: str, value: float) -> str:
+    """An argument, exact enough to be typed back: at least six digits, and four of what a decay lacks to 1."""
+    if key == "decay":
+        return f"{value:.{max(6, 3 - math.floor(math.log10(1 - value)))}g}"
+    return f"{value:.6g}" if isinstance(value, float) else str(value)
 
 
 def changes(before: Sequence[Average], after: Sequence[Average]) -> list[str]:

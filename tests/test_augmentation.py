@@ -119,7 +119,7 @@ def rectangles(inside):
 
 
 def test_erasing_blanks_a_rectangle_of_the_papers_sizes_anywhere_with_the_given_probability():
-    image = jnp.ones((N, 60, 60, 1))
+    image = jnp.ones((N, 56, 64, 1))
     after = np.asarray(augmentation.erasing(KEY, image, 0.7))
     blank = after[..., 0] == 0
     erased = blank.any(axis=(1, 2))
@@ -132,11 +132,11 @@ def test_erasing_blanks_a_rectangle_of_the_papers_sizes_anywhere_with_the_given_
 
     # The few whose sides were cut have another shape: a ratio of 3.3 needs an area above 1 / 3.3 for that.
     sides = spread(height), spread(width)
-    area, log_ratio = sides[0] * sides[1] / 3600, np.log(sides[0] / sides[1])
+    area, log_ratio = sides[0] * sides[1] / (56 * 64), np.log(sides[0] / sides[1])
     assert stats.kstest(area, stats.uniform(0.02, 1 / 3 - 0.02).cdf).pvalue > 0.01
     assert stats.kstest(log_ratio, stats.uniform(np.log(0.3), np.log(3.3 / 0.3)).cdf).pvalue > 0.01
-    for first, size in ((top, height), (left, width)):
-        place = (first + np.random.default_rng(1).uniform(size=len(first))) / (60 - size + 1)
+    for first, size, whole in ((top, height, 56), (left, width, 64)):
+        place = (first + np.random.default_rng(1).uniform(size=len(first))) / (whole - size + 1)
         assert stats.kstest(place, stats.uniform.cdf).pvalue > 0.01
     # A side is never longer than that of the image.
     flat = np.asarray(augmentation.erasing(KEY, jnp.ones((N, 6, 60, 1)), 1.0))[..., 0] == 0
@@ -169,6 +169,19 @@ def test_cutmix_pastes_a_rectangle_and_averages_targets_by_the_share_of_its_pixe
     assert (height[whole] % 2 == 0).all()
     assert stats.chisquare(counts[often], expected[often] * counts[often].sum() / expected[often].sum()).pvalue > 0.01
     assert abs(counts.sum() - expected.sum()) < 4 * np.sqrt(expected.sum())
+
+
+def test_what_cutmix_pastes_has_the_shape_of_the_image_and_lies_anywhere():
+    height, width = 24, 72
+    image = jnp.broadcast_to(jnp.arange(N, dtype=jnp.float32)[:, None, None, None], (N, height, width, 1))
+    after = np.asarray(augmentation.cutmix(KEY, image, TARGET, 1.0)[0])[..., 0]
+    pasted = after != np.arange(N)[:, None, None]
+    top, left, high, wide = rectangles(pasted[pasted.any(axis=(1, 2))])
+    whole = (top > 0) & (left > 0) & (top + high < height) & (left + wide < width)
+    assert whole.sum() > 200
+    # Each side is a whole number of halves: less than the share of the image by below 2 pixels.
+    assert np.abs(high / height - wide / width)[whole].max() < 2 / min(height, width)
+    assert (pasted.mean(axis=0) > 0.1).all()  # also in the corners
 
 
 def crops(image, min_area, seed=0):
@@ -209,6 +222,45 @@ def test_a_resized_crop_interpolates_linearly_between_pixels():
             expected = ndimage.map_coordinates(np.asarray(image, np.float64)[0, ..., channel], points, order=1)
             np.testing.assert_allclose(found[..., channel].ravel(), expected, atol=2e-5)  # float32, of up to 12 pixels
     np.testing.assert_allclose(crops(jnp.full((50, 8, 8, 1), 3.0), 0.05), 3.0, rtol=1e-6)  # no blanks
+
+
+def test_no_two_draws_for_an_image_are_correlated():
+    """Flip, corners, places, sizes and shares of all changes under one key, each scaled to what it could have been."""
+    n, height, width = 2000, 31, 40
+    rows, columns = np.meshgrid(np.arange(height) + 1.0, np.arange(width) + 1.0, indexing="ij")
+    image = jnp.broadcast_to(jnp.asarray(np.stack([rows, columns], axis=-1), jnp.float32), (n, height, width, 2))
+    batch = {"image": image, "target": jax.nn.one_hot(jnp.arange(n) % 3, 3)}
+    rest = np.random.default_rng(0).uniform(size=(2, n))  # makes whole numbers reals, which do not depend on sizes then
+
+    def changed(**fields):
+        after = jax.jit(Augmentation(**fields))(KEY, batch)
+        return np.asarray(after["image"]), np.asarray(after["target"])[np.arange(n), np.arange(n) % 3]
+
+    draws = {"flip": changed(flip=True)[0][:, 0, 0, 1] > 1}
+    corner = changed(crop_padding=8)[0][:, 15, 20]
+    draws |= {"crop, row": corner[:, 0], "crop, column": corner[:, 1]}
+    cut = (changed(cutout=3)[0] == 0).all(axis=-1)
+    draws |= {"cutout, row": cut.any(axis=2) @ np.arange(height) / cut.any(axis=2).sum(axis=1)}
+    draws |= {"cutout, column": cut.any(axis=1) @ np.arange(width) / cut.any(axis=1).sum(axis=1)}
+    is_erased = (changed(erasing=0.5)[0] == 0).any(axis=(1, 2, 3))
+    draws |= {"whether erased": is_erased}
+    top, left, high, wide = rectangles((changed(erasing=1.0)[0] == 0).all(axis=-1))
+    draws |= {
+        "erasing, row": (top + rest[0]) / (height - high + 1),
+        "erasing, column": (left + rest[1]) / (width - wide + 1),
+    }
+    draws |= {"erasing, area": high * wide, "erasing, ratio": np.log(high / wide)}
+    draws |= {"mixup": changed(mixup=0.5)[1]}
+    after = np.asarray(jax.jit(augmentation.resized_crop)(KEY, image, 0.5), np.float64)
+    centre, step = after[:, 15, 20], after[:, 16, 21] - after[:, 15, 20]
+    first = (centre - 0.5 - step * np.array([15.5, 20.5])) / np.array([height, width]) / np.maximum(1 - step, 1e-9)
+    draws |= {"resized crop, row": first[:, 0], "resized crop, column": first[:, 1]}
+    draws |= {"resized crop, area": step.prod(axis=1), "resized crop, ratio": np.log(step[:, 1] / step[:, 0])}
+    fits = step.prod(axis=1) < 0.74  # whatever its ratio; about half of them
+    found = np.corrcoef([np.asarray(x, np.float64)[fits] for x in draws.values()])
+    # An independent pair has a standard error of 1 / sqrt(number), 0.03 here; 4.5 of them for 120 pairs.
+    names, far = [*draws], np.triu(np.abs(found) > 4.5 / np.sqrt(fits.sum()), 1)
+    assert [(names[i], names[j], found[i, j]) for i, j in np.argwhere(far)] == []
 
 
 COLOURS = jnp.asarray(np.random.default_rng(0).normal(size=(N, 4, 5, 3)), jnp.float32)

@@ -40,7 +40,7 @@ class Bandit(struct.PyTreeNode):
 
         Returns:
             `image`, float32 [batch, height, width, channels], and `label`, int32 [batch]: a half for the policy, then
-            one for the reward model. From step `num_supervised` on any images, most of which have no label. Each kind
+            one for the reward model. No longer `is_supervised`: any images, most of which have no label. Each kind
             comes in random order, epoch by epoch, as in `TrainData`. The state's memory goes with it, as it is.
         """
 
@@ -50,14 +50,15 @@ class Bandit(struct.PyTreeNode):
         data, half = self.data, self.data.batch_size // 2
         few = [rows[draw(name, half, len(rows))] for name, rows in (("policy", self.policy), ("reward", self.reward))]
         any_rows = draw("unlabelled", data.batch_size, len(data.label))
-        rows = jnp.where(state.step < num_supervised(state), jnp.concatenate(few), any_rows)
+        rows = jnp.where(is_supervised(state), jnp.concatenate(few), any_rows)
         drawn, memory = data.replace(image=data.image[rows], label=data.label[rows], streamed=True).batch(state)
         return {"image": drawn["image"], "label": drawn["label"]}, memory
 
 
-def num_supervised(state: CustomTrainState) -> int:
-    """The steps of learning from labels, after which the average `start` stands still."""
-    return next(average.start for average in state.averages if average.name == "start")
+def is_supervised(state: CustomTrainState) -> jax.Array:
+    """Whether the next step learns from labels, as do the updates after which the average `start` stands still."""
+    [start] = (average.start for average in state.averages if average.name == "start")
+    return state.step - state.rejected["total"] < start
 
 
 def create_data(

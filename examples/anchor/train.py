@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from examples.anchor.bandit import create_data, num_supervised
+from examples.anchor.bandit import create_data, is_supervised
 from examples.anchor.networks import create_model
 from runtime.score_metrics import Sets
 from train import Experiment, Task
@@ -59,7 +59,7 @@ def loss_fn(
         sums = {"loss": jnp.float32(0), "reward": reward.sum(), **{name: value.sum() for name, value in kl.items()}}
         return objective, sums
 
-    supervised = state.step < num_supervised(state)
+    supervised = is_supervised(state)
     objective, sums = jax.lax.cond(supervised, imitate, reinforce)
     counts = {name: jnp.where(supervised == (name == "loss"), len(image), 0) for name in sums}
     return objective, ({name: (sums[name], counts[name]) for name in sums}, {})

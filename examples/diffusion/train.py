@@ -49,8 +49,8 @@ def loss_fn(params: Any, state: CustomTrainState, batch: dict[str, jax.Array]) -
 def score_fn(apply_fn: Any, variables: Any, batch: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
     """The error of each image at four times, one in each quarter of the way; the same noise for all weights."""
     estimate = functools.partial(apply_fn, variables, train=False)
-    keys = jax.random.split(jax.random.key(0), 4)
-    first = jax.random.uniform(keys[0], (len(batch["image"]),)) / 4
+    time_key, *keys = jax.random.split(jax.random.key(0), 5)
+    first = jax.random.uniform(time_key, (len(batch["image"]),)) / 4
     return {
         "loss": jnp.mean(jnp.stack([errors(estimate, batch["image"], keys[i], first + i / 4) for i in range(4)]), 0)
     }

@@ -10,80 +10,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from adapters import AVERAGES, reference
+from adapters import AVERAGES
 from conftest import ROOT, copy, create_dispatcher, create_experiment, digits_config, read_metrics
 from flax import linen as nn
 
 import evaluation
-import optimizers
 import train
 from configs import default
 from runtime import batch_statistics, sharding
 from runtime.errors import UserError
-from train_state import Average, CustomTrainState
-
-
-def squared_distance(params, state, batch):
-    """Pulls the parameters towards the batch, which is not a number at two steps."""
-    distance = jnp.square(params["w"] - batch["x"]).sum(axis=-1)
-    objective = jnp.where(jnp.isin(state.step, jnp.array([5, 17])), jnp.nan, distance.mean())
-    return objective, ({"loss": (distance.sum(), distance.size)}, {})
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("num_microbatches", [1, 2])
-def test_every_average_counts_its_updates_and_sees_the_updated_parameters(num_microbatches):
-    """Through rejected steps, accumulation, starts, intervals and restarts, against the float64 recursion."""
-    state = CustomTrainState.create(
-        apply_fn=None,
-        params={"w": jnp.array([1.0, -2.0])},
-        tx=optimizers.create_optimizer(
-            "sgd",
-            schedule="constant",
-            learning_rate=0.1,
-            warmup=0,
-            stable=0,
-            decay=0,
-            momentum=0.5,
-            nesterov=False,
-            weight_decay=0.0,
-            clip_norm=0.0,
-            gradient_noise=0.0,
-            groups={},
-        ),
-        batch_stats={},
-        rng=jax.random.key(0),
-        averages=tuple(average for average, _ in AVERAGES.values()),
-    )
-    step = jax.jit(train.train_step, static_argnums=(2, 3))
-    data = np.random.default_rng(0).normal(1.0, 1.0, size=(120, 4, 2)).astype(np.float32)
-    iterates = [state.params["w"]]
-    for number, x in enumerate(data):
-        state, _ = step(state, {"x": x}, squared_distance, num_microbatches)
-        if number in (5, 17):
-            np.testing.assert_array_equal(state.params["w"], iterates[-1])
-        else:
-            iterates.append(state.params["w"])
-    for name, (_, formula) in AVERAGES.items():
-        assert state.ema_count[name] == 118
-        expected = reference(formula, np.stack(iterates))
-        np.testing.assert_allclose(state.ema_params[name]["w"], expected, rtol=1e-5, err_msg=name)
-
-
-def test_batch_statistics_are_averaged_or_copied_as_the_policy_says():
-    averages = [
-        Average(policy, "soft_update", (("tau", 0.25),), batch_stats=policy)
-        for policy in ("average", "copy", "recompute")
-    ]
-    state = CustomTrainState.create(
-        apply_fn=None, params={"w": jnp.zeros(1)}, tx=optimizers.optax.sgd(0.1), batch_stats={"mean": jnp.float32(0)},
-        rng=jax.random.key(0), averages=tuple(averages),
-    )  # fmt: skip
-    for mean in (4.0, 8.0):
-        state = state.replace(batch_stats={"mean": jnp.float32(mean)}).apply_ema()
-    # 0 -> 1 -> 2.75 by quarters; what is to be recomputed is averaged until then.
-    found = {name: float(stats["mean"]) for name, stats in state.ema_batch_stats.items()}
-    assert found == {"average": 2.75, "copy": 8.0, "recompute": 2.75}
 
 
 class TwoNorms(nn.Module):

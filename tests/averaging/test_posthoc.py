@@ -138,17 +138,61 @@ def test_averages_that_joined_or_changed_later_are_taken_for_what_they_were(tmp_
     assert made["loss"] == pytest.approx(read_metrics(tmp_path, "narrow")[-1]["loss"], rel=1e-5)
 
 
-def test_snapshots_between_which_every_step_was_rejected_count_each(tmp_path, task):
-    """The mean of the last three snapshots, of which two are of the same iterate."""
+TRACKED = {
+    "ema": "ema:decay=0.9",
+    "late": "warmup_ema:half_life=3 steps,start=2 steps,every=2 steps",
+    "again": "power_ema:width=0.2,restart_every=2 steps",
+    "target": "hard_update:period=2 steps",
+}
+
+
+def test_after_rejections_what_was_tracked_is_made_of_raw_weights_at_every_snapshot(tmp_path, task, capsys):
+    """Everything counts updates: those of four steps did not happen, before a resume and after it."""
+    rejected = [1, 2, 5, 7]
 
     def loss_fn(params, state, batch, **kwargs):
         objective, aux = train.loss_fn(params, state, batch, **kwargs)
-        return jnp.where((state.step >= 10) & (state.step < 15), jnp.nan, 1) * objective, aux
+        return jnp.where(jnp.isin(state.step, jnp.array(rejected)), jnp.nan, 1) * objective, aux
 
-    train.train_and_evaluate(digits_config(snapshot_every="5 steps", task=task(loss_fn=loss_fn)), tmp_path)
-    lines = posthoc.posthoc(tmp_path, ["lawa:last=3"], ["raw"])
-    assert [line["step"] for line in lines if line["curve"] == "lawa:last=3"] == [15, 20]
+    def train_for(duration, **more):
+        config = digits_config(duration=duration, snapshot_every="1 steps", task=task_name)
+        config.eval_every = config.log_every = config.checkpoint_every = "6 steps"
+        for average, text in (TRACKED | more).items():
+            kind, _, fields = text.partition(":")
+            values = dict(part.split("=") for part in fields.split(",") if part)
+            floats = {key: float(value) for key, value in values.items() if key in ("decay", "width", "tau")}
+            config.averages[average] = default.average(kind, **values | floats)
+        train.train_and_evaluate(config, tmp_path)
+        return [line for line in capsys.readouterr().out.splitlines() if line.startswith("Warning")]
+
+    task_name, slow = task(loss_fn=loss_fn), {"slow": "soft_update:tau=0.05"}
+    train_for("6 steps", **slow)
+    warnings = train_for("10 steps", **slow, joined="running_mean")
+    [about] = [line for line in warnings if "'slow' would" in line]  # of the 7 updates that it was to have then
+    assert f"{0.95**7:.1%} of the final weight" in about
+    described = json.loads((tmp_path / "averages.json").read_text())
+    assert (described["slow"]["num_updates"], described["joined"]["num_updates"]) == (7, 4)
+    updates = {step: step - sum(other < step for other in rejected) for step in range(1, 11)}
+    assert {stored.record.step: stored.record.updates for stored in list_stored(tmp_path)} == updates
+
+    texts = TRACKED | {"joined": "running_mean:start=3 steps"}
+    lines = posthoc.posthoc(tmp_path, [*texts.values(), "lawa:last=3"], ["raw"])
     assert max(line.get("fit_error", 0) for line in lines) < 1e-9
+    made = {curve: {line["step"]: line for line in lines if line["curve"] == curve} for curve in texts.values()}
+    finished = FinishedRun.read(tmp_path)
+    for stored in finished.stored:
+        weights = {name: finished.weights(stored, name) for name in stored.names}
+        tracked = train.evaluate_weights(finished.experiment, weights, "test")
+        for name in texts.keys() & weights.keys():
+            # Until its first copy a target is what no snapshot is of: the parameters of step 0.
+            if name != "target" or stored.record.updates >= 2:
+                found = made[texts[name]][stored.record.step]["loss"]
+                assert found == pytest.approx(tracked[name]["loss"], rel=1e-5), (name, stored.record.step)
+    [(_, joined)] = posthoc.basis(finished.stored[-1], ["joined"], "average")
+    expected = averaging.kernel(averaging.starting_at(averaging.running_mean(), 3), 6)
+    np.testing.assert_array_equal(averaging.kernel(joined, 6), expected)
+    # The means of three snapshots, of which two or three are of the same iterate.
+    assert [line["step"] for line in lines if line["curve"] == "lawa:last=3"] == [*range(3, 11)]
 
 
 def test_with_validation_images_the_test_set_is_scored_at_the_end(tmp_path, capsys):

@@ -196,8 +196,20 @@ def steps(experiment, state, loss_fn, number):
     return states
 
 
-def test_the_start_stands_still_and_the_anchor_moves_by_its_schedule(experiment):
-    states = steps(experiment, experiment.state, experiment.loss_fn, 10)
+def rejected_at_3(params, state, batch):
+    """The default loss, but for one step."""
+    objective, aux = loss_fn(params, state, batch)
+    return jnp.where(state.step == 3, jnp.nan, 1) * objective, aux
+
+
+def test_so_many_updates_learn_from_labels_then_the_start_stands_still_and_the_anchor_moves(experiment):
+    states, count = steps(experiment, experiment.state, rejected_at_3, 11), jax.jit(rejected_at_3)
+    for step, state in enumerate(states[:11]):
+        batch = make_batch(experiment.train_data, state)
+        _, (metrics, _) = count(state.params, state, batch)
+        # 8 updates and a step that was none.
+        assert (batch["label"] >= 0).all() == (metrics["loss"][1] > 0) == (step < 9)
+    del states[4]
     for state in states[:9]:
         for average in state.ema_params.values():
             jax.tree.map(np.testing.assert_array_equal, average, state.params)

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from conftest import ROOT, check, copy, create_experiment, read_metrics
 from matplotlib.text import Text
+from random_keys import drawn_twice
 from sklearn.linear_model import Ridge
 from sklearn.neighbors import KNeighborsClassifier
 
@@ -109,6 +110,10 @@ def test_with_a_queue_the_loss_tells_the_other_view_from_earlier_keys_and_puts_t
     objective, (_, updates) = loss(state.params, state, {"image": image})
     assert float(objective) == pytest.approx(expected, rel=1e-5)  # float32
     np.testing.assert_allclose(updates["memory"], np.concatenate([key, before[:36]]), atol=1e-5)
+
+
+def test_no_key_of_a_step_is_drawn_from_twice(experiment):
+    assert drawn_twice(experiment.train_program, experiment.state, experiment.train_data) == []
 
 
 @pytest.mark.slow

@@ -5,12 +5,15 @@ import importlib
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from conftest import create_experiment
+from random_keys import drawn_twice
 
 from examples import samples
 from examples.diffusion.configs import default
-from examples.diffusion.train import TASK, errors, follow, sample
+from examples.diffusion.train import TASK, errors, follow, loss_fn, sample, score_fn
+from train_state import CustomTrainState
 
 
 def diffusion_config(**fields):
@@ -59,6 +62,15 @@ def test_the_loss_is_the_squared_error_of_the_estimate_at_the_point_of_the_path(
 
     found = errors(noise_of, image, jax.random.key(0), time)
     np.testing.assert_allclose(found, (2 * (time + 1)) ** 2, rtol=1e-5)
+
+
+def test_no_key_is_drawn_from_twice_in_training_or_evaluation():
+    state = CustomTrainState.create(
+        apply_fn=lambda variables, noisy, train: noisy[0], params={}, tx=optax.identity(), rng=jax.random.key(0)
+    )
+    image = jnp.ones((4, 3, 3, 2))
+    assert drawn_twice(lambda state: loss_fn({}, state, {"image": image}), state) == []
+    assert drawn_twice(lambda image: score_fn(state.apply_fn, {}, {"image": image}), image) == []
 
 
 @pytest.mark.slow

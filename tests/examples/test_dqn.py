@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from conftest import ROOT, check, command, copy, create_experiment, read_metrics
+from random_keys import drawn_twice
 
 import train
 from configs import default as project
@@ -70,6 +71,10 @@ def test_only_transitions_that_happened_are_drawn(experiment):
         assert batch["observation"].shape == (128, 4)
         np.testing.assert_array_equal(batch["reward"], np.ones(128))
         assert int(memory["seen"]) == 24
+
+
+def test_no_key_of_a_step_is_drawn_from_twice(experiment):
+    assert drawn_twice(experiment.train_program, experiment.state, experiment.train_data) == []
 
 
 def test_random_actions_become_rare():

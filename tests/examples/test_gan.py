@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from conftest import create_experiment
+from random_keys import drawn_twice
 
 from examples.gan import bilinear
 from examples.gan.configs import dcgan, default
@@ -34,6 +35,10 @@ def gan_config(**fields):
 @pytest.fixture(scope="module")
 def experiment():
     return create_experiment(gan_config())
+
+
+def test_no_key_of_a_step_is_drawn_from_twice(experiment):
+    assert drawn_twice(experiment.train_program, experiment.state, experiment.train_data) == []
 
 
 @pytest.mark.slow

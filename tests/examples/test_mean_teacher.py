@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from conftest import ROOT, check, copy, create_experiment, read_metrics, resolve, state_at
 from PIL import Image
+from random_keys import drawn_twice
 
 import settings
 import train
@@ -131,6 +132,10 @@ def test_a_batch_has_labelled_images_first_and_then_any_each_once_in_an_epoch():
         assert sorted(five_steps) == [*range(40)]
     assert (pixels[0] != pixels[2]).any()
     assert (pixels[0] != make_batch(data, state.replace(rng=jax.random.key(1)))["image"][:, 0, 0, 0]).any()
+
+
+def test_no_key_of_a_step_is_drawn_from_twice(experiment):
+    assert drawn_twice(experiment.train_program, experiment.state, experiment.train_data) == []
 
 
 def test_student_and_teacher_see_the_same_images_under_noise_of_their_own(experiment):

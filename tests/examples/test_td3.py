@@ -9,6 +9,7 @@ import numpy as np
 import optax
 import pytest
 from conftest import check, create_experiment, read_metrics, resolve
+from random_keys import drawn_twice
 
 import optimizers
 import train
@@ -196,6 +197,13 @@ def test_exploring_adds_noise_and_never_exceeds_the_motor():
     np.testing.assert_allclose(alone, act(state.params, observation)[0], atol=1e-6)
     assert float((explored(0.1) - alone).std()) == pytest.approx(0.2, abs=6 * 0.2 / 4000**0.5)  # six standard errors
     assert np.abs(explored(2.0)).max() == 2
+
+
+def test_no_key_of_a_step_is_drawn_from_twice(batch):
+    state = create_state(stochastic=True)
+    assert drawn_twice(lambda state: loss_fn(state.params, state, batch), state) == []
+    keys = jax.random.split(KEY)
+    assert drawn_twice(lambda keys: explore(state, keys, batch["observation"], noise=0.1), keys) == []
 
 
 def test_the_buffer_begins_with_random_torques_and_never_takes_the_time_limit_for_the_end():

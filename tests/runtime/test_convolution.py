@@ -18,22 +18,23 @@ from runtime import convolution
 NHWC = ("NHWC", "HWIO", "NHWC")
 EPSILON = float(np.finfo(np.float32).eps)
 
-# (height, width, channels), (kernel height, kernel width, features), stride, padding, what the forward pass is made of
+# (height, width, channels), (kernel height, kernel width, features), strides, padding, what the forward pass is of:
+# few squares, so that it makes a difference to take the height for the width.
 CASES = [
     ((8, 7, 32), (3, 3, 16), 1, "SAME", convolution.winograd),
     ((9, 8, 16), (3, 3, 32), 1, "VALID", convolution.winograd),
-    ((7, 7, 32), (3, 3, 32), 1, [(0, 2), (1, 0)], convolution.winograd),
-    ((8, 8, 3), (3, 3, 16), 1, "SAME", convolution.xla),
-    ((8, 8, 16), (5, 5, 16), 1, "SAME", convolution.xla),
-    ((6, 9, 2), (5, 5, 32), 1, "VALID", convolution.xla),
+    ((7, 9, 32), (3, 3, 32), 1, [(0, 2), (1, 0)], convolution.winograd),
+    ((8, 9, 3), (3, 5, 16), 1, "SAME", convolution.xla),
+    ((9, 8, 16), (5, 3, 16), 1, [(4, 0), (1, 2)], convolution.xla),
+    ((6, 9, 1), (5, 4, 32), 1, "VALID", convolution.xla),
     ((7, 8, 4), (1, 1, 16), 1, "VALID", convolution.columns),
     ((8, 7, 16), (1, 1, 32), 2, "SAME", convolution.columns),
-    ((8, 8, 4), (3, 3, 16), 2, [(1, 1), (1, 1)], convolution.columns),
-    ((7, 9, 4), (3, 3, 8), 2, "SAME", convolution.columns),
-    ((9, 8, 4), (5, 5, 8), 2, "VALID", convolution.columns),
-    ((14, 13, 1), (6, 6, 8), 2, "VALID", convolution.columns),  # becomes 3x3 of 4 channels
-    ((9, 8, 8), (4, 4, 48), 2, "SAME", convolution.columns),  # becomes 2x2 of 32 channels
-    ((8, 8, 3), (4, 4, 16), 4, "VALID", convolution.columns),  # becomes 1x1 of 48 channels
+    ((8, 9, 4), (5, 3, 16), (1, 2), [(1, 1), (0, 2)], convolution.columns),
+    ((7, 9, 1), (3, 3, 8), 2, "SAME", convolution.columns),
+    ((9, 8, 4), (5, 4, 8), (3, 2), "VALID", convolution.columns),
+    ((14, 13, 1), (6, 4, 8), 2, "VALID", convolution.columns),  # becomes 3x2 of 4 channels
+    ((9, 11, 8), (4, 6, 48), (2, 3), "SAME", convolution.columns),  # becomes 2x2 of 48 channels
+    ((8, 9, 3), (4, 3, 16), (4, 1), "VALID", convolution.columns),  # becomes 1x3 of 12 channels
 ]
 IDS = [f"{x}, {k}, stride {s}, {p}" for x, k, s, p, _ in CASES]
 
@@ -54,7 +55,8 @@ def arrays(image_shape, kernel_shape, batch=6):
 
 def value_and_gradients(conv, x, kernel, stride=1, padding="SAME"):
     """The convolution and its gradients of a sum with weights between 0.5 and 1.5, as precise as the arguments."""
-    conv = functools.partial(conv, window_strides=(stride, stride), padding=padding, dimension_numbers=NHWC)
+    strides = (stride, stride) if isinstance(stride, int) else stride
+    conv = functools.partial(conv, window_strides=strides, padding=padding, dimension_numbers=NHWC)
 
     @jax.jit
     def compute(x, kernel):

@@ -15,7 +15,7 @@ from runtime import rand_augment
 from runtime.rand_augment import OPERATIONS
 
 FILL = (10, 200, 90)
-PHOTO = load_sample_image("flower.jpg")[150:246, 250:370]  # 96 x 120 pixels
+PHOTO = load_sample_image("flower.jpg")[150:247, 250:371]  # 97 x 121 pixels: the centre is one
 IMAGES = {"colour": PHOTO, "grey": np.asarray(Image.fromarray(PHOTO).convert("L"))[..., None]}
 UNDIRECTED = ("identity", "posterize", "solarize", "autocontrast", "equalize")
 
