@@ -27,7 +27,7 @@ from runtime.errors import UserError
 
 def byol_config(**fields):
     config = default.get_config()
-    config.dataset, config.data.size, config.batch_size = "digits", 8, 32
+    config.dataset, config.data.size, config.batch_size, config.seed = "digits", 8, 32, 3
     config.duration, config.log_every = "40 steps", "10 steps"
     config.evaluate_sets_every = config.checkpoint_every = "20 steps"
     config.model.update({"features": 4, "hidden": 16, "outputs": 8})
