@@ -5,6 +5,7 @@ write to, is refused. Arrays are stored as safetensors, which hold no code, unde
 """
 
 import hashlib
+import importlib.util
 import json
 import os
 import pathlib
@@ -107,9 +108,9 @@ def _identity(file: pathlib.Path) -> tuple[int, ...]:
 
 
 class CachedArrays:
-    """Arrays that were made from files, and that are good as long as these files are what they were."""
+    """Arrays that are good as long as the files that they were made from, and the code that made them, are the same."""
 
-    def __init__(self, name: str, origins: Sequence[pathlib.Path]) -> None:
+    def __init__(self, name: str, origins: Sequence[pathlib.Path], modules: Sequence[str] = ()) -> None:
         """Looks at the files.
 
         Args:
@@ -118,11 +119,14 @@ class CachedArrays:
                 size and the times of the last change of content and of status. The latter no program can set back: so
                 a changed byte is seen even where size and date are as before, unless the clock is wrong or the file
                 system keeps no such time. No content is read. Where one is missing, nothing is stored.
+            modules: whose code makes the arrays; of a package the first file, which an installation writes anew.
         """
         self._name = name
         self.prefix = ""  # of the file's name; changes with the origins, and empty where nothing is kept
         if _directory is None or not re.fullmatch(r"\w+([:/].*)?", name):
             return
+        specs = [spec for module in (*modules, __name__) if (spec := importlib.util.find_spec(module))]
+        origins = [*origins, *(pathlib.Path(spec.origin) for spec in specs if spec.origin)]
         try:
             files = [file for origin in origins for file in _files(origin)]
             seen = [(str(file.absolute()), *_identity(file)) for file in sorted(files)]
