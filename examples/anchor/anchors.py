@@ -21,6 +21,7 @@ from configs import default as project
 from examples import results
 from examples.anchor.configs import default
 from runtime import environment
+from runtime.files import replace_file
 
 FOLDER = pathlib.Path(__file__).parent
 NUM_SEEDS = 10
@@ -131,7 +132,7 @@ def main() -> None:
     path = FOLDER / "anchors.json"
     if not args.draw:
         results.train_all(VARIANTS, args.folder, NUM_SEEDS, config_of)
-        path.write_text(json.dumps(read_all(args.folder)) + "\n")
+        replace_file(path, json.dumps(read_all(args.folder)) + "\n")
     result = json.loads(path.read_text())
     print(f"{table(result)}\n\n{findings(result)}")
     draw(result).savefig(FOLDER / "anchors.png", dpi=144)

@@ -22,6 +22,7 @@ from examples import results
 from examples.byol.configs import default
 from examples.byol.train import TASK
 from runtime import environment
+from runtime.files import replace_file
 
 FOLDER = pathlib.Path(__file__).parent
 NUM_SEEDS = 5
@@ -134,7 +135,7 @@ def main() -> None:
     path = FOLDER / "targets.json"
     if not args.draw:
         results.train_all(VARIANTS, args.folder, NUM_SEEDS, config_of)
-        path.write_text(json.dumps(read_all(args.folder, NUM_SEEDS)) + "\n")
+        replace_file(path, json.dumps(read_all(args.folder, NUM_SEEDS)) + "\n")
     result = json.loads(path.read_text())
     print(f"{table(result)}\n\n{findings(result)}")
     draw(result).savefig(FOLDER / "targets.png", dpi=144)

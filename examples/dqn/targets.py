@@ -22,6 +22,7 @@ from examples import results
 from examples.dqn.configs import default
 from reporting.runs import Run
 from runtime import environment, intervals
+from runtime.files import replace_file
 
 FOLDER = pathlib.Path(__file__).parent
 NUM_SEEDS = 30
@@ -169,7 +170,7 @@ def main() -> None:
             },
             "variants": {variant: read(variant, args.folder, NUM_SEEDS) for variant in VARIANTS},
         }
-        path.write_text(json.dumps(result) + "\n")
+        replace_file(path, json.dumps(result) + "\n")
     result = json.loads(path.read_text())
     print(f"{table(result)}\n\n{findings(result)}")
     draw(result).savefig(FOLDER / "targets.png", dpi=144)

@@ -21,6 +21,7 @@ from examples import results
 from examples.mean_teacher.configs import default
 from reporting.runs import Run
 from runtime import environment
+from runtime.files import replace_file
 
 FOLDER = pathlib.Path(__file__).parent
 NUM_SEEDS = 10
@@ -142,7 +143,7 @@ def main() -> None:
     if not args.draw:
         results.train_all(VARIANTS, args.folder, NUM_SEEDS, config_of)
         about = {"date": datetime.date.today().isoformat(), "environment": environment.describe()}
-        path.write_text(json.dumps(about | read(args.folder)) + "\n")
+        replace_file(path, json.dumps(about | read(args.folder)) + "\n")
     result = json.loads(path.read_text())
     print(f"{table(result)}\n\n{findings(result)}")
     draw(result).savefig(FOLDER / "teachers.png", dpi=144)

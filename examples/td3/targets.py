@@ -22,6 +22,7 @@ from configs import default as project
 from examples import results
 from examples.td3.configs import default
 from runtime import environment
+from runtime.files import replace_file
 
 FOLDER = pathlib.Path(__file__).parent
 NUM_SEEDS = 10
@@ -148,7 +149,7 @@ def main() -> None:
     if not args.draw:
         results.train_all(VARIANTS, args.folder, NUM_SEEDS, config_of)
         about = {"date": datetime.date.today().isoformat(), "environment": environment.describe()}
-        path.write_text(json.dumps(about | read(args.folder)) + "\n")
+        replace_file(path, json.dumps(about | read(args.folder)) + "\n")
     result = json.loads(path.read_text())
     print(f"{table(result)}\n\n{findings(result)}")
     draw(result).savefig(FOLDER / "targets.png", dpi=144)

@@ -132,7 +132,7 @@ def test_starting_a_finished_run_again_changes_nothing(tmp_path):
 
 
 def test_the_clocks_of_a_run_that_is_killed_go_on_from_its_checkpoint(tmp_path):
-    """Steps and clocks rise, a rate is that of the steps since the line before, and all clocks together are the time."""
+    """Steps and clocks rise, a rate is that of the steps since the line before, and all clocks add up to the time."""
     config = digits_config(checkpoint_every="7 steps", keep_checkpoints=9)  # between two lines of metrics
     path, start = tmp_path / "timing.jsonl", {"step": 0, **dict.fromkeys(CLOCKS, 0.0)}
     kept: list[bytes] = []
