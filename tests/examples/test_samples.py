@@ -141,9 +141,11 @@ def test_images_are_shrunk_to_means_of_blocks_and_only_to_such():
     config = default.get_config()
     config.dataset, config.data.size = "digits", 4
     experiment = create_experiment(config)
-    whole = find_source("digits").load("train").image.astype(np.float64)
-    expected = whole.reshape(-1, 4, 2, 4, 2, 1).mean(axis=(2, 4))
-    np.testing.assert_allclose(experiment.train_data.image, expected, atol=0.5)
+    for split, data in {"train": experiment.train_data, **experiment.eval_data}.items():
+        whole = find_source("digits").load(split).image.astype(np.float64)
+        expected = whole.reshape(-1, 4, 2, 4, 2, 1).mean(axis=(2, 4))
+        np.testing.assert_allclose(data.image[: len(whole)], expected, atol=0.5)
+        assert (data.normalization.mean, data.normalization.std) == (127.5, 127.5)
     batch, _ = experiment.train_data.batch(experiment.state)
     assert batch["image"].shape == (128, 4, 4, 1)
     assert float(batch["image"].min()) == -1

@@ -4,14 +4,18 @@ The test images are brighter than those to train, fewer, and mostly of one class
 normalised by them, is another number.
 """
 
+import importlib
 import json
+import pathlib
 
 import numpy as np
 import pytest
-from conftest import digits_config, read_metrics
+from conftest import ROOT, digits_config, read_metrics
 
 import input_pipeline
+import settings
 import train
+from runtime import sharding
 from runtime.sources import Images, Source
 from tools import export, finished, posthoc
 from tools.diagnosis.subject import Subject
@@ -107,3 +111,27 @@ def test_every_number_is_of_the_images_that_its_split_says(mode, lopsided, tmp_p
         if split != "train":  # of which labels are wrong on purpose
             scores = subject.scores(subject.run.weights(subject.run.stored[-1], "ema"), split)
             assert {name: scores[name].mean() for name in ("loss", "accuracy")} == expected["ema", split][0]
+
+
+FORKS = sorted(path for path in ROOT.glob("examples/*/configs/default.py") if 'dataset = "mnist"' in path.read_text())
+
+
+@pytest.mark.parametrize("name", [path.parent.parent.name for path in FORKS])
+def test_forks_are_evaluated_on_all_images_and_labels_of_the_split(name, monkeypatch):
+    config = importlib.import_module(f"examples.{name}.configs.default").get_config()
+    rng, label = np.random.default_rng(0), np.arange(600, dtype=np.int32) % 10
+    bright = Images(rng.integers(100, 256, (23, 28, 28, 1), np.uint8), label[:23])
+    dark = Images(rng.integers(0, 100, (600, 28, 28, 1), np.uint8), label)
+    monkeypatch.setitem(input_pipeline.SOURCES, "mnist", lambda: Source.from_arrays("mnist", dark, bright))
+    config.seed, config.num_validation, config.batch_size, config.eval_batch_size = SEED, 40, 20, 10
+    task = train.find_task(config.task)
+    resolved = settings.prepare(config, task, pathlib.Path("no_such_run"), "refuse")
+    data = settings.create_data(task, resolved, sharding.create_mesh())
+    validation = dark.take(np.sort(np.random.default_rng([SEED, 0]).permutation(600)[:40]))
+    assert [*data.eval] == ["validation", "test"]
+    for split, expected in (("validation", validation), ("test", bright)):
+        found = data.eval[split].images
+        np.testing.assert_array_equal(found.label, expected.label)
+        size = found.image.shape[1]  # of images that some forks shrink
+        blocks = expected.image.reshape(-1, size, 28 // size, size, 28 // size, 1)
+        np.testing.assert_allclose(found.image, blocks.mean(axis=(2, 4)), rtol=0, atol=0.5)
