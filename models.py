@@ -394,7 +394,6 @@ def create_classifier(
     return create_model(name, num_classes=example[1].shape[-1], dtype=dtype, **fields)
 
 
-@functools.cache
 def model_fields(name: str) -> frozenset[str]:
     """The fields of `config.model` that the model of this name has."""
     return frozenset(MODELS[name].__dataclass_fields__) - {"parent", "name", "num_classes"}

@@ -143,7 +143,6 @@ OPTIMIZERS: dict[str, Callable[..., optax.GradientTransformation]] = {
 }
 
 
-@functools.cache
 def optimizer_fields(name: str) -> frozenset[str]:
     """The fields of `config.optimizer` that the optimizer of this name takes."""
     return frozenset(inspect.signature(OPTIMIZERS[name]).parameters) - {"learning_rate"}

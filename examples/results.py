@@ -16,6 +16,7 @@ from examples import samples
 from reporting.runs import Run
 from runtime import environment, intervals
 from runtime.errors import UserError
+from runtime.files import replace_file
 from tools import sweep
 from tools.finished import FinishedRun
 
@@ -94,7 +95,7 @@ def main(
     if not args.draw:
         train_all(variants, args.folder, num_seeds, config_of)
         made = {"date": datetime.date.today().isoformat(), "environment": environment.describe()}
-        path.write_text(json.dumps(made | dict(read(args.folder))) + "\n")
+        replace_file(path, json.dumps(made | dict(read(args.folder))) + "\n")
     result = json.loads(path.read_text())
     print(f"{table(result)}\n\n{findings(result)}")
     draw(result).savefig(path.with_suffix(".png"), dpi=144)

@@ -6,6 +6,7 @@ The Frechet distance is one in the features of classifier.py. It is no FID: only
 """
 
 import importlib
+import io
 import pathlib
 import sys
 from collections.abc import Callable, Mapping
@@ -19,7 +20,7 @@ from matplotlib.figure import Figure
 from examples import classifier
 from examples.distances import covered, frechet_distance
 from runtime.errors import UserError
-from runtime.files import local_path
+from runtime.files import local_path, replace_file
 from runtime.score_metrics import Sets
 from streams import stream_key
 from tools.finished import FinishedRun
@@ -59,7 +60,8 @@ def draw_run(workdir: pathlib.Path, path: pathlib.Path) -> None:
         axis.imshow(np.clip(np.concatenate(images, axis=1) / 2 + 0.5, 0, 1), cmap="gray", vmin=0, vmax=1)
         axis.set_title(name, loc="left", fontsize=9.5)
         axis.set_axis_off()
-    figure.savefig(path, dpi=144)
+    figure.savefig(buffer := io.BytesIO(), dpi=144, format="png")
+    replace_file(path, buffer.getvalue())
 
 
 if __name__ == "__main__":

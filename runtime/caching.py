@@ -4,7 +4,9 @@ Compiled programs are code. So the folder is the user's alone, and one that belo
 write to, is refused. Arrays are stored as safetensors, which hold no code, under the hash of their content.
 """
 
+import contextlib
 import hashlib
+import importlib.util
 import json
 import os
 import pathlib
@@ -52,6 +54,8 @@ def enable(directory: str | pathlib.Path) -> str:
     if not programs:
         programs = str(directory / "compiled")
         jax.config.update("jax_compilation_cache_dir", programs)
+        with contextlib.suppress(OSError, ImportError):  # of a folder that is full, or a later JAX
+            _remove_torn(directory / "compiled")
         # Small programs count, too: there are many of them before the first step.
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     return f"Compiled programs are kept in {programs}, decoded data sets in {directory / 'data'}"
@@ -76,6 +80,27 @@ def check_chosen() -> None:
     programs: str = jax.config.jax_compilation_cache_dir  # type: ignore[attr-defined]  # made at run time
     if programs and os.path.isdir(programs):
         _check_private(pathlib.Path(programs), "jax_compilation_cache_dir")
+
+
+def _remove_torn(programs: pathlib.Path) -> None:
+    """Removes compiled programs that are not whole: JAX would keep them, warn of them and compile them in every run.
+
+    A process that was killed has left them, or one writes them now, which costs nothing but another compilation. Only
+    what is newer than the last look is read.
+    """
+    from jax._src.compilation_cache import decompress_executable  # JAX chooses among several compressions
+
+    looked = programs / "looked_through"
+    since = looked.stat().st_mtime_ns - 10**9 if looked.exists() else 0  # a second, for file systems that round
+    looked.touch()
+    for entry in programs.glob("*-cache"):
+        try:
+            if entry.stat().st_mtime_ns >= since:
+                decompress_executable(entry.read_bytes())
+        except FileNotFoundError:  # another process has looked, too
+            continue
+        except Exception:  # each compression has errors of its own
+            entry.unlink(missing_ok=True)
 
 
 def _check_private(folder: pathlib.Path, name: str = "--cache_dir") -> None:
@@ -107,9 +132,9 @@ def _identity(file: pathlib.Path) -> tuple[int, ...]:
 
 
 class CachedArrays:
-    """Arrays that were made from files, and that are good as long as these files are what they were."""
+    """Arrays that are good as long as the files that they were made from, and the code that made them, are the same."""
 
-    def __init__(self, name: str, origins: Sequence[pathlib.Path]) -> None:
+    def __init__(self, name: str, origins: Sequence[pathlib.Path], modules: Sequence[str] = ()) -> None:
         """Looks at the files.
 
         Args:
@@ -118,11 +143,14 @@ class CachedArrays:
                 size and the times of the last change of content and of status. The latter no program can set back: so
                 a changed byte is seen even where size and date are as before, unless the clock is wrong or the file
                 system keeps no such time. No content is read. Where one is missing, nothing is stored.
+            modules: whose code makes the arrays; of a package the first file, which an installation writes anew.
         """
         self._name = name
         self.prefix = ""  # of the file's name; changes with the origins, and empty where nothing is kept
         if _directory is None or not re.fullmatch(r"\w+([:/].*)?", name):
             return
+        specs = [spec for module in (*modules, __name__) if (spec := importlib.util.find_spec(module))]
+        origins = [*origins, *(pathlib.Path(spec.origin) for spec in specs if spec.origin)]
         try:
             files = [file for origin in origins for file in _files(origin)]
             seen = [(str(file.absolute()), *_identity(file)) for file in sorted(files)]

@@ -70,7 +70,8 @@ def find_damaged(
     Returns:
         (height, width) of each image, int32 [n, 2], 0 if it cannot be used; and why not, by its place in `files`.
     """
-    cache = CachedArrays(f"folder:{hashlib.sha256(os.fsencode(folder)).hexdigest()[:32]}", [])
+    name = f"folder:{hashlib.sha256(os.fsencode(folder)).hexdigest()[:32]}"
+    cache = CachedArrays(name, [], ("PIL", "runtime.decoding", "runtime.damaged"))
     if folder not in _known:
         kept = cache.read()
         _known[folder] = Sizes(**kept[0]) if kept else Sizes(np.zeros(0, np.uint64), np.zeros((0, 2), np.int32))

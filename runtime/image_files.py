@@ -56,7 +56,8 @@ class ImageFiles:
     @property
     def identity(self) -> str:
         """A name that other images do not have, nor these once their files have changed."""
-        parts = (self.mark, os.fsencode(self.folder), str(self.shape).encode(), self.files.tobytes())
+        view = f"{self.shape} {self.resized}"
+        parts = (self.mark, os.fsencode(self.folder), view.encode(), self.files.tobytes())
         return hashlib.sha256(b"\0".join(parts)).hexdigest()
 
     @property

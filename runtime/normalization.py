@@ -14,6 +14,8 @@ from runtime.readers import num_cores
 from runtime.sources import Images, StoredImages
 
 NUM_NORMALIZED = 100_000  # images, whose mean tells that of more to three digits
+# What makes pixels of files, and counts them.
+CODE = ("PIL", "runtime.decoding", "runtime.image_files", "runtime.records", "runtime.normalization")
 
 
 def _histograms(images: Images, rows: np.ndarray) -> np.ndarray:
@@ -32,7 +34,7 @@ def _histograms(images: Images, rows: np.ndarray) -> np.ndarray:
 
 def _kept(image: StoredImages, images: Images, rows: np.ndarray) -> np.ndarray:
     """The histograms of images on disk as an earlier run has kept them, or made and kept now."""
-    cache = CachedArrays(f"normalization:{image.identity}", [])
+    cache = CachedArrays(f"normalization:{image.identity}", [], CODE)
     if image.identity and (kept := cache.read()):
         return kept[0]["counts"]
     with under_way("Reading images for their mean"):

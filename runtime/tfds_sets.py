@@ -2,7 +2,6 @@
 
 import dataclasses
 import difflib
-import importlib.util
 import json
 import math
 import os
@@ -25,6 +24,8 @@ from runtime.sources import SPLITS, Images, Source
 # Bytes of images from which on a set stays in its files. Fixed, and not by the memory there is: TensorFlow reads files
 # in turns, so that its order of the images, and with it each batch, is another.
 LARGE = 2**31
+# What reads and decodes a set, for which what is kept of it is good.
+CODE = ("tensorflow", "tensorflow_datasets", "runtime.tfds_sets", "runtime.records", "runtime.sources")
 
 
 def find_tfds_source(
@@ -48,15 +49,10 @@ def find_tfds_source(
     if not re.fullmatch(r"\w+(/[\w.-]*\w)?(:\d+\.\d+\.\d+)?", dataset, re.ASCII):
         right = "a name, as in 'mnist' or 'mnist:3.0.1', 'folder:PATH' or 'arrays:FILE.npz'"
         raise UserError(f"dataset = {dataset!r}: must be {right}")
-    # What is kept is good as long as the files of the set and the code that decodes them are what they were: ours, and
-    # the packages', of which an installation writes the first file anew.
-    modules = ("tensorflow", "tensorflow_datasets", "runtime.tfds_sets", "runtime.sources", "runtime.caching")
-    specs = [spec for module in modules if (spec := importlib.util.find_spec(module))]
-    code = [pathlib.Path(spec.origin) for spec in specs if spec.origin]
-    origins = [pathlib.Path(_tfds_folder(), re.split("[:/]", dataset)[0]), *code]
+    origins = [pathlib.Path(_tfds_folder(), re.split("[:/]", dataset)[0])]
     which = "" if splits == SPLITS else f" of {' and '.join(splits)}"  # both: together they have been checked
-    caches = {split: CachedArrays(f"{dataset}/{split}{which}", origins) for split in SPLITS}
-    label_caches = {split: CachedArrays(f"{dataset}/labels of {split}{which}", origins) for split in SPLITS}
+    caches = {split: CachedArrays(f"{dataset}/{split}{which}", origins, CODE) for split in SPLITS}
+    label_caches = {split: CachedArrays(f"{dataset}/labels of {split}{which}", origins, CODE) for split in SPLITS}
     if kept := _read_kept(caches):
         _check_image_size(dataset, kept.image_shape, image_size)
         return kept

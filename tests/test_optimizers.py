@@ -4,7 +4,9 @@ import numpy as np
 import optax
 import pytest
 from conftest import check, digits_config, resolve
+from flax import linen as nn
 
+import models
 import optimizers
 from runtime.errors import UserError
 
@@ -190,3 +192,28 @@ def test_fields_that_only_an_optimizer_declares_are_fields_of_the_config(monkeyp
     with pytest.raises(UserError, match=r"optimizer\.stretch is unknown"):
         check(digits_config(optimizer__stretch=3.0))
     check(digits_config())
+
+
+def test_what_is_defined_anew_under_its_name_gets_the_fields_that_it_has_now(monkeypatch):
+    """As in a notebook, where a cell is changed and run again."""
+
+    class First(nn.Module):
+        num_classes: int
+        dtype: str
+        width: int = 1
+
+    class Second(nn.Module):
+        num_classes: int
+        dtype: str
+        height: int = 1
+
+    for model, optimizer in (
+        (First, lambda learning_rate, *, momentum: optax.sgd(learning_rate, momentum)),
+        (Second, lambda learning_rate, *, b1: optax.adam(learning_rate, b1)),
+    ):
+        monkeypatch.setitem(models.MODELS, "mine", model)
+        monkeypatch.setitem(optimizers.OPTIMIZERS, "mine", optimizer)
+        made = models.create_model("mine", num_classes=3, dtype="float32", width=2, height=2)
+        assert 2 in (getattr(made, "width", 0), getattr(made, "height", 0))
+        state = create("mine", momentum=0.5).init({"kernel": jnp.zeros(2)})
+        assert ("mu" in str(state)) == (model is Second)

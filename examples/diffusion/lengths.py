@@ -19,6 +19,7 @@ from matplotlib.figure import Figure
 
 from examples import results, samples
 from reporting import runs
+from runtime.files import replace_file
 from tools import posthoc
 
 FOLDER = pathlib.Path(__file__).parent
@@ -124,7 +125,7 @@ def main(folder: pathlib.Path | None) -> None:
             for name, some in workdirs.items()
         }
         steps = results.steps(workdirs["constant"][0], "frechet")
-        path.write_text(json.dumps(results.about(every) | {"steps": steps, "schedules": found}) + "\n")
+        replace_file(path, json.dumps(results.about(every) | {"steps": steps, "schedules": found}) + "\n")
         samples.draw_run(workdirs["constant"][0], FOLDER / "samples.png")
     result = json.loads(path.read_text())
     print(*(f"{schedule}\n{table(result, schedule)}\n" for schedule in SCHEDULES), findings(result), sep="\n")

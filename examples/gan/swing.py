@@ -17,6 +17,7 @@ from matplotlib.figure import Figure
 
 from examples import results, samples
 from examples.gan import bilinear
+from runtime.files import replace_file
 
 FOLDER = pathlib.Path(__file__).parent
 # By name of the curve: in words, and in Okabe and Ito's colours.
@@ -89,7 +90,7 @@ def main(folder: pathlib.Path | None) -> None:
     if folder:
         workdirs = results.seeds(folder)
         curves, steps = results.read(workdirs, CURVES, samples.METRICS), results.steps(workdirs[0], "frechet")
-        path.write_text(json.dumps(results.about(workdirs) | {"steps": steps, "curves": curves}) + "\n")
+        replace_file(path, json.dumps(results.about(workdirs) | {"steps": steps, "curves": curves}) + "\n")
         samples.draw_run(workdirs[0], FOLDER / "samples.png")
     result = json.loads(path.read_text())
     print(table(result))

@@ -28,6 +28,7 @@ from configs import digits_noise
 from reporting.runs import last_evaluation, read_metrics
 from runtime import caching, environment, intervals
 from runtime.errors import UserError
+from runtime.files import replace_file
 
 FOLDER = pathlib.Path(__file__).parent
 PANELS = ((0.4, 32), (0.4, 128), (0.4, 512), (0.0, 128))  # label noise, width of both hidden layers
@@ -79,7 +80,7 @@ def run(path: pathlib.Path, cells: Sequence[Cell], num_seeds: int, duration: str
         raw, ema = zip(*(train_once(cell, seed, duration) for seed in range(num_seeds)), strict=True)
         result["cells"].append({**cell, "raw": raw, "ema": ema})  # of seeds 0, 1, ...
         minutes = (time.monotonic() - started) / 60
-        path.write_text(json.dumps(result, indent=1) + "\n")
+        replace_file(path, json.dumps(result, indent=1) + "\n")
         left = minutes / number * (len(missing) - number)
         print(f"{number * num_seeds}/{len(missing) * num_seeds} runs, {left:.0f} min left: {cell}", flush=True)
 

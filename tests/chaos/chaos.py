@@ -16,6 +16,7 @@ import contextlib
 import dataclasses
 import itertools
 import json
+import math
 import os
 import pathlib
 import random
@@ -161,6 +162,9 @@ def compare(run: pathlib.Path, reference: pathlib.Path) -> None:
     for before, after in itertools.pairwise(times):
         assert before["step"] < after["step"], times
         assert before["train_seconds"] < after["train_seconds"], times
+        assert all(before[clock] <= after[clock] for clock in before if clock.endswith("_seconds")), times
+        rate = (after["step"] - before["step"]) / (after["train_seconds"] - before["train_seconds"])
+        assert math.isclose(after["steps_per_second"], rate, rel_tol=1e-6), times
     ours, theirs = (sorted(path.name for path in (place / "snapshots").glob("*")) for place in (run, reference))
     assert ours == theirs
     last = max((reference / "checkpoints").iterdir(), key=lambda path: int(path.name)).name

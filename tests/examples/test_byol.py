@@ -26,7 +26,7 @@ from runtime.errors import UserError
 
 def byol_config(**fields):
     config = default.get_config()
-    config.dataset, config.data.size, config.batch_size = "digits", 8, 32
+    config.dataset, config.data.size, config.batch_size, config.seed = "digits", 8, 32, 3
     config.duration, config.log_every = "40 steps", "10 steps"
     config.evaluate_sets_every = config.checkpoint_every = "20 steps"
     config.model.update({"features": 4, "hidden": 16, "outputs": 8})
@@ -42,7 +42,7 @@ def without_target(**fields):
 
 @pytest.fixture(scope="module")
 def experiment():
-    config = byol_config()
+    config = byol_config(num_validation=100)
     config.averages.frozen = project.average("hard_update", period="100 steps")
     return create_experiment(config)
 
@@ -197,22 +197,23 @@ def test_spread_is_0_if_all_are_the_same_and_one_over_the_root_of_their_numbers_
 
 
 @pytest.mark.slow
-def test_the_metrics_are_those_of_all_test_images_for_every_curve(experiment):
+@pytest.mark.parametrize(("split", "number"), [("validation", 100), ("test", 896)])
+def test_the_metrics_are_those_of_all_images_of_the_split_for_every_curve(experiment, split, number):
     weights = experiment.state.weights()
-    found = TASK.evaluate(experiment, weights, "test")
+    found = TASK.evaluate(experiment, weights, split)
     assert found.keys() == {"raw", "target", "frozen"}
     data, label = experiment.train_data, np.asarray(experiment.train_data.label)
-    test = experiment.eval_data["test"]
+    judged = experiment.eval_data[split]
     few = probes.labelled(label, 10, experiment.config.seed)
     embedded = [
         np.asarray(embed(experiment.state.apply_fn, weights["raw"], data.normalization(image))[0], np.float64)
-        for image in (np.asarray(data.image)[few], test.image)
+        for image in (np.asarray(data.image)[few], judged.image)
     ]
     predicted = probes.ridge(embedded[0], label[few], embedded[1])
-    mask = np.asarray(test.mask)
+    mask = np.asarray(judged.mask)
     value, items = found["raw"]["probe"]
-    np.testing.assert_array_equal(items, (predicted == test.label)[mask])
-    assert len(items) == len(found["target"]["knn"][1]) == mask.sum() == 896
+    np.testing.assert_array_equal(items, (predicted == judged.label)[mask])
+    assert len(items) == len(found["target"]["knn"][1]) == mask.sum() == number
     assert value == items.mean()
     assert 0.15 < found["raw"]["knn"][0] < 1  # of random weights
     assert found["raw"]["std"][1] is None

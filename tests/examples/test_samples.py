@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+import types
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +17,7 @@ from augmentation import Augmentation
 from examples import classifier, distances, results, samples
 from examples.gan import swing
 from examples.gan.configs import default
-from input_pipeline import Normalization, TrainData, find_source
+from input_pipeline import EvalData, Normalization, TrainData, find_source
 from runtime import intervals
 from runtime.errors import UserError
 
@@ -106,9 +107,9 @@ def test_the_classifier_of_a_workdir_is_trained_once_and_guarded_by_its_digest(t
     assert "Training the classifier" in capsys.readouterr().out
     np.testing.assert_array_equal(classifier.features(small_data, tmp_path, num_steps=50)(images), first)
     assert "Training the classifier" not in capsys.readouterr().out
-    other = small_data.replace(image=small_data.image.at[0, 0, 0, 0].add(1))
-    with pytest.raises(UserError, match=r"classifier.npz is damaged or of other images"):
-        classifier.features(other, tmp_path)
+    for other in ({"image": small_data.image.at[0, 0, 0, 0].add(1)}, {"label": small_data.label.at[0].set(2)}):
+        with pytest.raises(UserError, match=r"classifier.npz is damaged or of other images"):
+            classifier.features(small_data.replace(**other), tmp_path)
     stored = np.load(tmp_path / "classifier.npz")
     changed = stored["params"].copy()
     changed[0] += 1
@@ -121,13 +122,30 @@ def test_the_classifier_of_a_workdir_is_trained_once_and_guarded_by_its_digest(t
 
 
 @pytest.mark.slow
+def test_samples_are_judged_by_the_images_of_the_split(tmp_path, small_data):
+    """Each of which is of another brightness and number."""
+    parts = {"validation": small_data.images.take(np.arange(61)), "test": small_data.images.take(np.arange(100, 197))}
+    parts["test"].image[:] = 127 + parts["test"].image // 2
+    data = {name: EvalData.from_images(images, small_data.normalization, 40, 1) for name, images in parts.items()}
+    run = types.SimpleNamespace(train_data=small_data, eval_data=data, workdir=tmp_path)
+    features = classifier.features(small_data, tmp_path, num_steps=5)
+    made = small_data.normalization(small_data.image[200:290])
+    for split, images in parts.items():
+        found, real = samples.judge(run, split, {"raw": made})["raw"], features(small_data.normalization(images.image))
+        assert found["frechet"][0] == pytest.approx(distances.frechet_distance(features(made), real)[0], rel=1e-6)
+        np.testing.assert_array_equal(found["recall"][1], distances.covered(real, features(made)))
+
+
+@pytest.mark.slow
 def test_images_are_shrunk_to_means_of_blocks_and_only_to_such():
     config = default.get_config()
     config.dataset, config.data.size = "digits", 4
     experiment = create_experiment(config)
-    whole = find_source("digits").load("train").image.astype(np.float64)
-    expected = whole.reshape(-1, 4, 2, 4, 2, 1).mean(axis=(2, 4))
-    np.testing.assert_allclose(experiment.train_data.image, expected, atol=0.5)
+    for split, data in {"train": experiment.train_data, **experiment.eval_data}.items():
+        whole = find_source("digits").load(split).image.astype(np.float64)
+        expected = whole.reshape(-1, 4, 2, 4, 2, 1).mean(axis=(2, 4))
+        np.testing.assert_allclose(data.image[: len(whole)], expected, atol=0.5)
+        assert (data.normalization.mean, data.normalization.std) == (127.5, 127.5)
     batch, _ = experiment.train_data.batch(experiment.state)
     assert batch["image"].shape == (128, 4, 4, 1)
     assert float(batch["image"].min()) == -1

@@ -3,6 +3,7 @@
 import ast
 import functools
 import pathlib
+import re
 import subprocess
 import sys
 
@@ -82,6 +83,47 @@ def test_everything_is_printed_in_one_place():
         if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "print"
     }
     assert printing == {"runtime.progress", "runtime.errors", "runtime.interruption"}
+
+
+def written(path: pathlib.Path) -> set[str]:
+    """The calls in a file that write another one, not counting those that write to memory."""
+    tree, found = ast.parse(path.read_text()), set()
+    memory = {
+        ast.unparse(getattr(node, "target", None) or node.targets[0])
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Assign | ast.NamedExpr) and ast.unparse(node.value) == "io.BytesIO()"
+    }
+    for node in ast.walk(tree):
+        if not isinstance(node, ast.Call):
+            continue
+        name, arguments = ast.unparse(node.func), [ast.unparse(argument) for argument in node.args]
+        last, target = name.rpartition(".")[2], (arguments or [""])[0].partition(" :=")[0].strip("(")
+        if last in ("open", "fdopen"):
+            modes = [
+                x for x in (*node.args, *(keyword.value for keyword in node.keywords)) if isinstance(x, ast.Constant)
+            ]
+            if any(re.fullmatch("[rwaxbt+]*[wax+][rwaxbt+]*", str(mode.value)) for mode in modes):
+                found.add(name)
+        elif last in ("write_text", "write_bytes", "savefig", "savez", "savez_compressed", "tofile") or (
+            last == "save" and name.startswith(("np.", "Image."))
+        ):
+            found |= {name} - {name for _ in [0] if target in memory}
+    return found
+
+
+def test_every_file_is_written_in_one_place():
+    """Which writes it beside the old one and then moves it there; a killed process would leave half of another."""
+    examples = sorted((ROOT / "examples").rglob("*.py"))
+    found = {name_of(path): calls for path in [*FILES, *examples] if (calls := written(path))}
+    # Pictures beside an example, which its command draws anew.
+    drawn = {f"{name}.savefig" for name in ("draw()", "draw(result)", "draw(cells)")}
+    assert {name: calls for name, calls in found.items() if not (name.startswith("examples.") and calls <= drawn)} == {
+        "runtime.files": {"partial.write_bytes"},
+        "runtime.checkpointing": {"(partial / DIGESTS).open"},  # in a folder that is moved
+        "runtime.metric_writing": {"path.open", "(folder / f'events.out.tfevents.{time.time_ns()}').open"},  # appended
+        "runtime.run_folder": {"(workdir / 'lock').open"},
+        "tools.show_batch": {"figure.savefig"},  # to be looked at
+    }
 
 
 def test_the_front_of_the_house_can_be_taken_in_at_a_glance():

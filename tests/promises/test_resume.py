@@ -1,7 +1,10 @@
+import itertools
 import json
+import math
 import shutil
 import signal
 import subprocess
+import time
 from concurrent.futures import ThreadPoolExecutor
 
 import jax
@@ -17,7 +20,7 @@ from configs import default
 from runtime import average_table
 from runtime.checkpointing import Checkpoints
 from runtime.errors import UserError
-from runtime.metric_writing import Written
+from runtime.metric_writing import CLOCKS, Written
 from runtime.stored import Best, Stored, find_checkpoint, list_stored
 from tools import finished
 
@@ -126,6 +129,34 @@ def test_starting_a_finished_run_again_changes_nothing(tmp_path):
     before = {name: (tmp_path / name).read_bytes() for name in ("metrics.jsonl", "timing.jsonl", "config.json")}
     train.train_and_evaluate(digits_config(), tmp_path)
     assert before == {name: (tmp_path / name).read_bytes() for name in before}
+
+
+def test_the_clocks_of_a_run_that_is_killed_go_on_from_its_checkpoint(tmp_path):
+    """Steps and clocks rise, a rate is that of the steps since the line before, and all clocks add up to the time."""
+    config = digits_config(checkpoint_every="7 steps", keep_checkpoints=9)  # between two lines of metrics
+    path, start = tmp_path / "timing.jsonl", {"step": 0, **dict.fromkeys(CLOCKS, 0.0)}
+    kept: list[bytes] = []
+    for at in (None, 7, 0):  # the checkpoint that is left
+        if at is not None:
+            kept = [line for line in path.read_bytes().splitlines() if json.loads(line)["step"] <= at]
+            for folder in (tmp_path / "checkpoints").iterdir():
+                if int(folder.name) > at:
+                    shutil.rmtree(folder)
+        called = time.time()
+        train.train_and_evaluate(config, tmp_path)
+        written = path.read_bytes().splitlines()
+        assert written[: len(kept)] == kept
+        lines = [start, *map(json.loads, written)]
+        assert [line["step"] for line in lines] == [0, 5, 7, 10, 14, 15, 20]
+        for before, line in itertools.pairwise(lines):
+            assert all(before[clock] <= line[clock] for clock in CLOCKS)
+            rate = (line["step"] - before["step"]) / (line["train_seconds"] - before["train_seconds"])
+            assert line["steps_per_second"] == pytest.approx(rate, rel=1e-6)
+        before, first, last = lines[len(kept)], lines[len(kept) + 1], lines[-1]
+        assert first["startup_seconds"] > before["startup_seconds"]
+        spent = math.fsum(last[clock] - before[clock] for clock in CLOCKS)
+        wall = path.stat().st_mtime - called  # until the last line; file systems tell hundredths of a second
+        assert wall / 2 < spent < wall + 0.02
 
 
 def test_a_longer_run_is_the_continued_shorter_one(tmp_path):

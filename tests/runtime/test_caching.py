@@ -5,6 +5,7 @@ import subprocess
 import numpy as np
 import pytest
 from conftest import ROOT, command
+from jax._src.compilation_cache import compress_executable
 
 from runtime import caching
 from runtime.caching import CachedArrays
@@ -126,6 +127,21 @@ def test_nothing_is_cached_unless_it_is_asked_for(cache, tmp_path, monkeypatch):
     assert not list((tmp_path / "cache" / "data").iterdir())
 
 
+def test_compiled_programs_that_are_not_whole_are_removed_and_each_is_read_once(tmp_path):
+    whole = compress_executable(np.random.default_rng(0).bytes(10_000))
+    for name, content in {"whole": whole, "half": whole[:5000], "cut": whole[:-1], "empty": b""}.items():
+        (tmp_path / f"{name}-cache").write_bytes(content)
+    (tmp_path / "other").write_bytes(whole[:5000])
+    caching._remove_torn(tmp_path)
+    looked = tmp_path / "looked_through"
+    assert {*tmp_path.iterdir()} == {tmp_path / "whole-cache", tmp_path / "other", looked}
+    for name, apart in (("new", 0.0), ("old", -10.0)):
+        (tmp_path / f"{name}-cache").write_bytes(whole[:5000])
+        os.utime(tmp_path / f"{name}-cache", (0, looked.stat().st_mtime + apart))
+    caching._remove_torn(tmp_path)
+    assert {*tmp_path.glob("*-cache")} == {tmp_path / "whole-cache", tmp_path / "old-cache"}
+
+
 # Says at the end of a process what it has needed.
 WATCH = """
 import atexit, sys, jax
@@ -151,6 +167,7 @@ def test_a_second_run_imports_no_tensorflow_compiles_nothing_and_computes_the_sa
         arguments = command(f"--workdir={tmp_path / name}", f"--cache_dir={cache}", *fields, *flags)
         result = subprocess.run(arguments, cwd=ROOT, env=environment, capture_output=True, text=True)
         assert result.returncode == 0, result.stderr
+        assert "cache" not in result.stderr
         return result.stdout, (tmp_path / name / "metrics.jsonl").read_bytes()
 
     first, metrics = run("first")
@@ -164,7 +181,12 @@ def test_a_second_run_imports_no_tensorflow_compiles_nothing_and_computes_the_sa
 
     damaged, _ = (cache / "data").iterdir()  # training and test images
     damaged.write_bytes(damaged.read_bytes()[:-1])
+    torn = max((cache / "compiled").glob("*-cache"), key=lambda path: path.stat().st_size)
+    size = torn.stat().st_size
+    torn.write_bytes(torn.read_bytes()[: size // 2])  # by a process that was killed
     third, again = run("third")
+    assert "Compiled: True" in third
+    assert torn.stat().st_size > 0.9 * size
     assert "is damaged and will be made again" in third
     assert "TensorFlow: True" in third
     assert again == metrics

@@ -1,6 +1,7 @@
 import contextlib
 import os
 import pathlib
+import resource
 import subprocess
 import sys
 
@@ -79,36 +80,33 @@ def test_every_file_that_is_not_appended_to_appears_in_one_move(tmp_path, monkey
     assert len(check_moved(cache / "data", opened, moved)) == 1
 
 
-@pytest.mark.slow
-def test_what_a_diagnosis_finds_appears_in_one_move(tmp_path, monkeypatch):
-    diagnose = pytest.importorskip("tools.diagnose")  # which a fork may delete
-    train.train_and_evaluate(digits_config(snapshot_every="10 steps"), tmp_path)
-    monkeypatch.setattr(sys, "argv", ["diagnose", str(tmp_path), "--images=32", "--steps=48"])
-    with watch() as (opened, moved):
-        diagnose.main()
-    names = check_moved(tmp_path / "diagnosis", opened, moved)
-    assert {"numbers.json", "line.png", "plane.png"} <= names
+@contextlib.contextmanager
+def room(num_bytes):
+    """Lets this process write no file longer than that, like a disk that is full."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (num_bytes, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 @pytest.mark.parametrize("content", ["größer", b"\x00\xff"])
-def test_a_file_is_replaced_as_a_whole_or_stays_as_it_was(tmp_path, monkeypatch, content):
+def test_a_file_is_replaced_as_a_whole_or_stays_as_it_was(tmp_path, content):
     path, partial = tmp_path / "file", tmp_path / "file.partial"
     (tmp_path / "others").write_text("others")
     path.write_text("old")
     partial.symlink_to("others")  # or whatever else is there, such as half of what a killed process was writing
-
-    def full(*_):
-        raise OSError("No space left on device")
-
-    with monkeypatch.context() as patch:
-        patch.setattr(pathlib.Path, "replace", full)
-        with pytest.raises(OSError, match="No space left"):
-            files.replace_file(path, content)
-    assert (path.read_text(), partial.exists()) == ("old", False)
+    (tmp_path / "folder").mkdir()  # which no file can replace
+    for name, num_bytes in (("file", 1), ("folder", 100)):
+        with room(num_bytes), pytest.raises(OSError, match=r"too large|Is a directory"):
+            files.replace_file(tmp_path / name, content)
+    assert sorted(found.name for found in tmp_path.iterdir()) == ["file", "folder", "others"]
+    assert path.read_text() == "old"
     partial.write_text("half of what a killed process was writ")
     files.replace_file(path, content)
     assert path.read_bytes() == (content.encode() if isinstance(content, str) else content)
-    assert sorted(found.name for found in tmp_path.iterdir()) == ["file", "others"]
+    assert sorted(found.name for found in tmp_path.iterdir()) == ["file", "folder", "others"]
     assert (tmp_path / "others").read_text() == "others"
 
 

@@ -183,6 +183,7 @@ def test_what_goes_wrong_in_reading_ends_the_run_with_its_message():
 PLAIN = {
     "num_validation": 100,
     "label_noise": 0.2,
+    "seed": 3,
     "augment__mixup": 1.0,
     "eval_batch_size": 90,
     "steps_per_dispatch": 1,

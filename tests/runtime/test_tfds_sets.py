@@ -1,5 +1,4 @@
 import dataclasses
-import importlib.util
 import io
 import os
 import pickle
@@ -11,6 +10,7 @@ import numpy as np
 import PIL.Image
 import pytest
 from conftest import ROOT, digits_config, read_metrics
+from made_sets import IMAGE, LABEL, store
 
 import input_pipeline
 import train
@@ -79,31 +79,6 @@ def test_a_decoded_set_is_read_again_without_tfds_as_long_as_all_of_it_is_whole(
     assert f"{file} is damaged" in capsys.readouterr().out
 
 
-def store(folder, image, label, splits=("train", "test"), shape=(4, 4, 1), names=None):
-    """Prepares version 1.0.0 of the set "made" with the same ten images in each split, as `tfds build` leaves one."""
-    tfds_sets.import_tensorflow()
-    import tensorflow as tf
-    import tensorflow_datasets as tfds
-
-    encoding = "jpeg" if image.dtype == np.uint8 and None in shape else None
-    features = {
-        "image": tfds.features.Image(shape=shape, dtype=image.dtype.type, encoding_format=encoding),
-        "label": tfds.features.ClassLabel(num_classes=None if names else 3, names=names),
-    }
-    tfds.disable_progress_bar()
-    tfds.dataset_builders.store_as_tfds_dataset(
-        "made",
-        "1.0.0",
-        features=tfds.features.FeaturesDict(features),
-        split_datasets={
-            split: tf.data.Dataset.from_tensor_slices({"image": image, "label": label}) for split in splits
-        },
-        data_dir=folder,
-        disable_shuffling=True,
-    )
-
-
-IMAGE, LABEL = np.arange(160, dtype=np.uint8).reshape(10, 4, 4, 1), np.arange(10) % 3
 UNSUITABLE = {
     "16 bits": ({"image": IMAGE.astype(np.uint16)}, "made", SPLITS, "images uint16[10, 4, 4, 1] from 0 to 159"),
     "real numbers": ({"image": IMAGE.astype(np.float32)}, "made", SPLITS, "images float32[10, 4, 4, 1] from 0.0 to"),
@@ -177,25 +152,6 @@ def test_the_names_of_classes_are_kept_with_the_images(tmp_path, monkeypatch, na
 def test_a_set_of_ones_own_has_no_other_splits():
     with pytest.raises(UserError, match=r"splits = .*: 'digits' is neither a folder nor a TFDS set; leave"):
         input_pipeline.find_source("digits", ("train", "train"))
-
-
-@pytest.mark.parametrize("module", ["tensorflow", "tensorflow_datasets", "runtime.sources", "runtime.caching"])
-def test_what_other_code_has_decoded_is_decoded_again(module, made_data, tmp_path, monkeypatch):
-    monkeypatch.setenv("TFDS_DATA_DIR", str(made_data))
-    monkeypatch.setattr(caching, "_directory", None)
-    caching.enable(tmp_path / "cache")
-    source = input_pipeline.find_source("hundred")
-    for split in SPLITS:
-        source.load_checked(split)
-    with monkeypatch.context() as context:
-        context.setattr(tfds_sets, "_tfds_source", None)
-        assert input_pipeline.find_source("hundred").num_train == 160
-    find_spec = importlib.util.find_spec
-    other = importlib.util.spec_from_file_location(module, __file__)
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: other if name == module else find_spec(name))
-    monkeypatch.setattr(tfds_sets, "_tfds_source", None)
-    with pytest.raises(TypeError):  # it would be decoded
-        input_pipeline.find_source("hundred")
 
 
 def as_array_record(folder):
