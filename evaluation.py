@@ -246,7 +246,7 @@ def better(
     metric: str,
     directions: Mapping[str, Literal["higher", "lower"]],
 ) -> Best | None:
-    """The best evaluation so far: `best`, or this step's if it is finite and better than `best` or the first of its kind.
+    """The best evaluation so far: `best`, or this step's if it is finite and better, or the first to count.
 
     Args:
         best: the best one before, which does not count if it is of other weights or another metric; None for none.

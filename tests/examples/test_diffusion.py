@@ -6,11 +6,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import create_experiment
+from conftest import create_experiment, state_at
 
 from examples import samples
 from examples.diffusion.configs import default
-from examples.diffusion.train import TASK, errors, follow, sample
+from examples.diffusion.train import TASK, errors, follow, loss_fn, sample, score_fn
 
 
 def diffusion_config(**fields):
@@ -59,6 +59,35 @@ def test_the_loss_is_the_squared_error_of_the_estimate_at_the_point_of_the_path(
 
     found = errors(noise_of, image, jax.random.key(0), time)
     np.testing.assert_allclose(found, (2 * (time + 1)) ** 2, rtol=1e-5)
+
+
+@pytest.mark.slow
+def test_what_is_logged_and_scored_is_the_mean_error_over_images_at_random_times_and_in_each_quarter():
+    image = jax.random.normal(jax.random.key(1), (5, 3, 3, 2))
+
+    def apply_fn(variables, noisy, train):
+        x, time = noisy
+        return variables["params"] * x * (1 + time[:, None, None, None])
+
+    def error_at(time, key):
+        time, noise = (np.asarray(x, np.float64) for x in (time, jax.random.normal(key, image.shape)))
+        part = time[:, None, None, None]
+        return np.square(0.5 * ((1 - part) * noise + part * image) * (1 + part) - image).mean(axis=(1, 2, 3))
+
+    state = state_at(jax.random.key(0), 3).replace(apply_fn=apply_fn)
+    time = jax.nn.sigmoid(jax.random.normal(state.step_key("time"), (5,)))
+    expected = error_at(time, state.step_key("noise")).mean()
+    objective, (metrics, _) = loss_fn(0.5, state, {"image": image})
+    assert float(objective) == pytest.approx(expected, rel=1e-5)
+    assert {name: float(total) / count for name, (total, count) in metrics.items()} == pytest.approx(
+        {"loss": expected}, rel=1e-5
+    )
+    keys = jax.random.split(jax.random.key(0), 4)
+    first = jax.random.uniform(keys[0], (5,)) / 4
+    scores = score_fn(apply_fn, {"params": 0.5}, {"image": image})
+    four = [error_at(first + quarter / 4, key) for quarter, key in enumerate(keys)]
+    assert scores.keys() == {"loss"}
+    np.testing.assert_allclose(scores["loss"], np.mean(four, axis=0), rtol=1e-5)
 
 
 @pytest.mark.slow
