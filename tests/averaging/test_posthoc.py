@@ -151,11 +151,18 @@ def test_snapshots_between_which_every_step_was_rejected_count_each(tmp_path, ta
     assert max(line.get("fit_error", 0) for line in lines) < 1e-9
 
 
-def test_with_validation_images_the_test_set_is_scored_at_the_end(tmp_path, capsys):
-    train.train_and_evaluate(digits_config(snapshot_every="10 steps", num_validation=100), tmp_path)
-    lines = posthoc.posthoc(tmp_path, ["ema:decay=0.9"])
-    scored = [(line["step"], line["split"]) for line in lines if line["curve"] == "ema:decay=0.9"]
-    assert scored == [(10, "validation"), (20, "validation"), (20, "test")]
+def test_with_validation_images_an_epoch_is_of_the_others_and_the_test_set_is_scored_at_the_end(tmp_path):
+    config = digits_config(snapshot_every="10 steps", num_validation=500)
+    config.averages.ema = default.average("ema", half_life="0.3 epochs")
+    train.train_and_evaluate(config, tmp_path)
+    name = "ema:half_life=0.3 epochs"
+    lines = posthoc.posthoc(tmp_path, [name], ["ema"])
+    tracked = {(line["step"], line["split"]): line["loss"] for line in read_metrics(tmp_path, "ema")}
+    assert [*tracked] == [(10, "validation"), (20, "validation"), (20, "test")]
+    made = {(line["step"], line["split"]): line["loss"] for line in lines if line["curve"] == name}
+    assert made == pytest.approx(tracked, rel=1e-6)  # the sum of one average, once
+    raw = {(line["step"], line["split"]): line["loss"] for line in lines if line["curve"] == "raw"}
+    assert raw == {(line["step"], line["split"]): line["loss"] for line in read_metrics(tmp_path, "raw")}
     posthoc.write(tmp_path, lines)
     assert {line["split"] for line in runs.last_evaluation(runs.read_metrics(tmp_path))} == {"test"}
 
