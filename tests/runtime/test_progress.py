@@ -194,7 +194,11 @@ def test_what_is_compiled_counts_as_neither_training_nor_evaluation(tmp_path):
 
 def test_each_column_of_the_times_is_what_its_name_says_also_when_a_run_is_continued(tmp_path, capsys):
     clocks = ("train_seconds", "eval_seconds", "checkpoint_seconds", "startup_seconds")
-    parts = [(1000, (100, 20, 40, 80)), (4000, (600, 30, 50, 0)), (5000, (50, 0, 0, 7))]  # steps, and the seconds of each
+    parts = [
+        (1000, (100, 20, 40, 80)),
+        (4000, (600, 30, 50, 0)),
+        (5000, (50, 0, 0, 7)),
+    ]  # steps, and the seconds of each
     expected, so_far, before, last = [], dict.fromkeys(clocks, 0), Written(), 0
     for step, seconds in parts:  # each by a process of its own
         with MetricWriter(tmp_path, 5000, before, "accuracy", ()) as writer:
