@@ -37,7 +37,9 @@ def config(**overrides):
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     workdir = tmp_path_factory.mktemp("posthoc")
-    return workdir, train.train_and_evaluate(config(), workdir)[0]
+    state, _ = train.train_and_evaluate(config(), workdir)
+    assert [stored.record.step for stored in list_stored(workdir, ["snapshots"])] == [*range(10, 170, 10)]
+    return workdir, state
 
 
 def test_an_ema_made_after_training_scores_as_the_one_tracked_in_training(run):

@@ -24,6 +24,7 @@ def finished(tmp_path_factory):
     result = run_main(f"--workdir={workdir}", *SHORT, JAX_LOG_COMPILES="1")
     assert result.returncode == 0, result.stderr
     assert COMPILES in result.stderr
+    assert {path.name for path in (workdir / "checkpoints").iterdir()} == {"10", "20", "30"}
     return workdir
 
 

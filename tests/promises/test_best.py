@@ -9,7 +9,7 @@ import jax
 import numpy as np
 import pytest
 import safetensors.flax
-from conftest import climbing_from, create_experiment, digits_config, read_metrics
+from conftest import climbing_from, create_experiment, digits_config, read_metrics, run_main
 from flax import traverse_util
 from tensorboard.compat.proto.event_pb2 import Event
 from tensorboard.compat.tensorflow_stub.errors import OutOfRangeError
@@ -142,6 +142,16 @@ def test_the_best_checkpoint_on_the_disk_scores_what_the_metrics_say_of_its_step
     (group,), _ = runs.group([runs.Run.read(workdir)])
     [row] = [row for row in group.rows() if row["curve"] == "ema"]
     assert (row["best"], row["best_step"], row["best_split"]) == (best["loss"], step, split)
+
+
+@pytest.mark.slow
+def test_the_command_scores_the_checkpoint_that_it_is_asked_for(run):
+    split, _, workdir = run
+    step = min(lines_of(workdir, "ema", split), key=lambda line: line["loss"])["step"]
+    flags = (f"--workdir={workdir}", "--mode=eval", "--checkpoint=best")
+    result = run_main(*flags, config=str(workdir / "config.json"))
+    assert result.returncode == 0, result.stderr
+    assert f"{workdir}, best checkpoint, step {step}, on the test set" in result.stdout
 
 
 def test_each_evaluation_is_logged_once_and_the_test_set_under_a_name_of_its_own_where_there_is_a_validation_set(run):

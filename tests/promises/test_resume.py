@@ -81,6 +81,8 @@ def test_a_run_killed_again_and_again_ends_with_the_same_bits(tmp_path, steps_pe
     for result in runs:
         assert result.returncode == 0, result.stderr
     assert (interrupted / "metrics.jsonl").read_bytes() == (uninterrupted / "metrics.jsonl").read_bytes()
+    logged, evaluated = ({line["step"] for line in read_metrics(interrupted, curve)} for curve in ("train", "raw"))
+    assert logged & evaluated == {60}
     assert best(interrupted) == best(uninterrupted)
     snapshots = [list_stored(workdir) for workdir in (interrupted, uninterrupted)]
     assert len(snapshots[0]) >= 12
