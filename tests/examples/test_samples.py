@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+import types
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +17,7 @@ from augmentation import Augmentation
 from examples import classifier, distances, results, samples
 from examples.gan import swing
 from examples.gan.configs import default
-from input_pipeline import Normalization, TrainData, find_source
+from input_pipeline import EvalData, Images, Normalization, TrainData, find_source
 from runtime import intervals
 from runtime.errors import UserError
 
@@ -118,6 +119,25 @@ def test_the_classifier_of_a_workdir_is_trained_once_and_guarded_by_its_digest(t
     (tmp_path / "classifier.npz").write_bytes(b"half")
     with pytest.raises(UserError, match=r"classifier.npz is damaged"):
         classifier.features(small_data, tmp_path)
+
+
+@pytest.mark.slow
+def test_real_images_are_better_than_noise_in_each_metric_and_a_few_of_them_lack_only_recall(tmp_path, small_data):
+    images = find_source("digits").load("test")
+    data = EvalData.from_images(Images(images.image[:300], images.label[:300]), small_data.normalization, 300, 1)
+    classifier.features(small_data, tmp_path, num_steps=1)  # which is enough to tell these apart
+    real = data.normalization(data.image)
+    noise = jax.random.uniform(jax.random.key(0), real.shape, minval=-1, maxval=1)
+    made = {"real": real, "few": jnp.tile(real[:8], (38, 1, 1, 1))[:300], "noise": noise}
+    experiment = types.SimpleNamespace(eval_data={"test": data}, train_data=small_data, workdir=tmp_path)
+    found = samples.judge(experiment, "test", made)
+    value = {name: {metric: float(of[metric][0]) for metric in samples.METRICS} for name, of in found.items()}
+    assert value["real"] == pytest.approx({"frechet": 0, "precision": 1, "recall": 1}, abs=1e-4)
+    assert value["few"]["precision"] == 1
+    assert value["few"]["recall"] < 0.5
+    for metric, better in samples.METRICS.items():
+        sign = 1 if better == "higher" else -1
+        assert sign * value["real"][metric] > sign * value["noise"][metric], metric
 
 
 @pytest.mark.slow

@@ -100,7 +100,8 @@ def run(request, tmp_path_factory):
         train.train_and_evaluate(config, workdir)
         shutil.rmtree(workdir / "checkpoints" / "20")
         config.duration = "23 steps"
-        train.train_and_evaluate(config, workdir)
+        _, scores = train.train_and_evaluate(config, workdir)
+    assert scores == metrics_of(workdir, 23, "test")
     lowest = {curve: min(lines_of(workdir, curve, split), key=lambda line: line["loss"]) for curve in ("raw", "ema")}
     assert 0 < lowest["raw"]["step"] < lowest["ema"]["step"] < 18
     assert lowest["ema"]["step"] % 7

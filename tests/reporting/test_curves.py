@@ -29,6 +29,7 @@ ACCURACY = {
     "ema": [[0.50, 0.64, 0.61], [0.57, 0.63, 0.65], [0.64, 0.71]],
 }
 LOSS = {"raw": [[3.0, 2.0, 1.8], [3.3, 2.6, 2.0], [3.0, 2.0]], "ema": [[2.0, 1.9, 1.0], [2.1, 2.5, 0.9], [2.2, 2.5]]}
+TRAIN_LOSS = [[2.5, 1.2, 0.7], [2.0, 1.1, 0.6], [3.0, 1.9]]
 RATE = [[0.30, 0.20, 0.10], [0.36, 0.26, 0.10], [0.30, 0.29]]
 NORM = [[1.0, 2.0, 3.0], [2.0, 2.5, 3.5], [6.0, 3.0]]
 APART = [[0.1, 0.2, 0.3], [0.2, 0.2, 0.3], [0.3, 0.5]]
@@ -41,7 +42,8 @@ def make_seeds(folder, config=()):
         lines = []
         for i in range(len(RATE[seed])):
             shared = {"step": 10 * (i + 1)}
-            lines.append(shared | {"curve": "train", "learning_rate": RATE[seed][i], "grad_norm": NORM[seed][i]})
+            trained = {"loss": TRAIN_LOSS[seed][i], "learning_rate": RATE[seed][i], "grad_norm": NORM[seed][i]}
+            lines.append(shared | {"curve": "train"} | trained)
             shared |= {"split": "validation"}
             scores = {
                 curve: {"accuracy": ACCURACY[curve][seed][i], "loss": LOSS[curve][seed][i]} for curve in ("raw", "ema")
@@ -69,7 +71,8 @@ def test_seeds_are_shown_by_their_mean_and_spread_as_far_as_all_have_got_on_the_
     assert [panel.title for panel in (difference, rate)] == ["accuracy minus raw, points", "learning rate"]
     assert accuracy.note == loss.note == "validation images, mean ± sd over the seeds"
     assert difference.note == "band: 95 % over the seeds, paired"
-    for panel, values, best in ((accuracy, ACCURACY, (1, 1)), (loss, LOSS, (1, 0))):
+    scores = ((accuracy, ACCURACY, (1, 1)), (loss, LOSS | {"train": TRAIN_LOSS}, (1, 0, None)))
+    for panel, values, best in scores:
         lines = {line.label: line for line in panel.lines}
         for (curve, of_curve), index in zip(values.items(), best, strict=True):
             mean, sd = of_seeds(of_curve, percent=panel is accuracy)
@@ -90,7 +93,7 @@ def test_seeds_are_shown_by_their_mean_and_spread_as_far_as_all_have_got_on_the_
 
 
 def test_a_table_of_seeds_has_a_row_for_all_weights_of_all_configs_at_the_last_step_that_all_seeds_have(tmp_path):
-    """In each of its forms; of the config with an unfinished seed on the validation images, of the other on the test's."""
+    """In each of its forms. A config with an unfinished seed is shown on validation images, the other on the test's."""
     others = [make_run(tmp_path / str(seed), seed=seed, config={"duration": 20, "batch_size": 8}) for seed in range(2)]
     groups, remarks = runs.group([*make_seeds(tmp_path), *others])
     assert f"{tmp_path / 'seed2'} is not finished: it is at step 20 of 30." in remarks
