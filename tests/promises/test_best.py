@@ -86,9 +86,9 @@ def test_with_another_metric_or_other_weights_the_best_begins_anew(before):
 
 @pytest.fixture(scope="module", params=[pytest.param("test", marks=pytest.mark.slow), "validation"])
 def run(request, tmp_path_factory):
-    """The split of the curves, the config and the workdir of a run that went on from its best evaluation to a new end.
+    """The split of the curves, the config and the workdir of a run that was started three times, once after its best step.
 
-    That is neither the last one nor one of a step at which checkpoints are due nor the best one of the raw weights.
+    The best evaluation is that of a step at which no checkpoint is due, and another one than that of the raw weights.
     """
     split, workdir = request.param, tmp_path_factory.mktemp("run")
     config = digits_config(
@@ -97,10 +97,14 @@ def run(request, tmp_path_factory):
     )  # fmt: skip
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(train.TASKS, "classification", train.Task(loss_fn=climbing_from(9)))
+        config.duration = "9 steps"
         train.train_and_evaluate(config, workdir)
-        shutil.rmtree(workdir / "checkpoints" / "20")
-        config.duration = "23 steps"
-        _, scores = train.train_and_evaluate(config, workdir)
+        so_far = lines_of(workdir, "ema", split)
+        assert find_checkpoint(workdir, "best").record.best == Best(9, "ema", "loss", so_far[-1]["loss"])
+        shutil.rmtree(workdir / "checkpoints" / "9")
+        for duration in ("20 steps", "23 steps"):
+            config.duration = duration
+            _, scores = train.train_and_evaluate(config, workdir)
     assert scores == metrics_of(workdir, 23, "test")
     lowest = {curve: min(lines_of(workdir, curve, split), key=lambda line: line["loss"]) for curve in ("raw", "ema")}
     assert 0 < lowest["raw"]["step"] < lowest["ema"]["step"] < 18
@@ -159,8 +163,9 @@ def test_each_evaluation_is_logged_once_and_the_test_set_under_a_name_of_its_own
     """Also by TensorBoard, which shows the curves of both splits in one place."""
     split, _, workdir = run
     scored = [(line["step"], line["split"]) for line in read_metrics(workdir, "raw")]
-    at_end = [] if split == "test" else [(23, "test")]
-    assert scored == [(step, split) for step in (3, 6, 9, 12, 15, 18, 21, 23)] + at_end
+    splits = {step: (split,) for step in (3, 6, 9, 12, 15, 18, 20, 21, 23)}
+    splits |= {step: dict.fromkeys((split, "test")) for step in (20, 23)}  # at the ends, of which 9 is none any more
+    assert scored == [(step, name) for step, names in splits.items() for name in names]
     for curve in ("train", "raw", "ema", "ema-raw"):
         expected = collections.defaultdict(list)
         for line in read_metrics(workdir, curve):
