@@ -86,7 +86,7 @@ def test_with_another_metric_or_other_weights_the_best_begins_anew(before):
 
 @pytest.fixture(scope="module", params=[pytest.param("test", marks=pytest.mark.slow), "validation"])
 def run(request, tmp_path_factory):
-    """The split of the curves, the config and the workdir of a run that was started three times, once after its best step.
+    """The split of the curves, the config and the workdir of a run that was started three times, once after its best.
 
     The best evaluation is that of a step at which no checkpoint is due, and another one than that of the raw weights.
     """
