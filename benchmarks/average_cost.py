@@ -27,6 +27,7 @@ import models
 from benchmarks import measure
 from train_state import Average, CustomTrainState
 
+_NAME = flags.DEFINE_string("name", "average_cost", "Of the result.")
 _ROUNDS = flags.DEFINE_integer("rounds", 10, "How often the variants take turns.", lower_bound=measure.MIN_ROUNDS)
 
 NUM_AVERAGES = (0, 8, 16)
@@ -133,7 +134,7 @@ def main(argv: list[str]) -> None:
                 row, timed = measure_average(params, triads, num_steps, chunked=chunked, interval=interval)
                 rows.append({"model": name, "parameters": num_floats, "program": "loop" if chunked else "step", **row})
                 seconds.append(timed)
-    measure.write("average_cost", rows, seconds=seconds)
+    measure.write(_NAME.value, rows, seconds=seconds)
 
 
 if __name__ == "__main__":

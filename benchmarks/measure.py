@@ -149,6 +149,21 @@ def create_triad(num_floats: int, num_arrays: int = 1) -> Callable[[], float]:
     return measure
 
 
+def matrix_rate(dtype: str) -> float:
+    """Floating-point operations per second of a product of square matrices of this type, the best of five."""
+    size = 1024 if jax.default_backend() == "cpu" else 8192
+    matrix = jnp.ones((size, size), dtype)
+    product = jax.jit(lambda a: a @ a)
+    jax.block_until_ready(product(matrix))
+
+    def seconds() -> float:
+        started = time.perf_counter()
+        jax.block_until_ready([product(matrix) for _ in range(10)])
+        return (time.perf_counter() - started) / 10
+
+    return 2 * size**3 / min(seconds() for _ in range(5))
+
+
 def write(name: str, rows: Sequence[Mapping[str, Any]], **details: Any) -> None:
     """Prints a table and writes `benchmarks/results/NAME.json`.
 

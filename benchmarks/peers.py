@@ -15,8 +15,9 @@ average:
 
 The others get the same batches in the same order, normalised beforehand, and keep only the loss. First all take a few
 steps from the same weights and have to agree; then they take turns, some steps at a time. `time ratio` is the time of a
-step over that of ours, `XLA (s)` what compiling JAX's programs took. It takes an idle machine: PyTorch's threads wait
-for each other, and other work slows them most.
+step over that of ours, `XLA (s)` what compiling JAX's programs took. `TFLOP/s` counts the operations of the plain step
+for all variants alike, `of matrix rate` is their share of what a product of large matrices of the same type reaches. It
+takes an idle machine: PyTorch's threads wait for each other, and other work slows them most.
 """
 
 import functools
@@ -151,14 +152,17 @@ def main(argv: list[str]) -> None:
 
     for variant in variants.values():
         turn(variant)  # to warm up
+    operations, matrix_rate = variants["plain JAX"].operations, measure.matrix_rate(_CONFIG.value.model.dtype)
     calls = {name: functools.partial(turn, variant) for name, variant in variants.items()}
     seconds = measure.interleaved(calls, _ROUNDS.value)
     rows = []
     for (name, values), checked in zip(seconds.items(), errors, strict=True):
         rates = measure.summary([_STEPS.value / value for value in values])
         ratio = measure.paired_ratio(values, seconds["ours"])
+        performed = operations * rates["median"]
         rows.append(
             {"variant": name, "steps/s": rates.pop("median"), **rates, "time ratio": ratio.pop("ratio"), **ratio}
+            | {"TFLOP/s": performed / 1e12, "of matrix rate": performed / matrix_rate}
             | {"XLA (s)": checked["compile seconds"]}
         )
     config = json.loads(run_config.to_json(experiment.config))

@@ -50,10 +50,12 @@ class Variant:
     Attributes:
         advance: takes this many further steps, waits for them and returns the mean loss.
         weights: gives the present "params", "batch stats" and "average".
+        operations: floating-point operations of a step as it is written, if they are known.
     """
 
     advance: Callable[[int], float]
     weights: Callable[[], dict[str, Weights]]
+    operations: float = 0.0
 
 
 def flatten(tree: Any) -> Weights:
@@ -152,4 +154,5 @@ def create(task: Task) -> Variant:
         trees = {"params": state.params, "batch stats": state.batch_stats, "average": state.average}
         return {name: flatten(tree) for name, tree in trees.items()}
 
-    return Variant(advance, weights)
+    costs: Any = step.lower(state, *task.batches[0]).cost_analysis()
+    return Variant(advance, weights, costs["flops"])

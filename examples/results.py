@@ -1,5 +1,6 @@
 """What the pages of the examples have in common: several seeds of their variants, trained, and read from their runs."""
 
+import argparse
 import datetime
 import json
 import pathlib
@@ -9,6 +10,7 @@ from typing import Any
 
 import ml_collections
 import numpy as np
+from matplotlib.figure import Figure
 
 from examples import samples
 from reporting.runs import Run
@@ -55,6 +57,47 @@ def train_all(
     waiting, failed = sweep.check(folder, configs)
     if failed := failed | sweep.train_all(folder, waiting, jobs=2):
         sys.exit(json.dumps(failed, indent=1))
+
+
+def main(
+    about: str,
+    path: pathlib.Path,
+    variants: Iterable[str],
+    num_seeds: int,
+    config_of: Callable[[str, int], ml_collections.ConfigDict],
+    read: Callable[[pathlib.Path], Mapping[str, Any]],
+    table: Callable[[Mapping[str, Any]], str],
+    findings: Callable[[Mapping[str, Any]], str],
+    draw: Callable[[Mapping[str, Any]], Figure],
+) -> None:
+    """The command of a page: trains its variants and stores what they gave, then prints and draws what is stored.
+
+    Args:
+        about: what `--help` says.
+        path: of the JSON file that the numbers are stored in; the picture is the PNG file beside it.
+        variants: see `train_all`, as for the next two.
+        num_seeds: see there.
+        config_of: see there.
+        read: makes what is stored from the folder of the runs.
+        table: makes the page's table of what is stored.
+        findings: makes the lines below it.
+        draw: makes the picture.
+    """
+    parser = argparse.ArgumentParser(
+        f"python -m examples.{path.parent.name}.{path.stem}",
+        description=about,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("folder", type=pathlib.Path, help="of the runs")
+    parser.add_argument("--draw", action="store_true", help="train nothing")
+    args = parser.parse_args()
+    if not args.draw:
+        train_all(variants, args.folder, num_seeds, config_of)
+        made = {"date": datetime.date.today().isoformat(), "environment": environment.describe()}
+        path.write_text(json.dumps(made | dict(read(args.folder))) + "\n")
+    result = json.loads(path.read_text())
+    print(f"{table(result)}\n\n{findings(result)}")
+    draw(result).savefig(path.with_suffix(".png"), dpi=144)
 
 
 def seconds(workdirs: Sequence[pathlib.Path]) -> float:

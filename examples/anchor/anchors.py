@@ -6,9 +6,6 @@
 The runs are RUNS/VARIANT/seed0, ..., for tools.report. Writes `anchors.json` and `anchors.png` beside this file.
 """
 
-import argparse
-import datetime
-import json
 import pathlib
 from collections.abc import Mapping
 from typing import Any
@@ -20,7 +17,6 @@ from matplotlib.figure import Figure
 from configs import default as project
 from examples import results
 from examples.anchor.configs import default
-from runtime import environment
 
 FOLDER = pathlib.Path(__file__).parent
 NUM_SEEDS = 10
@@ -57,15 +53,14 @@ def config_of(variant: str, seed: int) -> ml_collections.ConfigDict:
     return config
 
 
-def read_all(folder: pathlib.Path, num_seeds: int = NUM_SEEDS) -> dict[str, Any]:
+def read(folder: pathlib.Path, num_seeds: int = NUM_SEEDS) -> dict[str, Any]:
     """By variant the metrics of the policy [seeds][evaluations] and the seconds of its runs; and the steps."""
     variants = {}
     for variant in VARIANTS:
         runs = results.workdirs(variant, folder, num_seeds)
         variants[variant] = results.read(runs, ["raw"], METRICS)["raw"] | {"seconds": results.seconds(runs)}
-    about = {"date": datetime.date.today().isoformat(), "environment": environment.describe()}
     steps = results.steps(results.workdirs(next(iter(VARIANTS)), folder, num_seeds)[0], "accuracy")
-    return about | {"steps": steps, "variants": variants}
+    return {"steps": steps, "variants": variants}
 
 
 def paths(result: Mapping[str, Any], variant: str, metric: str) -> np.ndarray:
@@ -120,22 +115,5 @@ def draw(result: Mapping[str, Any]) -> Figure:
     return figure
 
 
-def main() -> None:
-    """Trains and draws what the arguments ask for."""
-    parser = argparse.ArgumentParser(
-        "python -m examples.anchor.anchors", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("folder", type=pathlib.Path, help="of the runs")
-    parser.add_argument("--draw", action="store_true", help="train nothing")
-    args = parser.parse_args()
-    path = FOLDER / "anchors.json"
-    if not args.draw:
-        results.train_all(VARIANTS, args.folder, NUM_SEEDS, config_of)
-        path.write_text(json.dumps(read_all(args.folder)) + "\n")
-    result = json.loads(path.read_text())
-    print(f"{table(result)}\n\n{findings(result)}")
-    draw(result).savefig(FOLDER / "anchors.png", dpi=144)
-
-
 if __name__ == "__main__":
-    main()
+    results.main(__doc__, FOLDER / "anchors.json", VARIANTS, NUM_SEEDS, config_of, read, table, findings, draw)

@@ -6,9 +6,6 @@
 The runs are RUNS/VARIANT/seed0, ..., for tools.report. Writes `targets.json` and `targets.png` beside this file.
 """
 
-import argparse
-import datetime
-import json
 import pathlib
 from collections.abc import Mapping
 from typing import Any
@@ -21,7 +18,6 @@ from configs import default as project
 from examples import results
 from examples.byol.configs import default
 from examples.byol.train import TASK
-from runtime import environment
 
 FOLDER = pathlib.Path(__file__).parent
 NUM_SEEDS = 5
@@ -54,7 +50,7 @@ def config_of(variant: str, seed: int) -> ml_collections.ConfigDict:
     return config
 
 
-def read_all(folder: pathlib.Path, num_seeds: int) -> dict[str, Any]:
+def read(folder: pathlib.Path, num_seeds: int = NUM_SEEDS) -> dict[str, Any]:
     """The metrics of each variant by curve, [seeds][evaluations], and the seconds that its runs took."""
     variants = {}
     for variant, (average, _) in VARIANTS.items():
@@ -64,8 +60,7 @@ def read_all(folder: pathlib.Path, num_seeds: int) -> dict[str, Any]:
             "seconds": results.seconds(runs),
         }
     steps = results.steps(results.workdirs("BYOL", folder, num_seeds)[0], "probe")
-    about = {"date": datetime.date.today().isoformat(), "environment": environment.describe()}
-    return about | {"steps": steps, "variants": variants}
+    return {"steps": steps, "variants": variants}
 
 
 def last(result: Mapping[str, Any], variant: str, metric: str, curve: str = "raw") -> np.ndarray:
@@ -123,22 +118,5 @@ def draw(result: Mapping[str, Any]) -> Figure:
     return figure
 
 
-def main() -> None:
-    """Trains and draws what the arguments ask for."""
-    parser = argparse.ArgumentParser(
-        "python -m examples.byol.targets", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("folder", type=pathlib.Path, help="of the runs")
-    parser.add_argument("--draw", action="store_true", help="train nothing")
-    args = parser.parse_args()
-    path = FOLDER / "targets.json"
-    if not args.draw:
-        results.train_all(VARIANTS, args.folder, NUM_SEEDS, config_of)
-        path.write_text(json.dumps(read_all(args.folder, NUM_SEEDS)) + "\n")
-    result = json.loads(path.read_text())
-    print(f"{table(result)}\n\n{findings(result)}")
-    draw(result).savefig(FOLDER / "targets.png", dpi=144)
-
-
 if __name__ == "__main__":
-    main()
+    results.main(__doc__, FOLDER / "targets.json", VARIANTS, NUM_SEEDS, config_of, read, table, findings, draw)

@@ -6,9 +6,6 @@
 The runs are RUNS/VARIANT/seed0, ..., for tools.report. Writes `targets.json` and `targets.png` beside this file.
 """
 
-import argparse
-import datetime
-import json
 import pathlib
 from collections.abc import Mapping
 from typing import Any
@@ -21,7 +18,7 @@ from configs import default as project
 from examples import results
 from examples.dqn.configs import default
 from reporting.runs import Run
-from runtime import environment, intervals
+from runtime import intervals
 
 FOLDER = pathlib.Path(__file__).parent
 NUM_SEEDS = 30
@@ -60,13 +57,17 @@ def config_of(variant: str, seed: int, duration: str = "10000 steps") -> ml_coll
     return config
 
 
-def read(variant: str, folder: pathlib.Path, num_seeds: int) -> dict[str, Any]:
-    """The returns of the network itself [seeds][evaluations], and its values in training [seeds][logs]."""
-    runs = [Run.read(workdir) for workdir in results.workdirs(variant, folder, num_seeds)]
-    return {
-        "returns": [[round(line["return"], 4) for line in run.curves["raw", "test"].values()] for run in runs],
-        "values": [[round(line["value"], 2) for line in run.curves["train", ""].values()] for run in runs],
-    }
+def read(folder: pathlib.Path, num_seeds: int = NUM_SEEDS) -> dict[str, Any]:
+    """By variant the network's returns [seeds][evaluations], its values in training [seeds][logs], and the seconds."""
+    variants, seconds = {}, {}
+    for variant in VARIANTS:
+        workdirs = results.workdirs(variant, folder, num_seeds)
+        runs, seconds[variant] = [Run.read(workdir) for workdir in workdirs], results.seconds(workdirs)
+        variants[variant] = {
+            "returns": [[round(line["return"], 4) for line in run.curves["raw", "test"].values()] for run in runs],
+            "values": [[round(line["value"], 2) for line in run.curves["train", ""].values()] for run in runs],
+        }
+    return {"seconds": seconds, "variants": variants}
 
 
 def over_training(variant: Mapping[str, Any]) -> np.ndarray:
@@ -150,30 +151,5 @@ def draw(result: Mapping[str, Any]) -> Figure:
     return figure
 
 
-def main() -> None:
-    """Trains and draws what the arguments ask for."""
-    parser = argparse.ArgumentParser(
-        "python -m examples.dqn.targets", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("folder", type=pathlib.Path, help="of the runs")
-    parser.add_argument("--draw", action="store_true", help="train nothing")
-    args = parser.parse_args()
-    path = FOLDER / "targets.json"
-    if not args.draw:
-        results.train_all(VARIANTS, args.folder, NUM_SEEDS, config_of)
-        result = {
-            "date": datetime.date.today().isoformat(),
-            "environment": environment.describe(),
-            "seconds": {
-                variant: results.seconds(results.workdirs(variant, args.folder, NUM_SEEDS)) for variant in VARIANTS
-            },
-            "variants": {variant: read(variant, args.folder, NUM_SEEDS) for variant in VARIANTS},
-        }
-        path.write_text(json.dumps(result) + "\n")
-    result = json.loads(path.read_text())
-    print(f"{table(result)}\n\n{findings(result)}")
-    draw(result).savefig(FOLDER / "targets.png", dpi=144)
-
-
 if __name__ == "__main__":
-    main()
+    results.main(__doc__, FOLDER / "targets.json", VARIANTS, NUM_SEEDS, config_of, read, table, findings, draw)

@@ -6,9 +6,6 @@
 The runs are RUNS/VARIANT/seed0, ..., for tools.report. Writes `teachers.json` and `teachers.png` beside this file.
 """
 
-import argparse
-import datetime
-import json
 import pathlib
 from collections.abc import Mapping
 from typing import Any
@@ -20,7 +17,6 @@ from matplotlib.figure import Figure
 from examples import results
 from examples.mean_teacher.configs import default
 from reporting.runs import Run
-from runtime import environment
 
 FOLDER = pathlib.Path(__file__).parent
 NUM_SEEDS = 10
@@ -128,25 +124,5 @@ def draw(result: Mapping[str, Any]) -> Figure:
     return figure
 
 
-def main() -> None:
-    """Trains and draws what the arguments ask for."""
-    parser = argparse.ArgumentParser(
-        "python -m examples.mean_teacher.teachers",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("folder", type=pathlib.Path, help="of the runs")
-    parser.add_argument("--draw", action="store_true", help="train nothing")
-    args = parser.parse_args()
-    path = FOLDER / "teachers.json"
-    if not args.draw:
-        results.train_all(VARIANTS, args.folder, NUM_SEEDS, config_of)
-        about = {"date": datetime.date.today().isoformat(), "environment": environment.describe()}
-        path.write_text(json.dumps(about | read(args.folder)) + "\n")
-    result = json.loads(path.read_text())
-    print(f"{table(result)}\n\n{findings(result)}")
-    draw(result).savefig(FOLDER / "teachers.png", dpi=144)
-
-
 if __name__ == "__main__":
-    main()
+    results.main(__doc__, FOLDER / "teachers.json", VARIANTS, NUM_SEEDS, config_of, read, table, findings, draw)

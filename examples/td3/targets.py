@@ -6,10 +6,7 @@
 The runs are RUNS/VARIANT/seed0, ..., for tools.report. Writes `targets.json` and `targets.png` beside this file.
 """
 
-import argparse
-import datetime
 import itertools
-import json
 import pathlib
 from collections.abc import Mapping
 from typing import Any
@@ -21,7 +18,6 @@ from matplotlib.figure import Figure
 from configs import default as project
 from examples import results
 from examples.td3.configs import default
-from runtime import environment
 
 FOLDER = pathlib.Path(__file__).parent
 NUM_SEEDS = 10
@@ -136,23 +132,5 @@ def draw(result: Mapping[str, Any]) -> Figure:
     return figure
 
 
-def main() -> None:
-    """Trains and draws what the arguments ask for."""
-    parser = argparse.ArgumentParser(
-        "python -m examples.td3.targets", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("folder", type=pathlib.Path, help="of the runs")
-    parser.add_argument("--draw", action="store_true", help="train nothing")
-    args = parser.parse_args()
-    path = FOLDER / "targets.json"
-    if not args.draw:
-        results.train_all(VARIANTS, args.folder, NUM_SEEDS, config_of)
-        about = {"date": datetime.date.today().isoformat(), "environment": environment.describe()}
-        path.write_text(json.dumps(about | read(args.folder)) + "\n")
-    result = json.loads(path.read_text())
-    print(f"{table(result)}\n\n{findings(result)}")
-    draw(result).savefig(FOLDER / "targets.png", dpi=144)
-
-
 if __name__ == "__main__":
-    main()
+    results.main(__doc__, FOLDER / "targets.json", VARIANTS, NUM_SEEDS, config_of, read, table, findings, draw)

@@ -318,7 +318,7 @@ def test_variants_are_trained_read_and_drawn(tmp_path, monkeypatch):
     config = anchor_config()
     monkeypatch.setattr(default, "get_config", lambda: config.copy_and_resolve_references())
     results.train_all(anchors.VARIANTS, tmp_path, 2, anchors.config_of)
-    result = json.loads(json.dumps(anchors.read_all(tmp_path, 2)))
+    result = json.loads(json.dumps(anchors.read(tmp_path, 2)))
     assert result["steps"] == [4, 8, 12, 16, 20]
     lines = read_metrics(tmp_path / "hard_0.5" / "seed1", "raw")
     assert result["variants"]["hard, 0.5"]["reward"][1] == [round(line["reward"], 4) for line in lines]
