@@ -14,7 +14,8 @@ from refusals import COMPILES, check
 
 from runtime import run_folder
 
-SHORT = ("--config.duration=30 steps", "--config.checkpoint_every=10 steps", "--config.best_curve=raw")
+EVERY = ("--config.checkpoint_every=10 steps", "--config.eval_every=10 steps")
+SHORT = ("--config.duration=30 steps", "--config.best_curve=raw", *EVERY)
 
 
 @pytest.fixture(scope="module")
