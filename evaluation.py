@@ -246,10 +246,10 @@ def better(
     metric: str,
     directions: Mapping[str, Literal["higher", "lower"]],
 ) -> Best | None:
-    """The best evaluation so far: `best`, or this step's if it is better or `best` is of other weights or metric.
+    """The best evaluation so far: `best`, or this step's if it is finite and better, or the first to count.
 
     Args:
-        best: the best one before; None if there is none.
+        best: the best one before, which does not count if it is of other weights or another metric; None for none.
         step: steps done.
         metrics: of this step's evaluation.
         name: of the weights that count.
@@ -259,8 +259,9 @@ def better(
     if metric not in metrics[name]:  # it is not due
         return best
     value = metrics[name][metric]
-    new = Best(step, name, metric, value)
-    if best is None or (best.weights, best.metric) != (name, metric):
-        return new if math.isfinite(value) else None
-    # NaN is neither higher nor lower.
-    return new if (value > best.value if directions[metric] == "higher" else value < best.value) else best
+    if best and (best.weights, best.metric) != (name, metric):
+        best = None
+    if not math.isfinite(value):
+        return best
+    is_better = best is None or (value > best.value if directions[metric] == "higher" else value < best.value)
+    return Best(step, name, metric, value) if is_better else best

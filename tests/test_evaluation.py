@@ -28,6 +28,7 @@ def setting():
     images = input_pipeline.Images(image, rng.integers(0, 3, size=23).astype(np.int32))
     normalization = input_pipeline.Normalization.from_images(images)
     data = jax.device_put(input_pipeline.EvalData.from_images(images, normalization, batch_size=7, num_devices=2))
+    assert (data.batch_size, int(data.mask.sum()), len(data.mask)) == (6, 23, 24)
     curves = {name: {"params": jnp.asarray(rng.normal(size=(4, 3)), jnp.float32)} for name in ("raw", "ema", "slow")}
     return images, normalization, data, curves
 

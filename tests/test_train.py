@@ -143,11 +143,6 @@ def _objectives(state, batch, loss_fn):
     return objectives, updates
 
 
-def test_gradients_of_the_logged_norm_are_those_before_clipping(tmp_path):
-    train.train_and_evaluate(digits_config(optimizer__clip_norm=1e-3), tmp_path)
-    assert all(line["grad_norm"] > 0.1 for line in read_metrics(tmp_path, "train"))
-
-
 def poison(poisoned_steps):
     """The loss function with objectives that are not finite at some steps."""
 
@@ -271,12 +266,6 @@ def test_labels_that_are_numbers_need_a_task_of_their_own(tmp_path, monkeypatch)
     ):
         train.train_and_evaluate(digits_config(dataset="numbers"), tmp_path / "run")
     assert not (tmp_path / "run").exists()
-
-
-def test_with_validation_images_the_test_set_is_scored_once_at_the_end(tmp_path):
-    train.train_and_evaluate(digits_config(num_validation=100), tmp_path)
-    scored = [(line["step"], line["split"]) for line in read_metrics(tmp_path, "raw")]
-    assert scored == [(10, "validation"), (20, "validation"), (20, "test")]
 
 
 def test_a_run_leaves_what_it_promises(tmp_path, capsys):

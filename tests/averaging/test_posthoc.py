@@ -37,7 +37,9 @@ def config(**overrides):
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     workdir = tmp_path_factory.mktemp("posthoc")
-    return workdir, train.train_and_evaluate(config(), workdir)[0]
+    state, _ = train.train_and_evaluate(config(), workdir)
+    assert [stored.record.step for stored in list_stored(workdir, ["snapshots"])] == [*range(10, 170, 10)]
+    return workdir, state
 
 
 def test_an_ema_made_after_training_scores_as_the_one_tracked_in_training(run):
@@ -195,11 +197,18 @@ def test_after_rejections_what_was_tracked_is_made_of_raw_weights_at_every_snaps
     assert [line["step"] for line in lines if line["curve"] == "lawa:last=3"] == [*range(3, 11)]
 
 
-def test_with_validation_images_the_test_set_is_scored_at_the_end(tmp_path, capsys):
-    train.train_and_evaluate(digits_config(snapshot_every="10 steps", num_validation=100), tmp_path)
-    lines = posthoc.posthoc(tmp_path, ["ema:decay=0.9"])
-    scored = [(line["step"], line["split"]) for line in lines if line["curve"] == "ema:decay=0.9"]
-    assert scored == [(10, "validation"), (20, "validation"), (20, "test")]
+def test_with_validation_images_an_epoch_is_of_the_others_and_the_test_set_is_scored_at_the_end(tmp_path):
+    config = digits_config(snapshot_every="10 steps", num_validation=500)
+    config.averages.ema = default.average("ema", half_life="0.3 epochs")
+    train.train_and_evaluate(config, tmp_path)
+    name = "ema:half_life=0.3 epochs"
+    lines = posthoc.posthoc(tmp_path, [name], ["ema"])
+    tracked = {(line["step"], line["split"]): line["loss"] for line in read_metrics(tmp_path, "ema")}
+    assert [*tracked] == [(10, "validation"), (20, "validation"), (20, "test")]
+    made = {(line["step"], line["split"]): line["loss"] for line in lines if line["curve"] == name}
+    assert made == pytest.approx(tracked, rel=1e-6)  # the sum of one average, once
+    raw = {(line["step"], line["split"]): line["loss"] for line in lines if line["curve"] == "raw"}
+    assert raw == {(line["step"], line["split"]): line["loss"] for line in read_metrics(tmp_path, "raw")}
     posthoc.write(tmp_path, lines)
     assert {line["split"] for line in runs.last_evaluation(runs.read_metrics(tmp_path))} == {"test"}
 

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from conftest import create_experiment
+from conftest import create_experiment, state_at
 from random_keys import drawn_twice
 
 from examples import samples
@@ -71,6 +71,35 @@ def test_no_key_is_drawn_from_twice_in_training_or_evaluation():
     image = jnp.ones((4, 3, 3, 2))
     assert drawn_twice(lambda state: loss_fn({}, state, {"image": image}), state) == []
     assert drawn_twice(lambda image: score_fn(state.apply_fn, {}, {"image": image}), image) == []
+
+
+@pytest.mark.slow
+def test_what_is_logged_and_scored_is_the_mean_error_over_images_at_random_times_and_in_each_quarter():
+    image = jax.random.normal(jax.random.key(1), (5, 3, 3, 2))
+
+    def apply_fn(variables, noisy, train):
+        x, time = noisy
+        return variables["params"] * x * (1 + time[:, None, None, None])
+
+    def error_at(time, key):
+        time, noise = (np.asarray(x, np.float64) for x in (time, jax.random.normal(key, image.shape)))
+        part = time[:, None, None, None]
+        return np.square(0.5 * ((1 - part) * noise + part * image) * (1 + part) - image).mean(axis=(1, 2, 3))
+
+    state = state_at(jax.random.key(0), 3).replace(apply_fn=apply_fn)
+    time = jax.nn.sigmoid(jax.random.normal(state.step_key("time"), (5,)))
+    expected = error_at(time, state.step_key("noise")).mean()
+    objective, (metrics, _) = loss_fn(0.5, state, {"image": image})
+    assert float(objective) == pytest.approx(expected, rel=1e-5)
+    assert {name: float(total) / count for name, (total, count) in metrics.items()} == pytest.approx(
+        {"loss": expected}, rel=1e-5
+    )
+    time_key, *keys = jax.random.split(jax.random.key(0), 5)
+    first = jax.random.uniform(time_key, (5,)) / 4
+    scores = score_fn(apply_fn, {"params": 0.5}, {"image": image})
+    four = [error_at(first + quarter / 4, key) for quarter, key in enumerate(keys)]
+    assert scores.keys() == {"loss"}
+    np.testing.assert_allclose(scores["loss"], np.mean(four, axis=0), rtol=1e-5)
 
 
 @pytest.mark.slow

@@ -120,8 +120,10 @@ def test_double_q_learning_chooses_by_the_network_and_values_by_the_target(exper
     for double, chosen in ((False, slow.argmax(axis=1)), (True, own.argmax(axis=1))):
         later = np.where(batch["terminated"], 0, slow[np.arange(128), chosen])
         expected = np.mean((taken - 1 - 0.9 * later) ** 2)
-        objective, _ = loss_fn(state.params, state, batch, gamma=0.9, double=double)
+        objective, (metrics, _) = loss_fn(state.params, state, batch, gamma=0.9, double=double)
         assert float(objective) == pytest.approx(expected, rel=1e-5)  # float32
+        logged = {name: float(total) / count for name, (total, count) in metrics.items()}
+        assert logged == pytest.approx({"loss": expected, "value": taken.mean()}, rel=1e-5)
 
 
 @pytest.mark.slow

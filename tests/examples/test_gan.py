@@ -53,7 +53,7 @@ def test_a_rate_of_zero_freezes_exactly_that_player(frozen):
 
 
 @pytest.mark.slow
-def test_each_loss_moves_its_own_player_only(experiment):
+def test_each_loss_moves_its_own_player_only_and_is_logged_under_its_name(experiment):
     """The gradient of the one objective is for each player that of its own loss, with the other as it is."""
     state, batch = experiment.state, experiment.train_data.batch(experiment.state)[0]
     real, num = batch["image"], len(batch["image"])
@@ -76,11 +76,14 @@ def test_each_loss_moves_its_own_player_only(experiment):
         )
         return -jnp.log(found[0]).mean() - jnp.log(found[1]).mean() + 0.7 / 2 * (slopes**2).sum(axis=(1, 2, 3)).mean()
 
-    found = jax.grad(lambda params: loss_fn(params, state, batch, r1=0.7)[0])(state.params)
-    expected = {
-        "generator": jax.grad(of_generator)(state.params["generator"]),
-        "discriminator": jax.grad(of_discriminator)(state.params["discriminator"]),
-    }
+    found, (metrics, _) = jax.grad(lambda params: loss_fn(params, state, batch, r1=0.7), has_aux=True)(state.params)
+    losses, expected = {}, {}
+    for player, loss in (("generator", of_generator), ("discriminator", of_discriminator)):
+        losses[player], expected[player] = jax.value_and_grad(loss)(state.params[player])
+    logged = {name: float(total) / count for name, (total, count) in metrics.items()}
+    assert logged == pytest.approx(
+        {"loss": float(losses["generator"]), "discriminator_loss": float(losses["discriminator"])}, rel=1e-4
+    )
     jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-3, atol=1e-6), found, expected)  # of float32
 
 

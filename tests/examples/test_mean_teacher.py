@@ -175,8 +175,9 @@ def test_the_loss_is_its_formula_in_float64(experiment, threshold, step, share):
     )
     assert float(objective) == pytest.approx(labelled.mean() + 3 * share * apart.mean(), rel=1e-5)  # float32
     assert float(metrics["loss"][0]) == pytest.approx(labelled.sum(), rel=1e-5)
+    assert int(metrics["accuracy"][0]) == (student[:12].argmax(axis=1) == batch["label"]).sum()
     assert float(metrics["apart"][0]) == pytest.approx(apart.sum(), rel=1e-4)
-    assert (metrics["loss"][1], metrics["apart"][1]) == (12, 20)
+    assert (metrics["loss"][1], metrics["accuracy"][1], metrics["apart"][1]) == (12, 12, 20)
     assert not threshold or (int(metrics["sure"][0]), metrics["sure"][1]) == (sure.sum(), 20)
 
 

@@ -17,7 +17,7 @@ from augmentation import Augmentation
 from examples import classifier, distances, results, samples
 from examples.gan import swing
 from examples.gan.configs import default
-from input_pipeline import EvalData, Normalization, TrainData, find_source
+from input_pipeline import EvalData, Images, Normalization, TrainData, find_source
 from runtime import intervals
 from runtime.errors import UserError
 
@@ -134,6 +134,25 @@ def test_samples_are_judged_by_the_images_of_the_split(tmp_path, small_data):
         found, real = samples.judge(run, split, {"raw": made})["raw"], features(small_data.normalization(images.image))
         assert found["frechet"][0] == pytest.approx(distances.frechet_distance(features(made), real)[0], rel=1e-6)
         np.testing.assert_array_equal(found["recall"][1], distances.covered(real, features(made)))
+
+
+@pytest.mark.slow
+def test_real_images_are_better_than_noise_in_each_metric_and_a_few_of_them_lack_only_recall(tmp_path, small_data):
+    images = find_source("digits").load("test")
+    data = EvalData.from_images(Images(images.image[:300], images.label[:300]), small_data.normalization, 300, 1)
+    classifier.features(small_data, tmp_path, num_steps=1)  # which is enough to tell these apart
+    real = data.normalization(data.image)
+    noise = jax.random.uniform(jax.random.key(0), real.shape, minval=-1, maxval=1)
+    made = {"real": real, "few": jnp.tile(real[:8], (38, 1, 1, 1))[:300], "noise": noise}
+    experiment = types.SimpleNamespace(eval_data={"test": data}, train_data=small_data, workdir=tmp_path)
+    found = samples.judge(experiment, "test", made)
+    value = {name: {metric: float(of[metric][0]) for metric in samples.METRICS} for name, of in found.items()}
+    assert value["real"] == pytest.approx({"frechet": 0, "precision": 1, "recall": 1}, abs=1e-4)
+    assert value["few"]["precision"] == 1
+    assert value["few"]["recall"] < 0.5
+    for metric, better in samples.METRICS.items():
+        sign = 1 if better == "higher" else -1
+        assert sign * value["real"][metric] > sign * value["noise"][metric], metric
 
 
 @pytest.mark.slow

@@ -102,11 +102,13 @@ def test_critics_learn_the_lowest_value_of_the_target_for_a_disturbed_action_of_
     following = values(slow, batch["next_observation"], np.clip(disturbed, -2, 2))
     assert num_critics == 1 or following.argmin(axis=0).any()  # not always the first one's
     aim = batch["reward"] + 0.9 * np.where(batch["terminated"], 0, following.min(axis=0))
-    errors = np.square(values(state.params, batch["observation"], batch["action"]) - aim).sum(axis=0)
+    valued = values(state.params, batch["observation"], batch["action"])
+    errors = np.square(valued - aim).sum(axis=0)
     worth = values(state.params, batch["observation"], act(state.params, batch["observation"])[0])[0]
     objective, (metrics, updates) = objective_of(state, batch, target=target, gamma=0.9, smoothing=0.9)
     assert float(objective) == pytest.approx(errors.mean() - worth.mean(), rel=1e-5)  # float32
-    assert float(metrics["loss"][0]) == pytest.approx(errors.sum(), rel=1e-5)
+    logged = {name: float(total) / count for name, (total, count) in metrics.items()}
+    assert logged == pytest.approx({"loss": errors.mean(), "value": valued.mean()}, rel=1e-5)
     assert not updates
 
 

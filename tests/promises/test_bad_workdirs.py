@@ -14,7 +14,8 @@ from refusals import COMPILES, check
 
 from runtime import run_folder
 
-SHORT = ("--config.duration=30 steps", "--config.checkpoint_every=10 steps", "--config.best_curve=raw")
+EVERY = ("--config.checkpoint_every=10 steps", "--config.eval_every=10 steps")
+SHORT = ("--config.duration=30 steps", "--config.best_curve=raw", *EVERY)
 
 
 @pytest.fixture(scope="module")
@@ -24,6 +25,7 @@ def finished(tmp_path_factory):
     result = run_main(f"--workdir={workdir}", *SHORT, JAX_LOG_COMPILES="1")
     assert result.returncode == 0, result.stderr
     assert COMPILES in result.stderr
+    assert {path.name for path in (workdir / "checkpoints").iterdir()} == {"10", "20", "30"}
     return workdir
 
 

@@ -12,7 +12,7 @@ from tools import finished
 
 @pytest.fixture(scope="module")
 def plain(tmp_path_factory):
-    """A run of 20 steps in a folder with a plain name, its last state, and where it was after 10."""
+    """A run of 20 steps in a folder with a plain name, and its last state."""
     folder = tmp_path_factory.mktemp("plain")
     state, _ = train.train_and_evaluate(digits_config(), folder / "r1")
     return folder, state
@@ -29,7 +29,9 @@ def test_a_run_in_a_folder_of_any_name_is_continued_renamed_scored_and_started_f
     jax.tree.map(np.testing.assert_array_equal, state.weights(), expected.weights())
     assert read_metrics(workdir) == read_metrics(folder / "r1")
     assert jax.dtypes.issubdtype(find_checkpoint(workdir, "latest").restore_state(state).rng.dtype, jax.dtypes.prng_key)
-    finished.evaluate_checkpoint(digits_config(), workdir, which="best", config_change="refuse")
+    scores = finished.evaluate_checkpoint(digits_config(), workdir, which="best", config_change="refuse")
+    best = max(line["accuracy"] for line in read_metrics(workdir, "ema"))
+    assert scores["ema"]["accuracy"] == best
     started, _ = train.train_and_evaluate(
         digits_config(init_from=str(workdir), duration="1 steps", optimizer__learning_rate=0.0), tmp_path / "next"
     )

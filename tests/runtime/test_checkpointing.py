@@ -49,6 +49,8 @@ def run(tmp_path_factory):
     workdir = tmp_path_factory.mktemp("run")
     config = digits_config(checkpoint_every="5 steps", eval_every="100%", snapshot_every="10 steps", best_curve="raw")
     train.train_and_evaluate(config, workdir)
+    kept = {path.relative_to(workdir).as_posix() for path in workdir.glob("*s/*") if path.name.isdigit()}
+    assert kept == {"checkpoints/10", "checkpoints/15", "checkpoints/20", "snapshots/10", "snapshots/20"}
     return config, workdir
 
 

@@ -33,7 +33,9 @@ def run(experiment, cuts, chunked=True, max_steps=0):
 def experiment(tmp_path_factory):
     config = digits_config(augment__crop_padding=1, **CNN)
     config.averages.slow = {"kind": "ema", "decay": 0.9, "every": "4 steps", "batch_stats": "copy"}
-    return create_experiment(config)
+    experiment = create_experiment(config)
+    assert 28 * config.batch_size < len(experiment.train_data.images) < 29 * config.batch_size
+    return experiment
 
 
 def test_a_chunk_computes_what_single_steps_do_but_for_rounding(experiment):

@@ -1,3 +1,4 @@
+import json
 import os
 import pty
 import re
@@ -191,16 +192,35 @@ def test_what_is_compiled_counts_as_neither_training_nor_evaluation(tmp_path):
     assert seconds["eval_seconds"] == 0
 
 
-def test_the_clocks_of_a_run_go_on_when_it_is_continued(tmp_path):
-    with MetricWriter(tmp_path, 10, Written(), "accuracy", ()) as writer:
-        with writer.clock("eval_seconds"):
-            jax.random.key(0)
-        before = writer.record()
-    with MetricWriter(tmp_path, 10, before, "accuracy", ()) as writer:
-        writer.add_time("checkpoint_seconds", time.monotonic())
-        after = writer.record()
-    assert after.seconds["eval_seconds"] == before.seconds["eval_seconds"] > 0
-    assert after.seconds["checkpoint_seconds"] > before.seconds["checkpoint_seconds"] == 0
+def test_each_column_of_the_times_is_what_its_name_says_also_when_a_run_is_continued(tmp_path, capsys):
+    clocks = ("train_seconds", "eval_seconds", "checkpoint_seconds", "startup_seconds")
+    parts = [
+        (1000, (100, 20, 40, 80)),
+        (4000, (600, 30, 50, 0)),
+        (5000, (50, 0, 0, 7)),
+    ]  # steps, and the seconds of each
+    expected, so_far, before, last = [], dict.fromkeys(clocks, 0), Written(), 0
+    for step, seconds in parts:  # each by a process of its own
+        with MetricWriter(tmp_path, 5000, before, "accuracy", ()) as writer:
+            for clock, number in zip(clocks, seconds, strict=True):
+                writer.add_time(clock, time.monotonic() - number)
+                so_far = so_far | {clock: so_far[clock] + number}
+            writer.write_progress(step)
+            before = writer.record()
+            writer.say_times()
+        rates = {"steps_per_second": (step - last) / seconds[0]}
+        expected.append(pytest.approx({"step": step, **rates, **so_far, "compile_seconds": 0}, rel=0.005, abs=0.01))
+        last = step
+    assert [json.loads(line) for line in (tmp_path / "timing.jsonl").read_text().splitlines()] == expected
+    said = capsys.readouterr().out.splitlines()
+    assert re.fullmatch(
+        r"Training took 12:30, evaluation 50\.\d s, checkpoints 1:3\d, compilation 0\.\d s, the start 1:2\d", said[-1]
+    )
+    (tmp_path / "metrics.jsonl").write_text('{"step": 5000, "curve": "raw", "split": "test", "accuracy": 0.5}\n')
+    [group], _ = runs.group([Run.read(tmp_path)])
+    assert group.times() == pytest.approx(
+        {**so_far, "compile_seconds": 0, "steps_per_second": 5000 / 750, "images_per_second": 0}, rel=0.005, abs=0.01
+    )
 
 
 def in_bash(line: str, **environment: str) -> subprocess.CompletedProcess:

@@ -177,6 +177,12 @@ def records(path) -> list[bytes]:
     return found
 
 
+def test_a_number_has_the_name_of_its_images_its_curve_and_its_metric():
+    line = {"step": 3, "curve": "ema-raw", "split": "validation", "accuracy": 0.5, "loss": None, "size": 2}
+    assert trackers.numbers(line) == {"validation/ema-raw/accuracy": 0.5, "validation/ema-raw/size": 2}
+    assert trackers.numbers({"step": 3, "curve": "train", "loss": 1.5}) == {"train/loss": 1.5}
+
+
 def points(lines) -> list[tuple[int, str, float]]:
     return sorted((line["step"], name, value) for line in lines for name, value in trackers.numbers(line).items())
 

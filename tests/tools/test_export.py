@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import safetensors.flax
-from conftest import ROOT, digits_config, read_metrics
+from conftest import ROOT, climbing_from, digits_config, read_metrics
 
 import input_pipeline
 import models
@@ -17,6 +17,7 @@ import tools.export
 import train
 from configs import default
 from runtime.errors import UserError
+from runtime.stored import find_checkpoint
 
 
 @pytest.fixture(scope="module")
@@ -25,10 +26,14 @@ def run(tmp_path_factory):
     workdir = tmp_path_factory.mktemp("run")
     config = digits_config(
         model__name="cnn", model__hidden_sizes=(256, 256), model__batch_norm=True, recompute_batches=3,
-        duration="12 steps", eval_every="4 steps", checkpoint_every="4 steps", best_curve="raw",
+        duration="12 steps", eval_every="4 steps", checkpoint_every="4 steps", best_curve="raw", best_metric="loss",
     )  # fmt: skip
     config.averages.recomputed = default.average("ema", decay=0.9, batch_stats="recompute")
-    return workdir, train.train_and_evaluate(config, workdir)[0]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(train.TASKS, "classification", train.Task(loss_fn=climbing_from(8)))
+        state, _ = train.train_and_evaluate(config, workdir)
+    assert find_checkpoint(workdir, "best").record.step == 8
+    return workdir, state
 
 
 def export(workdir, *flags):
@@ -124,11 +129,14 @@ def test_a_model_that_pytorch_has_no_names_for_is_refused_and_nothing_written(ru
 @pytest.mark.slow
 def test_the_best_checkpoint_can_be_exported(run, tmp_path):
     workdir, _ = run
-    accuracies = {line["step"]: line["accuracy"] for line in read_metrics(workdir, "raw")}
-    result = export(workdir, "--average=raw", f"--out={tmp_path}", "--checkpoint=best")
+    result = export(workdir, "--average=recomputed", f"--out={tmp_path}", "--checkpoint=best")
     assert result.returncode == 0, result.stderr
     about = json.loads((tmp_path / "weights.json").read_text())
-    assert accuracies[about["step"]] == about["scores"]["raw"]["accuracy"] == max(accuracies.values())
+    assert (about["step"], about["average"]["name"]) == (8, "recomputed")
+    for curve, scores in about["scores"].items():
+        [line] = [line for line in read_metrics(workdir, curve) if line["step"] == 8]
+        assert line == {"step": 8, "curve": curve, "split": "test"} | scores
+    assert {*about["scores"]} == {"raw", "recomputed", "recomputed-raw"}
 
 
 @pytest.mark.slow

@@ -16,6 +16,7 @@ from made_runs import make_diagnosis
 import train
 from configs import default
 from reporting import page
+from runtime.stored import list_stored
 from tools.diagnosis import landscape, matching, spectrum
 from tools.diagnosis.subject import Subject
 
@@ -32,6 +33,8 @@ def runs(tmp_path_factory):
         config = digits_config(seed=seed, duration="60 steps", keep_checkpoints=10, averages__ema__decay=0.7, **every)
         train.train_and_evaluate(config, folder / str(seed))
         page.write(folder / str(seed))  # as main.py does
+        for kind in ("snapshots", "checkpoints"):
+            assert [stored.record.step for stored in list_stored(folder / str(seed), [kind])] == [12, 24, 36, 48, 60]
     return folder / "0", folder / "1"
 
 
