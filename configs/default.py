@@ -165,16 +165,19 @@ def get_config() -> ml_collections.ConfigDict:
     return config
 
 
-def group(match: str, *, factor: float = 1.0, clip_norm: float = 0.0, every: int = 1) -> ml_collections.ConfigDict:
-    """Parameters that move otherwise than the others, such as those of one of several players.
+def group(match: str, **fields: Any) -> ml_collections.ConfigDict:
+    """Parameters that move otherwise than the others: `group("encoder/", factor=0.5)`.
 
     Args:
-        match: a regular expression for the beginning of their paths, such as "encoder/"; the first group that fits.
-        factor: of the learning rate; 0 for parameters that stay as they are.
-        clip_norm: largest norm of their gradient; 0: no limit but `optimizer.clip_norm`, that of all.
-        every: updates from one of theirs to the next; in between the optimizer forgets their gradients.
+        match: a regular expression for the beginning of their paths; the first group that fits has a parameter.
+        **fields: the fields below that differ.
     """
-    return ml_collections.ConfigDict({"match": match, "factor": factor, "clip_norm": clip_norm, "every": every})
+    config = ml_collections.ConfigDict({"match": match})
+    config.factor = 1.0  # of the learning rate; 0: they, and batch norm with such a path, stay as they are
+    config.weight_decay_factor = 1.0  # of `optimizer.weight_decay`
+    config.clip_norm = 0.0  # largest norm of their gradient; 0: no limit but `optimizer.clip_norm`, that of all
+    config.every = 1  # updates from one of theirs to the next; in between the optimizer forgets their gradients
+    return ml_collections.ConfigDict(config.to_dict() | fields)
 
 
 def average(kind: str, **fields: Any) -> ml_collections.ConfigDict:

@@ -14,6 +14,7 @@ from typing import Any, Self
 
 import jax
 
+import optimizers
 from runtime.errors import UserError
 from runtime.metric_writing import Written
 from runtime.progress import say
@@ -193,8 +194,12 @@ class Stored:
         if name == "raw":
             tree, roots = fields, tuple(f"{field}/" for field in fields)
         else:
-            tree = {f"ema_{field}": {name: values} for field, values in fields.items()}
+            frozen = self._frozen(name)
+            averaged = fields | {"params": optimizers.moving(like.params, frozen)}
+            tree = {f"ema_{field}": {name: values} for field, values in averaged.items()}
             roots = tuple(f"ema_{field}/{name}/" for field in fields)
+            if frozen:  # which are those of the raw weights
+                tree, roots = tree | {"params": like.params}, (*roots, "params/")
         # What is read is compared first: orbax would leave what it does not find as it happens to be.
         saved = {path: leaf for path, leaf in self.record.leaves.items() if path.startswith(roots)}
         if found := difference(saved, describe_leaves(tree)):
@@ -218,7 +223,14 @@ class Stored:
         restored = read_part(self.folder / "state", wanted)
         if name == "raw":
             return restored
-        return {field: restored[f"ema_{field}"][name] for field in ("params", "batch_stats")}
+        averaged = {field: restored[f"ema_{field}"][name] for field in ("params", "batch_stats")}
+        if self._frozen(name):
+            averaged["params"] = optimizers.whole(averaged["params"], restored["params"])
+        return averaged
+
+    def _frozen(self, name: str) -> str:
+        """The paths of the parameters that this average leaves out; see `Average`."""
+        return next(average.frozen for average in self.record.averages if average.name == name)
 
 
 def saved_folders(directory: pathlib.Path) -> list[pathlib.Path]:
