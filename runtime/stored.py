@@ -139,8 +139,7 @@ class Stored:
         Raises:
             UserError: it is of another model or optimizer, or of data with another memory.
         """
-        like = jax.eval_shape(lambda s: s.with_averages(self.record.averages), like)
-        if found := difference(self.record.leaves, describe_leaves(like)):
+        if found := difference(self.record.leaves, describe_leaves(self._as_saved(like))):
             raise UserError(
                 f"{self.folder} does not fit the config's model, optimizer or data: {found}. "
                 "Repeat the run's own config, or use another --workdir; if it is the run's own, their code has changed "
@@ -157,14 +156,18 @@ class Stored:
         """
         self.check_fits(state)
         # A checkpoint can only be read as what it is, so the averages are exchanged before and after.
-        like = jax.eval_shape(lambda s: s.with_averages(self.record.averages), state)
-        sharding = state.step.sharding
+        like, sharding = self._as_saved(state), state.step.sharding
         shardings = jax.tree.map(lambda _: sharding, like)
-        for name in like.ema_params.keys() & state.ema_params.keys():
-            shardings.ema_params[name] = jax.tree.map(lambda x: x.sharding, state.ema_params[name])
+        for name, average in state.ema_params.items():
+            if jax.tree.structure(average) == jax.tree.structure(like.ema_params.get(name)):
+                shardings.ema_params[name] = jax.tree.map(lambda x: x.sharding, average)
         restored = read_tree(self.folder / "state", jax.tree.map(abstract, like, shardings))
         unchanged = tuple(average for average in self.record.averages if average in state.averages)
         return laid_out_as(state, restored.with_averages(unchanged).with_averages(state.averages))
+
+    def _as_saved(self, state: CustomTrainState) -> CustomTrainState:
+        """The shapes of a state with the averages of this checkpoint, which may leave out other parameters."""
+        return jax.eval_shape(lambda s: s.with_averages(()).with_averages(self.record.averages), state)
 
     def restore_sums(self, sums: Any) -> Any:
         """The metric sums in this checkpoint, for the metrics that `sums` has, with its shapes and shardings.
