@@ -178,7 +178,7 @@ def group(match: str, **fields: Any) -> ml_collections.ConfigDict:
 
 
 def layerwise(decay: float, layers: list[str]) -> dict[str, ml_collections.ConfigDict]:
-    """A group for each layer, from the input up: its rate is `decay` times that of the next, of the last that of all."""
+    """A group for each layer, from the input up, whose rate is `decay` times that of the next, or of what is above."""
     return {f"layer{i}": group(match, factor=decay ** (len(layers) - i)) for i, match in enumerate(layers)}
 
 

@@ -47,7 +47,9 @@ def loss_fn(params, state, batch):
 
 def config_of(task, groups=GROUPS, **overrides):
     """With every kind of average, weight decay, momentum, accumulated gradients and a rejected step."""
-    name = task(loss_fn=loss_fn, create_model=lambda example: Net(example[1].shape[-1]), needs=lambda loss: ("teacher",))
+    name = task(
+        loss_fn=loss_fn, create_model=lambda example: Net(example[1].shape[-1]), needs=lambda loss: ("teacher",)
+    )
     config = digits_config(task=name, accumulate=2, snapshot_every="10 steps", recompute_batches=2)
     config.optimizer.update(learning_rate=0.05, weight_decay=0.1, groups=groups)
     config.model.hidden_sizes = default.get_config().model.hidden_sizes
@@ -135,7 +137,9 @@ def test_posthoc_averages_and_exports_have_the_frozen_part_of_the_parameters(run
     _, workdir, start, _ = run
     seen = []
     real = train.evaluate_weights
-    monkeypatch.setattr(train, "evaluate_weights", lambda e, weights, split: seen.append(weights) or real(e, weights, split))
+    monkeypatch.setattr(
+        train, "evaluate_weights", lambda e, weights, split: seen.append(weights) or real(e, weights, split)
+    )
     posthoc.posthoc(workdir, ["ema:decay=0.9", "lawa:last=2", "ema:decay=0.9,batch_stats=recompute"], max_error=1.0)
     assert len(seen[-1]) == 4
     for variables in (variables for weights in seen for variables in weights.values()):
@@ -158,18 +162,18 @@ def test_a_run_continues_to_the_byte(run, task, tmp_path):
     assert (tmp_path / "metrics.jsonl").read_bytes() == (workdir / "metrics.jsonl").read_bytes()
 
 
-@pytest.mark.parametrize("weights", ["raw", "teacher"])
-def test_a_run_starts_from_weights_of_which_another_froze_a_part_and_freezes_another_one(run, task, tmp_path, weights):
+def test_a_run_starts_from_an_average_of_which_another_froze_a_part_and_freezes_another_one(run, task, tmp_path):
     _, workdir, _, state = run
     head = {"head": default.group("Dense_2/", factor=0.0)}
-    config = config_of(task, head, init_from=str(workdir), init_weights=weights, duration="1 steps")
+    config = config_of(task, head, init_from=str(workdir), init_weights="teacher", duration="1 steps")
     config.optimizer.learning_rate = 0.0
     started, _ = train.train_and_evaluate(config, tmp_path)
     for variables in started.weights().values():
-        assert same_bytes(leaves(variables["params"]), leaves(state.weights()[weights]["params"]))
+        assert same_bytes(leaves(variables["params"]), leaves(state.weights()["teacher"]["params"]))
     assert not jax.tree.leaves(started.ema_params["ema"]["Dense_2"])
 
 
+@pytest.mark.slow
 def test_averages_start_anew_where_other_parameters_are_frozen_now(task, tmp_path, capsys):
     """As far as the optimizer allows it: one without a state of each parameter."""
     plain = {"optimizer.momentum": 0.0}
@@ -177,10 +181,13 @@ def test_averages_start_anew_where_other_parameters_are_frozen_now(task, tmp_pat
     other = {"body": default.group("Dense_0/", factor=0.0)}
     changed = config_of(task, other, duration="3 steps", **plain)
     after, _ = train.train_and_evaluate(changed, tmp_path, config_change="accept")
-    assert "The average 'ema' leaves out other parameters, for others are frozen now: it starts" in capsys.readouterr().out
+    assert (
+        "The average 'ema' leaves out other parameters, for others are frozen now: it starts" in capsys.readouterr().out
+    )
     assert {*map(int, after.ema_count.values())} == {1}
     found, expected = leaves(after.ema_params["soft_update"]), leaves((before.params, after.params))
-    assert "BatchNorm_0/scale" in found and "Dense_0/kernel" not in found
+    assert "BatchNorm_0/scale" in found
+    assert "Dense_0/kernel" not in found
     for path, leaf in found.items():
         old, new = expected[f"0/{path}"], expected[f"1/{path}"]
         np.testing.assert_allclose(leaf, old + 0.005 * (new - old), rtol=1e-6, atol=1e-8)

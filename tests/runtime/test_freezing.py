@@ -74,7 +74,11 @@ def loss_fn(params, state, batch):
 @pytest.mark.parametrize("in_call", [False, True])
 @pytest.mark.parametrize(
     ("match", "evaluated"),
-    [("Dense_0/|BatchNorm_0/", (True, False)), (".*Norm_1", (False, True)), ("Dense|BatchNorm_./scale", (False, False))],
+    [
+        ("Dense_0/|BatchNorm_0/", (True, False)),
+        (".*Norm_1", (False, True)),
+        ("Dense|BatchNorm_./scale", (False, False)),
+    ],
 )
 def test_batch_norm_of_a_frozen_part_is_as_in_evaluation_and_the_other_as_in_training(match, evaluated, in_call):
     groups = {"still": default.group(match, factor=0.0)}
@@ -83,7 +87,9 @@ def test_batch_norm_of_a_frozen_part_is_as_in_evaluation_and_the_other_as_in_tra
     found, expected = frozen(state.params, state, X), loss_fn(state.params, expected_state, X)
     jax.tree.map(np.testing.assert_array_equal, found, expected)
     for number, stands in enumerate(evaluated):
-        before, after = (stats[f"BatchNorm_{number}"]["mean"] for stats in (state.batch_stats, found[1][1]["batch_stats"]))
+        before, after = (
+            stats[f"BatchNorm_{number}"]["mean"] for stats in (state.batch_stats, found[1][1]["batch_stats"])
+        )
         assert (before == after).all() == stands
 
 
