@@ -5,15 +5,18 @@ import json
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 import safetensors.numpy
-from conftest import create_experiment, digits_config, read_metrics
+from conftest import digits_config, read_metrics
 from flax import linen as nn
 from flax import traverse_util
 
 import averaging
+import settings
 import train
 from configs import default
+from models import MLP
 from runtime import batch_statistics
 from runtime.sharding import split_batch
 from runtime.stored import find_checkpoint
@@ -84,9 +87,9 @@ def run(tmp_path_factory):
             return "frozen"
 
         config, workdir = config_of(task), tmp_path_factory.mktemp("frozen") / "run"
-        start = jax.device_get(create_experiment(config).state.weights()["raw"])
         state, _ = train.train_and_evaluate(config, workdir)
-        yield config, workdir, start, state
+        finished = FinishedRun.read(workdir)
+        yield config, finished, jax.device_get(finished.experiment.state.weights()["raw"]), state
 
 
 def test_a_frozen_part_and_its_batch_statistics_stay_to_the_byte_and_no_average_holds_any_of_it(run):
@@ -107,15 +110,14 @@ def test_a_frozen_part_and_its_batch_statistics_stay_to_the_byte_and_no_average_
 
 
 def test_a_group_that_stands_still_is_logged_with_a_rate_and_a_gradient_of_0(run):
-    for line in read_metrics(run[1], "train"):
+    for line in read_metrics(run[1].workdir, "train"):
         assert line["learning_rate_body"] == line["grad_norm_body"] == 0 < line["grad_norm"]
 
 
 def test_what_is_stored_leaves_it_out_and_every_tool_gives_whole_weights(run):
-    config, workdir, start, state = run
-    stored = find_checkpoint(workdir, "latest")
+    config, finished, start, state = run
+    stored = find_checkpoint(finished.workdir, "latest")
     assert not any(path.startswith("ema_params") for path in frozen_leaves_of(stored.record.leaves))
-    finished = FinishedRun.read(workdir)
     assert [one.is_snapshot for one in finished.stored] == [True, True]
     for one in (*finished.stored, stored):
         for name in one.names:
@@ -123,8 +125,8 @@ def test_what_is_stored_leaves_it_out_and_every_tool_gives_whole_weights(run):
             assert same_bytes(frozen_leaves(found), frozen_leaves(start))
             if one is stored:
                 assert same_bytes(leaves(found), leaves(state.weights()[name]))
-    evaluated = evaluate_checkpoint(config, workdir)
-    [last] = [line for line in read_metrics(workdir, "teacher-raw") if line["step"] == 20]
+    evaluated = evaluate_checkpoint(config, finished.workdir)
+    [last] = [line for line in read_metrics(finished.workdir, "teacher-raw") if line["step"] == 20]
     assert evaluated["teacher-raw"]["distance"] == pytest.approx(last["distance"], rel=1e-6)
     assert evaluated["teacher"]["loss"] == pytest.approx(last["loss"] + evaluated["raw"]["loss"], abs=1e-6)
 
@@ -134,17 +136,19 @@ def frozen_leaves_of(paths):
 
 
 def test_posthoc_averages_and_exports_have_the_frozen_part_of_the_parameters(run, tmp_path, monkeypatch):
-    _, workdir, start, _ = run
+    _, finished, start, _ = run
     seen = []
     real = train.evaluate_weights
     monkeypatch.setattr(
         train, "evaluate_weights", lambda e, weights, split: seen.append(weights) or real(e, weights, split)
     )
-    posthoc.posthoc(workdir, ["ema:decay=0.9", "lawa:last=2", "ema:decay=0.9,batch_stats=recompute"], max_error=1.0)
+    posthoc.posthoc(
+        finished.workdir, ["ema:decay=0.9", "lawa:last=2", "ema:decay=0.9,batch_stats=recompute"], max_error=1.0
+    )
     assert len(seen[-1]) == 4
     for variables in (variables for weights in seen for variables in weights.values()):
         assert same_bytes(frozen_leaves(variables), frozen_leaves(start))
-    export.export(workdir, "teacher", tmp_path, "latest")
+    export.export(finished.workdir, "teacher", tmp_path, "latest")
     exported = safetensors.numpy.load_file(tmp_path / "weights.safetensors")
     assert exported.keys() == leaves(start).keys()
     assert same_bytes(frozen_leaves(traverse_util.unflatten_dict(exported, sep="/")), frozen_leaves(start))
@@ -152,21 +156,22 @@ def test_posthoc_averages_and_exports_have_the_frozen_part_of_the_parameters(run
 
 
 def test_a_run_continues_to_the_byte(run, task, tmp_path):
-    config, workdir, _, state = run
+    config, finished, _, state = run
     half = config.copy_and_resolve_references()
     half.duration = "10 steps"
     train.train_and_evaluate(half, tmp_path)
     continued, _ = train.train_and_evaluate(config, tmp_path)
     states = [leaves(x.replace(rng=jax.random.key_data(x.rng))) for x in (continued, state)]
     assert same_bytes(*states)
-    assert (tmp_path / "metrics.jsonl").read_bytes() == (workdir / "metrics.jsonl").read_bytes()
+    assert (tmp_path / "metrics.jsonl").read_bytes() == (finished.workdir / "metrics.jsonl").read_bytes()
 
 
 def test_a_run_starts_from_an_average_of_which_another_froze_a_part_and_freezes_another_one(run, task, tmp_path):
-    _, workdir, _, state = run
+    _, finished, _, state = run
     head = {"head": default.group("Dense_2/", factor=0.0)}
-    config = config_of(task, head, init_from=str(workdir), init_weights="teacher", duration="1 steps")
+    config = config_of(task, head, init_from=str(finished.workdir), init_weights="teacher", duration="1 steps")
     config.optimizer.learning_rate = 0.0
+    config.averages = {name: config.averages[name] for name in ("ema", "teacher")}
     started, _ = train.train_and_evaluate(config, tmp_path)
     for variables in started.weights().values():
         assert same_bytes(leaves(variables["params"]), leaves(state.weights()["teacher"]["params"]))
@@ -195,21 +200,22 @@ def test_averages_start_anew_where_other_parameters_are_frozen_now(task, tmp_pat
 
 def test_no_operation_is_spent_on_gradients_of_a_frozen_part_or_below_it():
     """Of the three products of a dense layer, or two of the first, for no gradient of the images is needed."""
-    config = digits_config(model__hidden_sizes=(256, 256), averages__ema__kind="none")
+    image, target, label = jnp.zeros((32, 8, 8, 1)), jnp.zeros((32, 10)), jnp.zeros(32, jnp.int32)
+    batch, model = {"image": image, "target": target, "label": label}, MLP(10, (256, 256), jnp.float32)
+    state = train.create_train_state(jax.random.key(0), model, optax.identity(), (), (image[:1], target[:1]))
     products = 2 * 32 * np.array([64 * 256, 256 * 256, 256 * 10])
     for match, times in {"Dense_[01]/": [1, 1, 2], "Dense_1/": [2, 2, 3]}.items():
-        config.optimizer.groups = {"still": default.group(match, factor=0.0)}
-        experiment = create_experiment(config)
-        program = jax.jit(experiment.train_program).lower(experiment.state, experiment.train_data).compile()
-        # What is done for each feature, class and parameter that moves: biases, activations, the loss, the optimizer.
-        rest = 32 * (15 * 512 + 50 * 10) + 10 * sum(np.array([64 * 256, 256 * 256, 256 * 10]) * (np.array(times) > 1))
-        flops = program.cost_analysis()["flops"]
-        assert products @ times < flops < products @ times + rest
+        config = digits_config(optimizer__groups={"still": default.group(match, factor=0.0)})
+        loss = settings.with_fields(train.loss_fn, config)
+        gradients = jax.jit(lambda state, batch, loss=loss: train.compute_gradients(state, batch, loss, 1))
+        flops = gradients.lower(state, batch).compile().cost_analysis()["flops"]
+        # What is done for each feature and class: biases, activations, the loss, and the gradients of these.
+        assert products @ times < flops < products @ times + 32 * (15 * 512 + 50 * 10)
 
 
 def test_recomputed_statistics_of_a_frozen_part_are_the_stored_ones_and_the_others_those_above_it(run):
-    config, _, start, _ = run
-    experiment = create_experiment(config)
+    _, finished, start, _ = run
+    experiment = finished.experiment
     state, data = experiment.state, experiment.train_data
     shifted = jax.tree.map(lambda x: jnp.asarray(x + 0.25), start["batch_stats"])
     variables = {"params": start["params"], "batch_stats": shifted}
