@@ -159,7 +159,7 @@ class Stored:
         like, sharding = self._as_saved(state), state.step.sharding
         shardings = jax.tree.map(lambda _: sharding, like)
         for name, average in state.ema_params.items():
-            if jax.tree.structure(average) == jax.tree.structure(like.ema_params.get(name)):
+            if describe_leaves(average) == describe_leaves(like.ema_params.get(name)):
                 shardings.ema_params[name] = jax.tree.map(lambda x: x.sharding, average)
         restored = read_tree(self.folder / "state", jax.tree.map(abstract, like, shardings))
         unchanged = tuple(average for average in self.record.averages if average in state.averages)
