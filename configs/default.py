@@ -71,7 +71,7 @@ def get_config() -> ml_collections.ConfigDict:
 
     # Number of latest checkpoints to keep. The best one is kept as well: the one whose evaluation of `best_curve` had
     # the best `best_metric`. `best_curve` is "raw" or the name of an average; empty: "ema", or else the first average.
-    # `best_metric` is one of the task's `metrics`, such as "accuracy"; empty: the first. Of equal steps the first counts.
+    # `best_metric` is one of the task's `metrics`, such as "accuracy"; empty: the first. Of equals the first counts.
     config.keep_checkpoints = 3
     config.best_curve = ""
     config.best_metric = ""
