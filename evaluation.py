@@ -134,7 +134,7 @@ def weights_to_score(
             variables = weights[average.name]
             whole = put(variables, replicated(mesh))
             variables["batch_stats"] = batch_statistics.recompute(
-                whole, data, state, batches=range(num_batches), sharding=split_batch(mesh)
+                whole, data, state, batches=range(num_batches), sharding=split_batch(mesh), frozen=average.frozen
             )
     return weights
 

@@ -232,10 +232,35 @@ def group_of(params: Any, groups: Mapping[str, Mapping[str, Any]]) -> Any:
 
     def of(path: Any, param: Any) -> str:
         del param
-        text = jax.tree_util.keystr(path, simple=True, separator="/")
-        return next((name for name, group in groups.items() if re.match(group["match"], text)), "")
+        return next((name for name, group in groups.items() if re.match(group["match"], _text(path))), "")
 
     return jax.tree_util.tree_map_with_path(of, params)
+
+
+def moving(params: Any, frozen: str) -> Any:
+    """The parameters without the frozen ones, in whose places there is `optax.MaskedNode()`, which has no leaves.
+
+    Args:
+        params: a tree whose paths are those of the parameters.
+        frozen: a regular expression for the beginning of the paths of the frozen ones; empty if there are none.
+    """
+
+    def of(path: Any, param: Any) -> Any:
+        return optax.MaskedNode() if frozen and re.match(frozen, _text(path)) else param
+
+    return jax.tree_util.tree_map_with_path(of, params)
+
+
+def whole(part: Any, params: Any) -> Any:
+    """The inverse of `moving`: a tree of which it left a part, with the frozen ones of `params` in their places."""
+
+    def is_missing(x: Any) -> bool:
+        return isinstance(x, optax.MaskedNode)
+
+    return jax.tree.map(lambda x, param: param if is_missing(x) else x, part, params, is_leaf=is_missing)
+
+
+_text = functools.partial(jax.tree_util.keystr, simple=True, separator="/")
 
 
 class GroupsState(NamedTuple):
@@ -284,6 +309,8 @@ def part(
     """The optimizer of a group of parameters, see `in_groups`; of one that never moves it has no state."""
     if not group["factor"]:
         return optax.set_to_zero()
+    if "weight_decay" in fields:  # of groups from before there was such a field, it is that of the optimizer
+        fields = {**fields, "weight_decay": fields["weight_decay"] * group.get("weight_decay_factor", 1.0)}
     clip = optax.clip_by_global_norm(group["clip_norm"]) if group["clip_norm"] else optax.identity()
     every, optimizer = group["every"], optax.chain(clip, create(learning_rate * group["factor"], **fields))
     return optax.conditionally_mask(optimizer, lambda count: count % every == every - 1) if every > 1 else optimizer

@@ -26,6 +26,7 @@ from runtime import (
     durations,
     fields,
     files,
+    freezing,
     run_config,
     run_folder,
     sharding,
@@ -268,8 +269,7 @@ def resolve(
     if problems := problems + wrong:
         raise UserError("\n".join(problems))
     resolved["averages"] = kept
-    first = "ema" if "ema" in kept else next(iter(kept), "raw")
-    resolved["best_curve"] = resolved["best_curve"] or first
+    resolved["best_curve"] = resolved["best_curve"] or ("ema" if "ema" in kept else next(iter(kept), "raw"))
     resolved["best_metric"] = resolved["best_metric"] or next(iter(task.metrics))
     resolved["metrics"], resolved["num_train"] = dict(task.metrics), num_train
     resolved["chunked"] = resolved["steps_per_dispatch"] > 1 if resolved["steps_per_dispatch"] else None
@@ -293,9 +293,10 @@ def is_due(config: ml_collections.FrozenConfigDict, name: str, step: int) -> boo
     return bool(config[name]) and (step == config.duration or durations.is_due(step, config[name]))
 
 
-def create_averages(resolved: Mapping[str, Mapping[str, Any]]) -> tuple[Average, ...]:
+def create_averages(config: Mapping[str, Any]) -> tuple[Average, ...]:
     """The averages of a resolved config."""
-    return tuple(averages.create(name, average) for name, average in resolved.items())
+    frozen = freezing.paths(config["optimizer"]["groups"])
+    return tuple(averages.create(name, average, frozen) for name, average in config["averages"].items())
 
 
 def create_data(task: Any, config: Mapping[str, Any], mesh: Any) -> Any:
@@ -331,7 +332,7 @@ def with_fields(loss_fn: Callable[..., Any], config: Mapping[str, Any]) -> Calla
     """A loss with its fields of `config.loss`, and with the length of training if its signature names `num_steps`."""
     length = {"num_steps": config["duration"]} if "num_steps" in inspect.signature(loss_fn).parameters else {}
     bound = functools.partial(loss_fn, **fields.taken_by(loss_fn, config["loss"]), **length)
-    return functools.partial(dispatch.checked, bound)
+    return functools.partial(dispatch.checked, freezing.freeze(bound, config["optimizer"]["groups"]))
 
 
 def find_task(name: str, known: Mapping[str, Any], kind: type) -> Any:

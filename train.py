@@ -247,7 +247,7 @@ def create_experiment(config: ml_collections.FrozenConfigDict, task: Task, workd
     train_data, eval_data, example, memory = settings.create_data(task, config, mesh)
     model = settings.create_model(task, config, example)
     tx = optimizers.create_optimizer(**config.optimizer)
-    averages = settings.create_averages(config.averages)
+    averages = settings.create_averages(config)
     init = functools.partial(create_train_state, model=model, tx=tx, averages=averages, example=example)
     state = sharding.create(init, jax.random.key(config.seed), mesh, task.needs(config.loss)).replace(memory=memory)
     settings.check_state(state, config.optimizer.groups)

@@ -13,6 +13,7 @@ from flax.training import train_state
 from jax.typing import ArrayLike
 
 import averaging
+import optimizers
 import streams
 
 
@@ -30,6 +31,7 @@ class Average:
         batch_stats: where its batch statistics come from: "average", as its weights do; "copy", the raw ones;
             "recompute", from training batches at evaluation, see `evaluation.recompute_batch_stats` (until then they
             are averaged).
+        frozen: paths of the parameters that it leaves out, for they never move; see `optimizers.moving`.
     """
 
     name: str
@@ -39,6 +41,7 @@ class Average:
     every: int = 1
     restart_every: int = 0
     batch_stats: str = "average"
+    frozen: str = ""
 
     @property
     def schedule(self) -> optax.Schedule:
@@ -71,7 +74,7 @@ class CustomTrainState(train_state.TrainState):
         batch_stats: batch-norm statistics of the raw parameters; empty for a model without any.
         rng: typed root key, never split and never changed: every key is derived from it with `fold_in`.
         rejected: int32 scalars "total", "streak" (the current run of rejected steps) and "longest".
-        ema_params: for each average its parameters, in at least float32.
+        ema_params: for each average its parameters, in at least float32, without frozen ones, which `weights` fills in.
         ema_batch_stats: for each average its batch statistics.
         ema_count: for each average an int32 scalar, the updates since it was created: the `t` of its schedule.
         memory: what the training data carries from step to step, such as a buffer for replay; () if nothing.
@@ -122,7 +125,7 @@ class CustomTrainState(train_state.TrainState):
             batch_stats=dict(batch_stats),
             rng=rng,
             rejected={name: jnp.zeros((), jnp.int32) for name in ("total", "streak", "longest")},
-            ema_params={average.name: averaging.init(params) for average in averages},
+            ema_params={avg.name: averaging.init(optimizers.moving(params, avg.frozen)) for avg in averages},
             ema_batch_stats={average.name: averaging.init(dict(batch_stats)) for average in averages},
             ema_count={average.name: jnp.zeros((), jnp.int32) for average in averages},
             averages=averages,
@@ -137,9 +140,10 @@ class CustomTrainState(train_state.TrainState):
         its count at 0; one that is not asked for is dropped.
         """
         ema_params, ema_batch_stats, ema_count = {}, {}, {}
-        for name in (average.name for average in averages):
+        for average in averages:
+            name, params = average.name, optimizers.moving(self.params, average.frozen)
             has = name in self.ema_params
-            ema_params[name] = self.ema_params[name] if has else averaging.init(self.params)
+            ema_params[name] = self.ema_params[name] if has else averaging.init(params)
             ema_batch_stats[name] = self.ema_batch_stats[name] if has else averaging.init(self.batch_stats)
             ema_count[name] = self.ema_count[name] if has else jnp.zeros_like(self.step)
         return self.replace(
@@ -173,10 +177,9 @@ class CustomTrainState(train_state.TrainState):
         Args:
             moved: bool scalar, whether the parameters have moved. If not, averages and counts stay as they are.
         """
-        present = self.params, self.batch_stats
         ema_params, ema_batch_stats, ema_count = {}, {}, {}
         for average in self.averages:
-            name = average.name
+            name, present = average.name, (optimizers.moving(self.params, average.frozen), self.batch_stats)
             ema_count[name] = self.ema_count[name] + jnp.asarray(moved, jnp.int32)
             with jax.numpy_dtype_promotion("standard"):  # schedules compute with counts and numbers, strict or not
                 step_size = jnp.where(moved, average.schedule(ema_count[name]), 0.0)
@@ -215,5 +218,6 @@ class CustomTrainState(train_state.TrainState):
         """The model's variables with raw weights, named `raw`, and with each average's, by its name."""
         weights = {"raw": {"params": self.params, "batch_stats": self.batch_stats}}
         for name in (average.name for average in self.averages):
-            weights[name] = {"params": self.ema_params[name], "batch_stats": self.ema_batch_stats[name]}
+            params = optimizers.whole(self.ema_params[name], self.params)
+            weights[name] = {"params": params, "batch_stats": self.ema_batch_stats[name]}
         return weights

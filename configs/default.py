@@ -42,8 +42,7 @@ def get_config() -> ml_collections.ConfigDict:
     # stream, 0 for threads of this one.
     config.data = ml_collections.ConfigDict()
 
-    # Share of the training labels replaced by a uniformly drawn other class; 0.4 is a setting from the literature in
-    # which averaging shows clearly.
+    # Share of the training labels replaced by a uniformly drawn other class; 0.4 is a setting from the literature.
     config.label_noise = 0.0
 
     # Weights to start from instead of random ones (docs/finetune.md): the workdir of a run, whose latest checkpoint or
@@ -75,8 +74,7 @@ def get_config() -> ml_collections.ConfigDict:
 
     # Number of latest checkpoints to keep. The best one is kept as well: the one whose evaluation of `best_curve` had
     # the best `best_metric`. `best_curve` is "raw" or the name of an average; empty: "ema", or else the first average.
-    # `best_metric` is one of the task's `metrics`, such as "accuracy"; empty: the first of them. Of steps that are
-    # equally good, the first is the best.
+    # `best_metric` is one of the task's `metrics`, such as "accuracy"; empty: the first. Of equals the first counts.
     config.keep_checkpoints = 3
     config.best_curve = ""
     config.best_metric = ""
@@ -87,13 +85,12 @@ def get_config() -> ml_collections.ConfigDict:
     config.steps_per_dispatch = 0
 
     # Whether GPUs are to leave out what is not reproducible to the bit: then the same command gives the same numbers
-    # again, also after an interruption, and steps take a little longer (docs/accelerators.md). Without GPUs everything
-    # is reproducible as it is.
+    # again, and steps take a little longer (docs/accelerators.md). Without GPUs everything is reproducible as it is.
     config.deterministic = False
 
-    # Steps to trace with JAX's profiler, (first, end), counted from 0, the end excluded; (0, 0): no trace. The trace
-    # goes to WORKDIR/profile. JAX's profiler rarely crashes a process, on several GPUs in particular; the run then goes
-    # on from its last checkpoint, but without a trace of steps before it.
+    # Steps to trace with JAX's profiler into WORKDIR/profile, (first, end), counted from 0, the end excluded; (0, 0):
+    # none. It rarely crashes a process, on several GPUs in particular; the run then goes on from its last checkpoint,
+    # but without a trace of steps before it.
     config.profile = (0, 0)
 
     # A step with a non-finite loss or gradient is rejected: it leaves parameters, optimizer and averages as they are.
@@ -151,8 +148,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.optimizer.weight_decay = 0.0
     config.optimizer.clip_norm = 0.0  # largest global norm of the gradient; 0: no limit
     config.optimizer.gradient_noise = 0.0  # variance of Gaussian noise on the gradient at step 0; falls as t ** -0.55
-    # "constant"; "cosine", to 0 at the end of training; "one_cycle", up and down along cosines; "wsd", constant with a
-    # linear decay at the end.
+    # "constant"; "cosine", to 0 at the end; "one_cycle", up and down along cosines; "wsd", with a linear decay at last.
     config.optimizer.schedule = "constant"
     config.optimizer.warmup = "0 steps"  # rise to the peak, part of the training time; one_cycle: usually "30%"
     config.optimizer.decay = "20%"  # wsd: length of the decay
@@ -168,16 +164,24 @@ def get_config() -> ml_collections.ConfigDict:
     return config
 
 
-def group(match: str, *, factor: float = 1.0, clip_norm: float = 0.0, every: int = 1) -> ml_collections.ConfigDict:
+def group(match: str, **fields: Any) -> ml_collections.ConfigDict:
     """Parameters that move otherwise than the others, such as those of one of several players.
 
     Args:
         match: a regular expression for the beginning of their paths, such as "encoder/"; the first group that fits.
-        factor: of the learning rate; 0 for parameters that stay as they are.
-        clip_norm: largest norm of their gradient; 0: no limit but `optimizer.clip_norm`, that of all.
-        every: updates from one of theirs to the next; in between the optimizer forgets their gradients.
+        **fields: the fields below that differ, such as `factor=0.5`.
     """
-    return ml_collections.ConfigDict({"match": match, "factor": factor, "clip_norm": clip_norm, "every": every})
+    config = ml_collections.ConfigDict({"match": match})
+    config.factor = 1.0  # of the learning rate; 0: they stay as they are, and so does batch norm with such a path
+    config.weight_decay_factor = 1.0  # of `optimizer.weight_decay`
+    config.clip_norm = 0.0  # largest norm of their gradient; 0: no limit but `optimizer.clip_norm`, that of all
+    config.every = 1  # updates from one of theirs to the next; in between the optimizer forgets their gradients
+    return ml_collections.ConfigDict(config.to_dict() | fields)
+
+
+def layerwise(decay: float, layers: list[str]) -> dict[str, ml_collections.ConfigDict]:
+    """A group for each layer, from the input up, whose rate is `decay` times that of the next, or of what is above."""
+    return {f"layer{i}": group(match, factor=decay ** (len(layers) - i)) for i, match in enumerate(layers)}
 
 
 def average(kind: str, **fields: Any) -> ml_collections.ConfigDict:
@@ -203,9 +207,6 @@ def average(kind: str, **fields: Any) -> ml_collections.ConfigDict:
     config.start = "0 steps"  # until then it is the raw weights
     config.every = "1 steps"  # decay, half-life, duration keep their meaning; eta, width and tau count these steps
     config.restart_every = ""  # from beginning to beginning, for learning rates that restart; empty: never
-    # Where its batch-norm statistics come from: "average", as the weights do; "copy", the raw ones; "recompute",
-    # from training batches at each evaluation.
+    # Its batch-norm statistics: "average", as the weights; "copy", the raw ones; "recompute", from training batches.
     config.batch_stats = "average"
-
-    # settings.py checks all fields at once.
     return ml_collections.ConfigDict(config.to_dict() | fields)

@@ -3,7 +3,7 @@
 The folder of a run     run_folder, run_config, files, metric_writing, average_table, environment, trackers
 Checkpoints             checkpointing, stored, trees, origin, foreign_names
 The process             errors, interruption, hosts, workers, progress, clocks, profiling, caching
-The device              sharding, dispatch, nonfinite, convolution, pooling, batch_statistics
+The device              sharding, dispatch, nonfinite, convolution, pooling, batch_statistics, freezing
 Config                  fields, rules, averages, task_checks, durations
 Data                    sources, splits, tfds_sets, normalization, permutation, rows, readers, stream
 Images                  image_files, records, decoding, damaged, rand_augment

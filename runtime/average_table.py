@@ -115,5 +115,7 @@ def changes(before: Sequence[Average], after: Sequence[Average]) -> list[str]:
             said.append(f"The average {name!r} is dropped")
         elif old[name] != new[name]:
             what = f"was {to_text(old[name])} and is now {to_text(new[name])}"
+            if old[name].frozen != new[name].frozen:
+                what = "leaves out other parameters, for others are frozen now"
             said.append(f"The average {name!r} {what}: it starts anew from the restored parameters")
     return said

@@ -58,15 +58,15 @@ def resolve(average: Mapping[str, Any], steps: Callable[[str, str], Fraction | i
     return resolved
 
 
-def create(name: str, average: Mapping[str, Any]) -> Average:
-    """The average of this name, from its resolved fields."""
+def create(name: str, average: Mapping[str, Any], frozen: str = "") -> Average:
+    """The average of this name, from its resolved fields; `frozen` as in `Average`."""
     shared = {key: average[key] for key in SHARED_FIELDS}
     arguments = {key: average[key] for key in fields_of(average["kind"]) - {"half_life"}}
     if "decay" in arguments:  # meant per update, and taken per firing, as is a duration
         arguments["decay"] **= average["every"]
     if "duration" in arguments:
         arguments["duration"] = math.ceil(arguments["duration"] / average["every"])
-    return Average(name, average["kind"], tuple(sorted(arguments.items())), **shared)
+    return Average(name, average["kind"], tuple(sorted(arguments.items())), **shared, frozen=frozen)
 
 
 def check_step_sizes(average: Average, num_updates: int) -> None:

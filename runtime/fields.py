@@ -54,12 +54,13 @@ def length(value: str) -> str:
 
 
 def regular_expression(value: str) -> str:
-    """Requires a regular expression."""
+    """Requires a regular expression that may become a part of another one."""
     try:
-        re.compile(value)
+        for alone_and_as_part in (value, f"(?:{value})"):
+            re.compile(alone_and_as_part)
     except re.error as error:
         return f"is no regular expression: {error}"
-    return ""
+    return "must not refer to its own groups" if re.search(r"\\[1-9]|\(\?P", value) else ""
 
 
 def or_empty(rule: Rule) -> Rule:

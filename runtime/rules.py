@@ -50,7 +50,9 @@ RULES: Mapping[str, fields.Rule] = {
     "optimizer.warmup": fields.duration,
     "optimizer.decay": fields.period,
     "optimizer.groups.*.match": fields.regular_expression,
-    **dict.fromkeys(("optimizer.groups.*.factor", "optimizer.groups.*.clip_norm"), fields.NOT_NEGATIVE),
+    **dict.fromkeys(
+        (f"optimizer.groups.*.{name}" for name in ("factor", "weight_decay_factor", "clip_norm")), fields.NOT_NEGATIVE
+    ),
     "optimizer.groups.*.every": fields.POSITIVE_INT,
     **averages.RULES,
     "recompute_batches": fields.POSITIVE_INT,
@@ -61,6 +63,12 @@ def unused_fields(config: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     """The fields that others make meaningless, each with the reason; not those that their owner does not take."""
     for field, reason in optimizers.unused_fields(config["optimizer"]):
         yield f"optimizer.{field}", reason
+    for name, group in config["optimizer"]["groups"].items():
+        if not group["factor"]:
+            for field in ("weight_decay_factor", "clip_norm", "every"):
+                yield f"optimizer.groups.{name}.{field}", "with a factor of 0 these parameters stay as they are"
+        elif not config["optimizer"]["weight_decay"]:
+            yield f"optimizer.groups.{name}.weight_decay_factor", "optimizer.weight_decay is 0"
     if not config["augment"]["rand_augment"]:
         yield "augment.magnitude", "augment.rand_augment is 0"
     if not config["init_from"]:

@@ -14,6 +14,7 @@ from typing import Any, Self
 
 import jax
 
+import optimizers
 from runtime.errors import UserError
 from runtime.metric_writing import Written
 from runtime.progress import say
@@ -138,8 +139,7 @@ class Stored:
         Raises:
             UserError: it is of another model or optimizer, or of data with another memory.
         """
-        like = jax.eval_shape(lambda s: s.with_averages(self.record.averages), like)
-        if found := difference(self.record.leaves, describe_leaves(like)):
+        if found := difference(self.record.leaves, describe_leaves(self._as_saved(like))):
             raise UserError(
                 f"{self.folder} does not fit the config's model, optimizer or data: {found}. "
                 "Repeat the run's own config, or use another --workdir; if it is the run's own, their code has changed "
@@ -156,14 +156,18 @@ class Stored:
         """
         self.check_fits(state)
         # A checkpoint can only be read as what it is, so the averages are exchanged before and after.
-        like = jax.eval_shape(lambda s: s.with_averages(self.record.averages), state)
-        sharding = state.step.sharding
+        like, sharding = self._as_saved(state), state.step.sharding
         shardings = jax.tree.map(lambda _: sharding, like)
-        for name in like.ema_params.keys() & state.ema_params.keys():
-            shardings.ema_params[name] = jax.tree.map(lambda x: x.sharding, state.ema_params[name])
+        for name, average in state.ema_params.items():
+            if describe_leaves(average) == describe_leaves(like.ema_params.get(name)):
+                shardings.ema_params[name] = jax.tree.map(lambda x: x.sharding, average)
         restored = read_tree(self.folder / "state", jax.tree.map(abstract, like, shardings))
         unchanged = tuple(average for average in self.record.averages if average in state.averages)
         return laid_out_as(state, restored.with_averages(unchanged).with_averages(state.averages))
+
+    def _as_saved(self, state: CustomTrainState) -> CustomTrainState:
+        """The shapes of a state with the averages of this checkpoint, which may leave out other parameters."""
+        return jax.eval_shape(lambda s: s.with_averages(()).with_averages(self.record.averages), state)
 
     def restore_sums(self, sums: Any) -> Any:
         """The metric sums in this checkpoint, for the metrics that `sums` has, with its shapes and shardings.
@@ -193,8 +197,12 @@ class Stored:
         if name == "raw":
             tree, roots = fields, tuple(f"{field}/" for field in fields)
         else:
-            tree = {f"ema_{field}": {name: values} for field, values in fields.items()}
+            frozen = self._frozen(name)
+            averaged = fields | {"params": optimizers.moving(like.params, frozen)}
+            tree = {f"ema_{field}": {name: values} for field, values in averaged.items()}
             roots = tuple(f"ema_{field}/{name}/" for field in fields)
+            if frozen:  # which are those of the raw weights
+                tree, roots = tree | {"params": like.params}, (*roots, "params/")
         # What is read is compared first: orbax would leave what it does not find as it happens to be.
         saved = {path: leaf for path, leaf in self.record.leaves.items() if path.startswith(roots)}
         if found := difference(saved, describe_leaves(tree)):
@@ -218,7 +226,14 @@ class Stored:
         restored = read_part(self.folder / "state", wanted)
         if name == "raw":
             return restored
-        return {field: restored[f"ema_{field}"][name] for field in ("params", "batch_stats")}
+        averaged = {field: restored[f"ema_{field}"][name] for field in ("params", "batch_stats")}
+        if self._frozen(name):
+            averaged["params"] = optimizers.whole(averaged["params"], restored["params"])
+        return averaged
+
+    def _frozen(self, name: str) -> str:
+        """The paths of the parameters that this average leaves out; see `Average`."""
+        return next(average.frozen for average in self.record.averages if average.name == name)
 
 
 def saved_folders(directory: pathlib.Path) -> list[pathlib.Path]:

@@ -1,12 +1,16 @@
 """Parameters that move otherwise than the others: `config.optimizer.groups`."""
 
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from conftest import check, create_experiment, digits_config
+from conftest import ROOT, check, create_experiment, digits_config
+from flax import traverse_util
 
+import models
 import optimizers
 from configs import default
 from runtime.errors import UserError
@@ -128,10 +132,97 @@ def test_the_first_group_that_matches_the_beginning_of_a_path_has_the_parameter(
     }
 
 
+@pytest.mark.parametrize("name", sorted(optimizers.OPTIMIZERS))
+def test_a_weight_decay_factor_multiplies_the_weight_decay_of_its_group_alone(name):
+    path, _ = path_of({"actor": default.group("actor/", weight_decay_factor=0.25)}, name)
+    for one, weight_decay in {"actor": 0.025, "critic": 0.1}.items():  # 0.1 is that of the optimizer
+        expected, _ = path_of({}, name, weight_decay=weight_decay)
+        np.testing.assert_allclose(leaf(path, one), leaf(expected, one), atol=1e-6)
+
+
+def parameters(name, **fields):
+    """The paths of all parameters of a model, on images of 32 x 32 pixels."""
+    config = default.get_config().model.to_dict() | {"name": name, **fields}
+    model = models.create_model(num_classes=10, **config)
+    shapes = jax.eval_shape(lambda: model.init(jax.random.key(0), jnp.zeros((1, 32, 32, 3)), train=False))["params"]
+    return {
+        jax.tree_util.keystr(path, simple=True, separator="/")
+        for path, _ in jax.tree_util.tree_leaves_with_path(shapes)
+    }
+
+
+def layers(heading):
+    """The regular expressions that the page makes for a model."""
+    page = (ROOT / "docs" / "finetune_groups.md").read_text()
+    [code] = re.findall(rf"{heading}.*?```python\n(.*?)```", page, re.DOTALL)
+    config = default.get_config()
+    exec(code, {"config": config, "default": default})  # the project's own page
+    return config.optimizer.groups
+
+
+def members(groups, paths):
+    tree = traverse_util.unflatten_dict({tuple(path.split("/")): 0 for path in paths})
+    labels = traverse_util.flatten_dict(optimizers.group_of(tree, groups), sep="/")
+    return {name: {path for path, label in labels.items() if label == name} for name in [*groups, ""]}
+
+
+def test_the_layers_of_a_vit_are_its_blocks_above_the_embedding():
+    groups, paths = layers("ViT"), parameters("vit", depth=12)
+    found = members(groups, paths)
+    assert found["layer0"] == {"Conv_0/kernel", "Conv_0/bias", "class_token", "position_embedding"}
+    top = {"LayerNorm_24/scale", "LayerNorm_24/bias", "Dense_24/kernel", "Dense_24/bias"}
+    assert found[""] == top
+    blocks = [found[f"layer{number}"] for number in range(1, 13)]
+    for number, block in enumerate(blocks):
+        assert {path.split("/")[0] for path in block} == {
+            *(f"{kind}_{2 * number + part}" for kind in ("LayerNorm", "Dense") for part in (0, 1)),
+            f"MultiHeadDotProductAttention_{number}",
+        }
+        assert len(block) == 16
+    assert set().union(found["layer0"], top, *blocks) == paths
+    rates = [groups[f"layer{number}"].factor for number in range(13)]
+    np.testing.assert_allclose(rates, 0.75 ** np.arange(13.0, 0, -1), rtol=1e-12)
+
+
+def test_the_layers_of_a_resnet_are_its_blocks_of_which_some_have_a_projection():
+    groups, paths = layers("ResNet"), parameters("resnet", depth=18)
+    found = members(groups, paths)
+    assert found[""] == {"Dense_0/kernel", "Dense_0/bias"}
+    assert found["layer0"] == {"Conv_0/kernel", "BatchNorm_0/scale", "BatchNorm_0/bias"}
+    assert set().union(*found.values()) == paths
+    shapes = [[], [64, 64]] + [[64, 64]] + [shape for n in (128, 256, 512) for shape in ([n, n, n], [n, n])]
+    assert len(groups) == len(shapes) == 9
+    for number, shape in enumerate(shapes[1:], 1):
+        assert len(found[f"layer{number}"]) == 3 * len(shape)
+
+
+@pytest.mark.parametrize(
+    ("group", "problem"),
+    [
+        ({"factor": 0.0, "every": 2}, "every = 2: with a factor of 0 these parameters stay as they are"),
+        ({"factor": 0.0, "clip_norm": 1.0}, "clip_norm = 1.0: with a factor of 0 these"),
+        ({"factor": 0.0, "weight_decay_factor": 0.0}, "weight_decay_factor = 0.0: with a factor of 0 these"),
+        ({"weight_decay_factor": 0.0}, "weight_decay_factor = 0.0: optimizer.weight_decay is 0"),
+    ],
+)
+def test_a_field_of_a_group_that_has_no_effect_is_refused(group, problem):
+    config = digits_config()
+    config.optimizer.groups.hidden = default.group("Dense_0/", **group)
+    with pytest.raises(UserError, match=rf"optimizer\.groups\.hidden\.{problem}"):
+        check(config)
+    config.optimizer.groups.hidden = default.group("Dense_0/", factor=group.get("factor", 1.0))
+    check(config)
+
+
 @pytest.mark.parametrize(
     ("field", "value", "problem"),
     [
         ("match", "(", "is no regular expression"),
+        ("match", "a)|(b", "is no regular expression"),
+        ("match", "(?i)a", "is no regular expression"),
+        ("match", r"(a)/\1", "must not refer to its own groups"),
+        ("match", "(?P<name>a)", "must not refer to its own groups"),
+        ("weight_decay_factor", -1.0, "at least 0"),
         ("factor", -1.0, "at least 0"),
         ("clip_norm", -1.0, "at least 0"),
         ("every", 0, "at least 1"),

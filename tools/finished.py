@@ -12,7 +12,7 @@ import evaluation
 import settings
 import train
 from reporting import tables
-from runtime import batch_statistics, run_config, sharding
+from runtime import batch_statistics, freezing, run_config, sharding
 from runtime.progress import say
 from runtime.stored import Stored, find_checkpoint, list_stored
 
@@ -68,6 +68,7 @@ class FinishedRun:
             experiment.state,
             batches=range(num_batches),
             sharding=sharding.split_batch(experiment.mesh),
+            frozen=freezing.paths(self.config.optimizer.groups),
         )
         return {**variables, "batch_stats": batch_stats}
 

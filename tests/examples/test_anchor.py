@@ -317,7 +317,7 @@ def test_the_anchors_that_move_are_equally_old_on_average():
     ages = []
     for variant in ("soft, 0.5", "hard, 0.5", "soft and reset, 0.5"):
         resolved = resolve(anchors.config_of(variant, 0), num_train=60_000)
-        [average] = [x for x in settings.create_averages(resolved.averages) if x.name == "anchor"]
+        [average] = [x for x in settings.create_averages(resolved) if x.name == "anchor"]
         cycle = average.restart_every or dict(average.arguments).get("period", 1)
         done = average.start + 10 * cycle + 2000  # so that nothing is left of the beginning
         schedule = average.schedule

@@ -107,6 +107,7 @@ import train
 
 duration, workdir, origin = sys.argv[1:]
 config = digits_config(duration=duration, model__hidden_sizes=(256, 256))
+config.optimizer.groups.frozen = default.group("Dense_0/kernel", factor=0.0)
 if origin:
     config.init_from, config.init_weights = origin, "ema"
 elif duration != "2 steps":
@@ -115,6 +116,8 @@ state, _ = train.train_and_evaluate(config, workdir)
 kernels = [average["Dense_1"]["kernel"] for average in state.ema_params.values()]
 assert {kernel.is_fully_replicated for kernel in kernels} == {len(jax.devices()) == 1}
 assert state.params["Dense_1"]["kernel"].is_fully_replicated
+for variables in state.weights().values():
+    np.testing.assert_array_equal(variables["params"]["Dense_0"]["kernel"], state.params["Dense_0"]["kernel"])
 np.save(f"{workdir}/{state.step}-{len(jax.devices())}.npy", kernels[0])
 """
     for devices, duration in ((1, "2 steps"), (8, "4 steps"), (1, "6 steps"), (8, "8 steps")):

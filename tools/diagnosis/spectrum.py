@@ -90,7 +90,8 @@ def retrain(subject: Subject, num_steps: int) -> Trace:
     @jax.jit
     def step(state: CustomTrainState, data: TrainData) -> Any:
         state, _ = experiment.train_program(state, data)
-        return state, [ravel_pytree(params)[0][chosen] for params in (state.params, state.ema_params[name])]
+        present = state.weights()
+        return state, [ravel_pytree(present[which]["params"])[0][chosen] for which in ("raw", name)]
 
     weights, iterates = [], []
     for number in tqdm(range(1, num_steps + 1), "steps", leave=False, disable=None):
