@@ -2,7 +2,7 @@
 
 python tests/mutants/mutants.py             # all of them
 python tests/mutants/mutants.py interval    # those with the word in their title
-python tests/mutants/mutants.py --sample    # those of files that changed since the last release, a fifth of the others
+python tests/mutants/mutants.py --sample    # those of files that changed since the last release, a tenth of the others
 """
 
 import argparse
@@ -67,7 +67,7 @@ def changed_files(root: pathlib.Path) -> set[str]:
 
 
 def sample(mutants: list[Mutant], commit: str, changed: set[str]) -> list[Mutant]:
-    """Chooses those of which the file, a test or the page changed, and a fifth of the others, another for each commit.
+    """Chooses those of which the file, a test or the page changed, and a tenth of the others, another for each commit.
 
     Args:
         mutants: to choose from.
@@ -81,7 +81,7 @@ def sample(mutants: list[Mutant], commit: str, changed: set[str]) -> list[Mutant
     def is_chosen(mutant: Mutant) -> bool:
         files = {mutant.page, mutant.file, *(test.partition("::")[0] for test in mutant.tests)}
         digest = hashlib.sha256(f"{commit} {mutant.title}".encode()).digest()
-        return bool(files & changed) or int.from_bytes(digest) % 5 == 0
+        return bool(files & changed) or int.from_bytes(digest) % 10 == 0
 
     return list(filter(is_chosen, mutants))
 
