@@ -153,8 +153,8 @@ def parameters(name, **fields):
 
 def layers(heading):
     """The regular expressions that the page makes for a model."""
-    page = (ROOT / "docs" / "finetune_groups.md").read_text()
-    [code] = re.findall(rf"{heading}.*?```python\n(.*?)```", page, re.DOTALL)
+    page = (ROOT / "docs" / "finetune.md").read_text()
+    [code] = re.findall(rf"For the {heading}[^`]*```python\n(.*?)```", page, re.DOTALL)
     config = default.get_config()
     exec(code, {"config": config, "default": default})  # the project's own page
     return config.optimizer.groups
