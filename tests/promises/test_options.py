@@ -81,7 +81,7 @@ def test_no_option_is_accepted_and_unused(base, option):
 
 
 # Those whose model another one has, too, or that is larger still: tests/promises/test_lowering.py lowers them all.
-LARGE = ("cifar10", "cifar10_batch_stats", "cifar100", "imagenet", "mnist_posthoc")
+LARGE = ("cifar10", "cifar10_batch_stats", "cifar100", "finetune", "imagenet", "mnist_posthoc")
 
 
 @pytest.mark.parametrize(
