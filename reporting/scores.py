@@ -59,9 +59,7 @@ class Scoring:
             Student's t. Values that were not finite are None.
         """
         weights = [name for name in metrics[0] if not name.endswith("-raw")]
-        shared = [
-            metric for name in weights for metric in metrics[0][name] if all(metric in run[name] for run in metrics)
-        ]
+        shared = [name for curve in weights for name in metrics[0][curve] if all(name in run[curve] for run in metrics)]
         found = {metric: None for metric in shared if metric not in NO_METRICS}
         rows = []
         for curve in weights:
@@ -72,7 +70,7 @@ class Scoring:
                 row |= _mean(name, [run[curve].get(name) for run in metrics])
                 if pairs[0]:
                     row |= difference(name, pairs)
-            if all("agreement" in pair for pair in pairs):
+            if "agreement" in pairs[0]:
                 row |= _mean("agreement", [pair["agreement"] for pair in pairs])
             if pairs[0]:
                 row["over"] = "seeds" if len(pairs) > 1 else self.examples
@@ -144,7 +142,7 @@ def difference(name: str, pairs: Sequence[Mapping[str, Any]]) -> dict[str, float
         pairs: of each run, the difference by name, with its bounds if there are any.
     """
     names = (f"{name}_difference", f"{name}_low", f"{name}_high")
-    if not all(name in pair for pair in pairs):  # as of a metric of the whole set
+    if name not in pairs[0]:  # a metric of the whole set
         return {}
     values = [pair[name] for pair in pairs]
     if len(pairs) == 1:
