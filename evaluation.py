@@ -162,7 +162,7 @@ def score(weights: Mapping[str, Any], data: EvalData | Stream, eval_step: EvalSt
 
     def join(*parts: np.ndarray) -> np.ndarray:
         values = np.concatenate(parts)[mask]
-        return values.astype(np.float64) if np.issubdtype(values.dtype, np.floating) else values
+        return values.astype(np.float64) if jnp.issubdtype(values.dtype, jnp.floating) else values  # bfloat16, too
 
     return {name: jax.tree.map(join, *(scores for _, scores in found)) for name, found in batches.items()}
 

@@ -160,9 +160,11 @@ class Group:
 
     @property
     def main_curve(self) -> str:
-        """The curve by which it is judged: `config.best_curve`, or else the first average there is."""
+        """The curve by which it is judged: `config.best_curve`, or else the first average at the end."""
         best = self.runs[0].config.get("best_curve")
-        return best if best in self.names else next((name for name in self.names if name != "raw"), "raw")
+        if best in self.names:
+            return str(best)
+        return next((name for name in self.last_lines()[0] if name != "raw" and not name.endswith("-raw")), "raw")
 
     @property
     def setup(self) -> str:

@@ -59,7 +59,8 @@ class Scoring:
             Student's t. Values that were not finite are None.
         """
         weights = [name for name in metrics[0] if not name.endswith("-raw")]
-        found = {metric: None for name in weights for metric in metrics[0][name] if metric not in NO_METRICS}
+        shared = [name for curve in weights for name in metrics[0][curve] if all(name in run[curve] for run in metrics)]
+        found = {metric: None for metric in shared if metric not in NO_METRICS}
         rows = []
         for curve in weights:
             row: dict[str, Any] = {"curve": curve, "runs": len(metrics), "of": self.metric}

@@ -16,6 +16,7 @@ Box = tuple[float, float, float, float]  # left, top, right, bottom, in pixels
 
 _ORIENTATION = 0x0112  # the tag of Exif
 _ON_THE_SIDE = (5, 6, 7, 8)  # its values that exchange height and width
+_LEFT_LAST, _TOP_LAST = (2, 3, 6, 7), (3, 4, 7, 8)  # whose left, or upper, edge is right or below in the file
 _ASPECT = 4 / 3  # of a random crop: the widest, and the inverse of the narrowest
 _TRIES = 10
 
@@ -130,7 +131,10 @@ def decode(
                 opened.draft(None, (opened.width // factor, opened.height // factor))
             opened.load()
             image = opened if orientation == 1 else PIL.ImageOps.exif_transpose(opened)
-            left, top, right, bottom = (side / factor for side in box)
+            # The last pixels of reduced rows and columns reach beyond the image, which turned may begin with them.
+            x = -width % factor if orientation in _LEFT_LAST else 0
+            y = -height % factor if orientation in _TOP_LAST else 0
+            left, top, right, bottom = (side / factor for side in (box[0] + x, box[1] + y, box[2] + x, box[3] + y))
             return _in_colour(image), (left, top, right, bottom), (width, height)
     except MemoryError:
         raise

@@ -35,14 +35,15 @@ def difference(first: Any, second: Any) -> tuple[float, float, float]:
     """The difference of two metrics on the same examples, first minus second, with its 95 % interval.
 
     Args:
-        first: the values of each example, bool or float [n], or of a ratio (sum, count), each [n].
+        first: the value of each example, [n], booleans for a proportion; or of a ratio (sum, count), each [n].
         second: of the same kind.
     """
     if isinstance(first, tuple):
         return ratios_interval(first, second)
-    if first.dtype == bool:
+    if first.dtype == second.dtype == bool:
         return paired_proportions_interval(first, second)
-    return mean_interval(first - second)
+    # Unsigned integers would wrap around below 0, and sums of few bits lose what is small.
+    return mean_interval(np.asarray(first, np.float64) - np.asarray(second, np.float64))
 
 
 def ratio(sums: np.ndarray, counts: np.ndarray) -> Any:

@@ -15,14 +15,15 @@ from runtime.fields import flatten, with_tuples
 from runtime.files import replace_file
 
 # Fields that may differ when a run is continued: they change what is kept or printed, not what is computed. Whether a
-# longer `duration` may differ is decided in `check_same_run`.
+# longer `duration` may differ is decided in `check_same_run`. "NAME." stands for all fields of a group.
 MAY_CHANGE = (
     "log_every",
     "snapshot_every",
     "steps_per_dispatch",
     "eval_batch_size",
     "keep_checkpoints",
-    "best_",
+    "best_metric",
+    "best_curve",
     "metrics.",
     "profile",
     "averages.",
@@ -109,7 +110,7 @@ def check_same_run(
         # The data and the duration first, for others may follow from them.
         for name in dict.fromkeys(["num_train", "duration", *before, *now])
         if before.get(name) != now.get(name)
-        and (name in both or not name.startswith(DERIVED))
+        and (name in both or not _is_among(DERIVED, name))
         and (name in before or name not in usual)
     }
     if "num_train" in differing:
@@ -118,7 +119,7 @@ def check_same_run(
             "and what is given in epochs or in % follows from their number"
         )
     fixed = tuple(f"averages.{name}." for name in needed)
-    refused = [name for name in differing if not name.startswith(MAY_CHANGE) or name.startswith(fixed)]
+    refused = [name for name in differing if not _is_among(MAY_CHANGE, name) or name.startswith(fixed)]
     if (refused or now["duration"] < before.get("duration", 0)) and not accept:
         refused = [differing[name] for name in differing if name in {"duration", *refused}]
         if len(refused) > 1 and "duration" in differing:
@@ -128,6 +129,11 @@ def check_same_run(
             f"run's own config, --config={workdir}/config.json, or pass --config_change=accept to use this one for it."
         )
     return list(differing.values())
+
+
+def _is_among(fields: Collection[str], name: str) -> bool:
+    """Whether a field is one of these, or in one of the groups "NAME." among them."""
+    return name in fields or any(field.endswith(".") and name.startswith(field) for field in fields)
 
 
 def _plain(value: Any) -> str:

@@ -70,8 +70,7 @@ def compare_sets(found: Mapping[str, Any], reference: Mapping[str, Any]) -> dict
         other, other_items = reference[name]
         metrics[name] = float(value) - float(other)
         if items is not None:
-            new, old = (x if x.dtype == bool else x.astype(np.float64) for x in map(np.asarray, (items, other_items)))
-            _, low, high = intervals.difference(new, old)
+            _, low, high = intervals.difference(np.asarray(items), np.asarray(other_items))
             metrics |= {f"{name}_low": float(low), f"{name}_high": float(high)}
     return metrics
 
@@ -148,7 +147,7 @@ def _sizes(where: str, metrics: Any) -> dict[str, int | None]:
             raise UserError(
                 f"{where} returns items of {name} of shape {list(np.shape(items))}; expected [number of items]"
             )
-        mean = float(np.mean(items, dtype=np.float64))
+        mean = float(np.mean(np.asarray(items), dtype=np.float64))
         if not np.isclose(float(value), mean, rtol=1e-3, equal_nan=True):  # however it was rounded
             raise UserError(
                 f"{where} returns {name} = {float(value):g}, of items whose mean is {mean:g}; expected their mean"

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from scipy import stats
 
 import evaluation
 import input_pipeline
@@ -102,6 +103,50 @@ def test_a_score_function_of_another_task_needs_a_loss_only(setting):
     metrics = evaluation.evaluate(curves, data, eval_step(linear, squared_error))
     assert set(metrics["raw"]) == {"loss"}
     assert set(metrics["ema-raw"]) == {"loss", "loss_low", "loss_high", "distance"}
+
+
+TYPES = ("bool", "uint8", "int8", "int32", "float16", "bfloat16", "float32")
+
+
+def scores_of_types(apply_fn, variables, batch):
+    """Scores of every type, each also over a count of 1 for each image, as what a text of one token has."""
+    x = jnp.abs(20 * variables["params"][0, 0] * batch["image"][:, 0, 0, 0])
+    scores = {kind: x > 9 if kind == "bool" else x.astype(kind) for kind in TYPES}
+    return scores | {f"{kind}_ratio": (score, jnp.ones(len(x), jnp.uint8)) for kind, score in scores.items()}
+
+
+def test_means_and_intervals_are_those_of_float64_whatever_the_type_of_the_scores(setting):
+    """Of scores of images, and of items of whole sets, in any container."""
+    images, normalization, data, curves = setting
+    batch = {"image": normalization(jnp.asarray(images.image))}
+    given = {name: scores_of_types(linear, curve, batch) for name, curve in curves.items()}
+    values = {name: {kind: np.asarray(of[kind], np.float64) for kind in TYPES} for name, of in given.items()}
+    sets = {}
+    for name, of_weights in given.items():
+        items = {f"{kind}_array": np.asarray(of_weights[kind]) for kind in TYPES}
+        items |= {f"{kind}_list": of_weights[kind].tolist() for kind in TYPES}
+        items |= {f"{kind}_device": of_weights[kind] for kind in TYPES}
+        items["mixed_set"] = of_weights["bool"].astype("int32" if name == "raw" else "bool")
+        sets[name] = {metric: (float(values[name][_kind(metric)].mean()), x) for metric, x in items.items()}
+    metrics = evaluation.evaluate(curves, data, eval_step(linear, scores_of_types), sets)
+    names = [
+        *TYPES,
+        *(f"{kind}_{what}" for kind in TYPES for what in ("ratio", "array", "list", "device")),
+        "mixed_set",
+    ]
+    for metric in names:
+        raw, ema = (values[name][_kind(metric)] for name in ("raw", "ema"))
+        assert (ema < raw).any()
+        expected = [np.mean(ema - raw), *stats.t.interval(0.95, 22, np.mean(ema - raw), stats.sem(ema - raw))]
+        if metric in ("bool", "bool_array", "bool_list", "bool_device"):
+            expected = intervals.paired_proportions_interval(ema == 1, raw == 1)
+        found = [metrics["ema-raw"][f"{metric}{end}"] for end in ("", "_low", "_high")]
+        np.testing.assert_allclose(found, expected, rtol=1e-9, err_msg=metric)
+        np.testing.assert_allclose([metrics[c][metric] for c in ("raw", "ema")], [raw.mean(), ema.mean()], rtol=1e-12)
+
+
+def _kind(metric):
+    return metric.partition("_")[0].replace("mixed", "bool")
 
 
 def test_agreement_is_the_share_of_equal_predictions():

@@ -1,10 +1,11 @@
+import math
 import re
 
 import numpy as np
 import pytest
 from made_runs import make_run
 
-from reporting import curves, page, runs
+from reporting import curves, page, runs, tables
 from reporting.runs import Run
 from reporting.scores import Scoring
 from runtime.errors import UserError
@@ -150,6 +151,103 @@ def test_a_curve_that_only_one_run_has_is_left_out_of_what_is_pooled(tmp_path):
     assert group.names == ["raw", "ema"]
     assert [row["curve"] for row in group.rows()] == ["raw", "ema"]
     assert {line.label for panel in curves.panels([group]) for line in panel.lines} == {"raw", "ema", "train"}
+
+
+@pytest.mark.parametrize("split", ["test", "validation"])
+@pytest.mark.parametrize("best_curve", ["raw", "ema", None])
+@pytest.mark.parametrize("num_seeds", [1, 2])
+def test_the_last_evaluation_is_that_of_what_is_still_evaluated_wherever_it_is_told(
+    tmp_path, split, best_curve, num_seeds
+):
+    """Of averages that ended before raw weights did, joined later, have no score yet, or could not be made at the end.
+
+    Beside a shorter config.
+    """
+    curves = {"before": (10, 20), "later": (30,), "ema:half_life=3%": (10, 20), "lawa:last=2": (20, 30)}
+    config = {"duration": 30} | ({"best_curve": best_curve} if best_curve else {})
+
+    def made(seed):
+        extra = [
+            {"step": step, "curve": f"{curve}{end}", "split": "test", "accuracy": 0.99, "loss": 0.01}
+            for curve, steps in curves.items() for step in steps for end in ("", "-raw")
+        ]  # fmt: skip
+        accuracies = ((0.5, 0.9), (0.7, 0.8), (0.6, 0.75))
+        run = make_run(
+            tmp_path / str(seed), seed=seed, config=config, accuracies=accuracies, steps=(10, 20, 30), lines=extra
+        )
+        lines = [line | {"split": split} if "split" in line else line for line in run.lines]
+        tested = [line for line in run.lines if split != "test" and "split" in line and line["step"] == 30]
+        averages = {name: run.averages["ema"] for name in ("ema", "later", "unborn")}
+        return Run(run.workdir, [*lines, *tested], run.timing, run.config, run.environment, averages)
+
+    shorter = make_run(tmp_path / "shorter")
+    (group, other), _ = runs.group([*map(made, range(num_seeds)), shorter])
+    assert (group.last_step, group.last_split, other.last_step) == (30, "test", 20)
+    assert group.main_curve == (best_curve or "ema")
+    last = [("raw", 0.6), ("ema", 0.75), ("later", 0.99), ("lawa:last=2", 0.99)]
+    assert [(row["curve"], pytest.approx(row["accuracy"])) for row in group.rows()] == last
+    best = {row["curve"]: (row["best"], row["best_step"], row["best_split"]) for row in group.rows()}
+    assert best == {"raw": (0.7, 20, split), "ema": (0.9, 10, split), "later": (0.99, 30, split)} | {
+        "lawa:last=2": (0.99, 20, split)
+    }
+    assert "step 30, test images" in tables.title(group)
+    assert [(row["step"], row["curve"]) for row in tables.to_rows([group, other])] == [
+        *((30, name) for name, _ in last), (20, "raw"), (20, "ema"),
+    ]  # fmt: skip
+    assert tables.headline([group])[0].startswith("After 30 steps")
+    score = "60.00%" if best_curve == "raw" else "75.00%"
+    assert f"worst, with {score}" in tables.headline([group, other])[0]
+    steps = {line.label: line.steps.tolist() for line in curves_of(group, "accuracy, %")}
+    assert steps == {"raw": [10, 20, 30], "ema": [10, 20, 30]} | {name: [*steps] for name, steps in curves.items()}
+
+
+def curves_of(group, title):
+    """The lines of a panel."""
+    return next(panel.lines for panel in curves.panels([group]) if panel.title == title)
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("step", [10, 20])
+@pytest.mark.parametrize("curve", ["raw", "ema"])
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_what_is_not_finite_in_one_seed_is_a_dash_and_no_mean_of_the_others(tmp_path, seed, step, curve, value):
+    made = []
+    for number in range(3):
+        accuracies = {10: {"raw": 0.1, "ema": 0.2}, 20: {"raw": 0.7, "ema": 0.8 + number / 100}}
+        if number == seed:
+            accuracies[step][curve] = value
+        values = [tuple(of_step.values()) for of_step in accuracies.values()]
+        made.append(make_run(tmp_path / str(number), seed=number, accuracies=values))
+    (group,), _ = runs.group(made)
+    known = {"raw": 0.7, "ema": 0.81} if step == 10 else {"raw": 0.7, "ema": 0.81} | {curve: None}
+    rows = {row["curve"]: row for row in group.rows()}
+    apart = None if step == 20 else 0.11
+    for name, mean in known.items():
+        row = rows[name]
+        assert row["accuracy"] == (mean and pytest.approx(mean))
+        assert ("accuracy_sd" in row) == ("loss_sd" in row) == (mean is not None)
+        best = ({"raw": 0.1, "ema": 0.2}[name], 10) if mean is None else (mean, 20)
+        assert (row["best"], row["best_step"]) == (pytest.approx(best[0]), best[1])
+        (line,) = [line for line in curves_of(group, "accuracy, %") if line.label == name]
+        finite = [name != curve or step != of for of in (10, 20)]
+        assert np.isfinite([line.values, *line.band]).tolist() == [finite] * 3
+    assert rows["ema"]["accuracy_difference"] == (apart and pytest.approx(apart))
+    assert [rows["ema"][f"accuracy_{end}"] is None for end in ("low", "high")] == [apart is None] * 2
+    assert rows["ema"]["agreement"] == pytest.approx(0.9)
+    assert ("not all scores are finite" in group.scoring.verdict(rows["ema"])) == (apart is None)
+    (line,) = curves_of(group, "accuracy minus raw, points")
+    assert np.isfinite([line.values, *line.band]).tolist() == [[step != 10, step != 20]] * 3
+
+
+@pytest.mark.parametrize("has_it", [0, 1])
+def test_a_metric_that_only_one_seed_has_at_the_last_step_is_left_out_of_what_is_pooled(tmp_path, has_it):
+    """As one of whole sets, where one of the runs ended there and was then made longer."""
+    made = [make_run(tmp_path / str(seed), seed=seed) for seed in range(2)]
+    path = made[has_it].workdir / "metrics.jsonl"
+    path.write_text(path.read_text().replace('"loss":', '"return": 1.0, "loss":'))
+    (group,), _ = runs.group([Run.read(run.workdir) for run in made])
+    assert [[name for name in row if "return" in name] for row in group.rows()] == [[], []]
+    assert [row["accuracy"] for row in group.rows()] == [0.7, 0.8]
 
 
 def test_an_evaluation_that_is_still_being_written_is_not_the_last(tmp_path):

@@ -208,13 +208,21 @@ def test_what_cannot_be_decoded_is_found_out_whether_it_is_reduced_or_not(tmp_pa
 @pytest.mark.parametrize(
     ("size", "factor"), [((32, 32), 8), ((33, 32), 4), ((128, 96), 2), ((128, 97), 1), ((256, 256), 1), ((999, 999), 1)]
 )
-def test_large_photographs_are_decoded_at_a_fraction_that_keeps_the_crop_large_enough(tmp_path, size, factor):
-    smooth(301, 263).save(file := tmp_path / "a.jpg", quality=95)
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_large_photographs_are_decoded_at_a_fraction_that_keeps_the_crop_large_enough(
+    tmp_path, size, factor, orientation
+):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    sides = (301, 263) if orientation < 5 else (263, 301)  # in the file
+    smooth(*sides).save(file := tmp_path / "a.jpg", quality=95, exif=exif)
     box = (20.0, 4.0, 276.0, 260.0) if size != (128, 96) and size != (128, 97) else (20.0, 4.0, 276.0, 197.0)
-    image, (left, top, right, bottom), in_file = decode(str(file), lambda width, height: box, size)
+    asked = []
+    image, (left, top, right, bottom), turned = decode(str(file), lambda *sides: asked.append(sides) or box, size)
+    assert asked == [(301, 263)]
     assert image.size == (math.ceil(301 / factor), math.ceil(263 / factor))
-    assert (left, top, right, bottom) == tuple(side / factor for side in box)
-    assert in_file == (301, 263)
+    assert (right - left, bottom - top) == ((box[2] - box[0]) / factor, (box[3] - box[1]) / factor)
+    assert turned == (301, 263)
     # The same place of the image, within what JPEG rounds.
     with Image.open(file) as plain:
         by_hand = ImageOps.exif_transpose(plain).resize((16, 16), Image.Resampling.BILINEAR, box)

@@ -1,11 +1,16 @@
 import socket
 import subprocess
 import sys
+import threading
+import types
+from concurrent.futures import ThreadPoolExecutor
 
+import jax
+import jax.numpy as jnp
 import pytest
 from conftest import ROOT
 
-from runtime import hosts
+from runtime import dispatch, hosts, interruption, readers, sharding
 from runtime.errors import UserError
 
 SLURM = {
@@ -130,3 +135,78 @@ def test_a_process_of_its_own_agrees_with_itself():
     assert hosts.decided(lambda: {"step": 3}) == {"step": 3}
     hosts.check_same({"config": 1})
     hosts.part()
+
+
+HERE = threading.local()  # its `index` is that of the host that a thread stands for
+
+
+@pytest.fixture
+def on_both(monkeypatch):
+    """Calls a function on two hosts, which are threads here and exchange what they have in a list."""
+    meeting, brought = threading.Barrier(2, timeout=10), [None, None]
+
+    def gather(value):
+        brought[HERE.index] = value
+        meeting.wait()
+        found = list(brought)
+        meeting.wait()
+        return found
+
+    def call(function):
+        def at(index):
+            HERE.index = index
+            return function()
+
+        with ThreadPoolExecutor(2) as pool:
+            return [*pool.map(at, range(2))]
+
+    monkeypatch.setattr(hosts, "gather", gather)
+    monkeypatch.setattr(hosts, "first", lambda: HERE.index == 0)
+    return call
+
+
+@pytest.mark.parametrize("apart", [(1, 4), (4, 1), (2, 2)])
+def test_what_several_hosts_agree_on_is_what_all_of_them_can_do(on_both, monkeypatch, apart):
+    """Whichever has less memory, is slower, is asked to stop, or has another config; a GPU is on the first alone."""
+    device = types.SimpleNamespace(memory_stats=lambda: {} if HERE.index else {"bytes_limit": apart[0]})
+    monkeypatch.setattr(jax, "local_devices", lambda: [device])
+    monkeypatch.setattr(readers, "memory", lambda: apart[1])
+    assert on_both(sharding.memory) == [min(apart)] * 2
+
+    looked = []
+    assert on_both(lambda: hosts.decided(lambda: looked.append(HERE.index) or apart[HERE.index])) == [apart[0]] * 2
+    assert looked == [0]
+
+    def compared():
+        try:
+            hosts.check_same({"equal": 0, "number": apart[HERE.index]})
+        except UserError as error:
+            return str(error).partition(":")[0]
+
+    differ = f"and number is {apart[0]} in process 0, {apart[1]} in process 1"
+    expected = f"the processes of a run must do the same, {differ}" if apart != (2, 2) else None
+    assert on_both(compared) == [expected] * 2
+
+    monkeypatch.setattr(interruption, "_is_training", False)
+    monkeypatch.setattr(interruption, "_requested", types.SimpleNamespace(is_set=lambda: apart[HERE.index] == 4))
+    assert on_both(interruption.requested) == [4 in apart] * 2
+
+
+@pytest.mark.parametrize(("apart", "steps"), [((1, 4), [1, 3, 7, 15, 31]), ((2, 1), [1, 5, 21, 31])])
+def test_several_hosts_dispatch_as_many_steps_as_the_slowest_of_them_does_in_time(on_both, monkeypatch, apart, steps):
+    now = [0.0, 0.0]
+
+    def perf_counter():
+        """Whatever is dispatched takes eighths of the time that a dispatch may take."""
+        now[HERE.index] += apart[HERE.index] * dispatch.MAX_SECONDS / 8
+        return now[HERE.index]
+
+    def dispatched():
+        done = []
+        program = dispatch.Dispatcher(lambda state, data: (state + 1, jnp.int32(0)), chunked=True, progress=done.append)
+        program(jnp.int32(0), jnp.int32(0), None, 0, 31)
+        return done
+
+    monkeypatch.setattr(interruption, "_is_training", False)
+    monkeypatch.setattr(dispatch, "time", types.SimpleNamespace(perf_counter=perf_counter))
+    assert on_both(dispatched) == [steps] * 2

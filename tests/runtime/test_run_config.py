@@ -1,11 +1,14 @@
 """Which changes of its config a run may be continued with: run_config.check_same_run."""
 
+import functools
+import importlib
 import json
+import re
 
 import pytest
-from conftest import create_experiment, digits_config, resolve
+from conftest import create_experiment, digits_config, get_config, resolve
 
-from runtime import run_config
+from runtime import fields, run_config
 from runtime.errors import UserError
 
 
@@ -37,6 +40,38 @@ def test_another_run_is_refused_with_the_differing_fields(overrides, field):
     old, new = (resolve(config) for config in (digits_config(), digits_config(**overrides)))
     with pytest.raises(UserError, match=field):
         run_config.check_same_run(old, new, "runs/a")
+
+
+@pytest.mark.parametrize(("name", "needed"), [("digits", ()), ("examples.dqn", ("target",))])
+def test_a_field_may_change_only_where_no_result_so_far_depends_on_it(name, needed):
+    """Any field of the config, and any that a fork may add to it, of which the name only begins alike."""
+    free = {
+        "log_every", "snapshot_every", "steps_per_dispatch", "eval_batch_size", "keep_checkpoints", "best_metric",
+        "best_curve", "profile", "recompute_batches", "data.mode", "data.workers",
+    }  # fmt: skip
+    made = get_config("digits") if name == "digits" else importlib.import_module(f"{name}.configs.default").get_config()
+    found = fields.flatten(json.loads(run_config.to_json(resolve(made))))
+    assert free <= found.keys() or name != "digits"
+    assert name == "digits" or {"data.acts", "averages.target.tau"} <= found.keys()
+    others = {"duration", "num_train"}  # of which other tests tell
+    for changed in {*found, *(f"{field}_too" for field in found)} - others:
+        old, new = (nested({**found, changed: value}) for value in (1, 2))
+        is_needed = changed.startswith(tuple(f"averages.{average}." for average in needed))
+        if changed in free or (changed.startswith(("metrics.", "averages.")) and not is_needed):
+            changes = run_config.check_same_run(old, new, "runs/a", needed=needed)
+            assert changes == [f"{changed}: 1 before, 2 now"]
+        else:
+            with pytest.raises(UserError, match=re.escape(changed)):
+                run_config.check_same_run(old, new, "runs/a", needed=needed)
+
+
+def nested(flat):
+    """A config of its fields by name."""
+    config = {}
+    for name, value in flat.items():
+        *groups, field = name.split(".")
+        functools.reduce(lambda group, key: group.setdefault(key, {}), groups, config)[field] = value
+    return config
 
 
 def test_a_longer_duration_is_refused_where_the_learning_rate_is_annealed_to_its_end():

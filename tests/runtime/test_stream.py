@@ -33,17 +33,31 @@ def numbered(n: int) -> Images:
     return Images(number.astype(np.uint8)[:, None, None, None], number.astype(np.int32))
 
 
+class Views:
+    """Stored images, of which a view is all that it depends on."""
+
+    def read(self, rows, keys, min_area):
+        assert min_area == 0.25
+        return np.column_stack([rows.astype(np.uint64), keys])
+
+
 @pytest.mark.parametrize(("num_examples", "batch_size"), [(64, 16), (100, 16), (901, 32)])
-def test_each_epoch_is_a_permutation_and_the_same_however_many_hosts_read_it(num_examples, batch_size):
-    read = rows.TrainRows(numbered(num_examples), batch_size, 0)
+def test_each_epoch_is_a_permutation_and_each_of_its_views_is_new_whichever_hosts_read_them(num_examples, batch_size):
+    images = Images(Views(), np.arange(num_examples, dtype=np.int32))
+    read = rows.TrainRows(images, batch_size, 5, min_area=0.25)
     find_step = permutation.find_step(KEY, batch_size, num_examples)
     num_steps, everything = 3 * num_examples // batch_size, {}
     for hosts in (1, 2, 4):
         parts = np.array_split(np.arange(batch_size), hosts)
-        labels = [np.concatenate([read(find_step(step), part)["label"] for part in parts]) for step in range(num_steps)]
-        everything[hosts] = np.concatenate(labels)
+        found = [read(find_step(step), part) for step in range(num_steps) for part in parts]
+        everything[hosts], views = (np.concatenate([one[name] for one in found]) for name in ("label", "image"))
+        # What is drawn for a view depends on the seed and on how many examples there were before, in all epochs.
+        numbers = np.arange(num_steps * batch_size)
+        np.testing.assert_array_equal(views, np.column_stack([everything[hosts], np.full_like(numbers, 5), numbers]))
     np.testing.assert_array_equal(everything[1], everything[2])
     np.testing.assert_array_equal(everything[1], everything[4])
+    far = read(find_step(2**30), np.arange(batch_size))["image"]
+    assert far[:, 2].tolist() == [2**30 * batch_size + position for position in range(batch_size)]
     for epoch in range(num_steps * batch_size // num_examples):
         seen = everything[1][epoch * num_examples : (epoch + 1) * num_examples]
         np.testing.assert_array_equal(np.sort(seen), np.arange(num_examples))
