@@ -84,7 +84,7 @@ def test_two_processes_of_one_device_do_what_one_of_two_does_to_the_bit(tmp_path
 
 @pytest.mark.parametrize("kind", ["mlp", "cnn"])
 def test_eight_devices_do_the_same_to_the_bit_however_many_processes_have_them(tmp_path, config, kind):
-    processes = (1, 2, 4) if kind == "mlp" else (1, 2)  # each compiles what is new to it
+    processes = (1, 4) if kind == "mlp" else (1, 2)  # each compiles what is new to it
     for num in processes:
         flag, environment = f"--workdir={tmp_path / str(num)}", {"KIND": kind}
         succeed(num, flag, config=config, devices=8 // num, environment=lambda _, e=environment: e)
@@ -100,10 +100,11 @@ def test_a_run_of_any_number_of_processes_continues_with_any_other(tmp_path, con
     """All arrays are the same after it, and losses differ by no more than sums that are rounded otherwise."""
     layouts = {"1x1": (1, 1), "1x8": (1, 8), "2x4": (2, 4)}
     short, long = "--config.duration=24 steps", ("--config.duration=34 steps", "--config.log_every=1 steps")
-    for name, (num, devices) in layouts.items():
+    for name in ("1x1", "2x4"):
+        num, devices = layouts[name]
         succeed(num, f"--workdir={tmp_path / name}", short, config=config, devices=devices)
     equal, apart = 0, 0.0
-    for name in layouts:
+    for name in ("1x1", "2x4"):
         losses = {}
         for other, (num, devices) in layouts.items():
             workdir = tmp_path / f"{name}-{other}"
@@ -116,7 +117,7 @@ def test_a_run_of_any_number_of_processes_continues_with_any_other(tmp_path, con
             assert len(losses[other]) == 10
         assert losses["1x8"] == losses["2x4"]  # sums are rounded the same
         apart = max(apart, *(abs(a - b) for x in losses.values() for a, b in zip(x, losses[name], strict=True)))
-    assert equal == 9
+    assert equal == 6
     assert apart <= 1e-5
 
 
