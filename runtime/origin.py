@@ -48,8 +48,18 @@ class OfRun:
     def __str__(self) -> str:
         return f"the {self.name} weights of {self.stored.folder}"
 
-    def _field(self, field: str) -> tuple[str, ...]:
-        return (field,) if self.name == "raw" else (f"ema_{field}", self.name)
+    def _places(self) -> dict[str, str]:
+        """By its path, where each is stored; what an average leaves out is a frozen one of the raw weights."""
+        if self.name == "raw":
+            roots = {f"{field}/": f"{field}/" for field in FIELDS}
+        else:
+            roots = {"params/": "params/"} | {f"ema_{field}/{self.name}/": f"{field}/" for field in FIELDS}
+        return {
+            f"{to}{path.removeprefix(root)}": path
+            for root, to in roots.items()
+            for path in self.stored.record.leaves
+            if path.startswith(root)
+        }
 
     def leaves(self) -> Leaves:
         """Shape and dtype of each."""
@@ -58,24 +68,15 @@ class OfRun:
             dtype, _, shape = leaf.partition("[")
             return jax.ShapeDtypeStruct(tuple(json.loads(f"[{shape}")), dtype)
 
-        found, roots = self.stored.record.leaves, {field: "/".join((*self._field(field), "")) for field in FIELDS}
-        return {
-            f"{field}/{path.removeprefix(root)}": parse(leaf)
-            for field, root in roots.items()
-            for path, leaf in found.items()
-            if path.startswith(root)
-        }
+        return {path: parse(self.stored.record.leaves[place]) for path, place in self._places().items()}
 
     def read(self, like: Mapping[tuple[str, ...], Any]) -> Leaves:
         """Those whose paths `like` has, with shapes and dtypes as they are stored and its shardings."""
-        there = self.leaves()
-        wanted = {
-            (*self._field(field), *path): abstract(there["/".join((field, *path))], x.sharding)
-            for (field, *path), x in like.items()
-        }
-        tree = read_part(self.stored.folder / "state", traverse_util.unflatten_dict(wanted))
-        found = traverse_util.flatten_dict(tree)
-        return {"/".join(path): found[name] for path, name in zip(like, wanted, strict=True)}
+        there, places = self.leaves(), self._places()
+        wanted = {places["/".join(path)]: abstract(there["/".join(path)], x.sharding) for path, x in like.items()}
+        tree = read_part(self.stored.folder / "state", traverse_util.unflatten_dict(wanted, sep="/"))
+        found = traverse_util.flatten_dict(tree, sep="/")
+        return {"/".join(path): found[place] for path, place in zip(like, wanted, strict=True)}
 
 
 @dataclasses.dataclass(frozen=True)
