@@ -11,7 +11,19 @@ import input_pipeline
 import train
 from configs import default
 from runtime.errors import UserError
+from runtime.stored import Stored, list_stored
 from tools import export
+
+
+def test_a_run_starts_from_the_latest_that_another_has_stored_be_it_a_snapshot(tmp_path):
+    train.train_and_evaluate(digits_config(snapshot_every="8 steps"), tmp_path / "first")
+    for kind in ("checkpoints", "snapshots"):
+        shutil.rmtree(tmp_path / "first" / kind / "20")
+    config = digits_config(init_from=str(tmp_path / "first"), duration="1 steps", optimizer__learning_rate=0.0)
+    assert [stored.record.step for stored in list_stored(tmp_path / "first")] == [8, 10, 16]
+    second, _ = train.train_and_evaluate(config, tmp_path / "second")
+    latest = Stored.read(tmp_path / "first" / "snapshots" / "16").read_weights("raw", second)
+    jax.tree.map(np.testing.assert_array_equal, second.params, latest["params"])
 
 
 @pytest.mark.slow

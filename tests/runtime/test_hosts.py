@@ -2,6 +2,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 import types
 from concurrent.futures import ThreadPoolExecutor
 
@@ -210,3 +211,14 @@ def test_several_hosts_dispatch_as_many_steps_as_the_slowest_of_them_does_in_tim
     monkeypatch.setattr(interruption, "_is_training", False)
     monkeypatch.setattr(dispatch, "time", types.SimpleNamespace(perf_counter=perf_counter))
     assert on_both(dispatched) == [steps] * 2
+
+
+@pytest.mark.parametrize(
+    ("awaited", "named"), [(None, "another process or a device"), (0, "process 0"), (1, "process 1")]
+)
+def test_who_keeps_a_process_from_going_on_is_named_once_it_has_taken_too_long(awaited, named, monkeypatch):
+    monkeypatch.setattr(hosts, "_awaited", awaited)
+    monkeypatch.setattr(hosts, "_met", time.monotonic())
+    assert hosts.stalled() == ""
+    monkeypatch.setattr(hosts, "_met", time.monotonic() - hosts.PATIENCE - 1)
+    assert hosts.stalled() == f"Nothing has gone on for {hosts.PATIENCE} s: {named} is stuck."
