@@ -159,17 +159,14 @@ def get_config() -> ml_collections.ConfigDict:
     # A config file adds another with `config.averages.NAME = default.average(...)`; any name but "raw" and "train".
     config.averages = ml_collections.ConfigDict()
     config.averages.ema = average("ema")
-    # Training batches that make the statistics of an average with `batch_stats = "recompute"`, at each evaluation.
-    config.recompute_batches = 50
+    config.recompute_batches = 50  # training batches for the statistics of each average with "recompute"
     return config
 
 
 def group(match: str, **fields: Any) -> ml_collections.ConfigDict:
     """Parameters that move otherwise than the others, such as those of one of several players.
 
-    Args:
-        match: a regular expression for the beginning of their paths, such as "encoder/"; the first group that fits.
-        **fields: the fields below that differ, such as `factor=0.5`.
+    The regular expression `match` is for the beginning of their paths; the first group that fits has a parameter.
     """
     config = ml_collections.ConfigDict({"match": match})
     config.factor = 1.0  # of the learning rate; 0: they stay as they are, and so does batch norm with such a path
