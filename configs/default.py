@@ -164,7 +164,7 @@ def get_config() -> ml_collections.ConfigDict:
 
 
 def group(match: str, **fields: Any) -> ml_collections.ConfigDict:
-    """Parameters that move otherwise than the others, such as those of one of several players.
+    """Parameters that move otherwise than the others, with the fields below that differ: `group("head/", factor=2.0)`.
 
     The regular expression `match` is for the beginning of their paths; the first group that fits has a parameter.
     """

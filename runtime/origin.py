@@ -19,11 +19,10 @@ from runtime.errors import UserError
 from runtime.files import local_path
 from runtime.progress import say
 from runtime.sharding import put
-from runtime.stored import Stored, list_stored
+from runtime.stored import FIELDS, Stored, list_stored
 from runtime.trees import abstract, laid_out_as, read_part
 from train_state import CustomTrainState
 
-FIELDS = ("params", "batch_stats")  # of the state, and the first part of every path
 FILES = ("weights.safetensors", "model.safetensors")  # in a folder: of tools.export, of Hugging Face
 PICKLES = {".pt", ".pth", ".bin", ".ckpt", ".pkl"}
 CONVERT = (
@@ -48,19 +47,6 @@ class OfRun:
     def __str__(self) -> str:
         return f"the {self.name} weights of {self.stored.folder}"
 
-    def _places(self) -> dict[str, str]:
-        """By its path, where each is stored; what an average leaves out is a frozen one of the raw weights."""
-        if self.name == "raw":
-            roots = {f"{field}/": f"{field}/" for field in FIELDS}
-        else:
-            roots = {"params/": "params/"} | {f"ema_{field}/{self.name}/": f"{field}/" for field in FIELDS}
-        return {
-            f"{to}{path.removeprefix(root)}": path
-            for root, to in roots.items()
-            for path in self.stored.record.leaves
-            if path.startswith(root)
-        }
-
     def leaves(self) -> Leaves:
         """Shape and dtype of each."""
 
@@ -68,11 +54,11 @@ class OfRun:
             dtype, _, shape = leaf.partition("[")
             return jax.ShapeDtypeStruct(tuple(json.loads(f"[{shape}")), dtype)
 
-        return {path: parse(self.stored.record.leaves[place]) for path, place in self._places().items()}
+        return {path: parse(self.stored.record.leaves[place]) for path, place in self.stored.places(self.name).items()}
 
     def read(self, like: Mapping[tuple[str, ...], Any]) -> Leaves:
         """Those whose paths `like` has, with shapes and dtypes as they are stored and its shardings."""
-        there, places = self.leaves(), self._places()
+        there, places = self.leaves(), self.stored.places(self.name)
         wanted = {places["/".join(path)]: abstract(there["/".join(path)], x.sharding) for path, x in like.items()}
         tree = read_part(self.stored.folder / "state", traverse_util.unflatten_dict(wanted, sep="/"))
         found = traverse_util.flatten_dict(tree, sep="/")

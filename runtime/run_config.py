@@ -99,7 +99,7 @@ def check_same_run(
     """
     before, now = (flatten(json.loads(to_json(config))) for config in (old, new))
     for name in ("init_from", "init_weights", "init_skip"):
-        if before.get(name, now.get(name)) != now.get(name):
+        if before.get(name) != now.get(name) and (name in before or name not in usual):
             raise UserError(
                 f"{workdir} holds a run with {name} = {before.get(name)!r}, not {now.get(name)!r}: where it started "
                 "from cannot be changed. Use another --workdir."

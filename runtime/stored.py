@@ -23,6 +23,7 @@ from train_state import Average, CustomTrainState
 
 FORMAT = 6  # of what is saved; another one is refused
 DIGESTS = "sha256.json"  # in every checkpoint and snapshot: the digest of each other file
+FIELDS = ("params", "batch_stats")  # of the state, which make the variables of a model
 RECORD = "record/metadata"  # the file of the record, as orbax calls it
 
 
@@ -183,31 +184,23 @@ class Stored:
         restored = read_tree(self.folder / "sums", like)
         return {name: restored.get(name, zero) for name, zero in sums.items()}
 
-    def weights_like(self, name: str, like: CustomTrainState) -> dict[str, Any]:
-        """The part of the saved state that holds some weights, with the leaves of a state that they are for.
+    def places(self, name: str) -> dict[str, str]:
+        """Where each array of some weights is stored, by its path among them, such as "params/Dense_0/kernel".
+
+        What an average leaves out, for it is frozen, is that of the raw weights.
 
         Args:
             name: "raw", or the name of an average that it has.
-            like: the state, of which only shapes and dtypes count.
-
-        Raises:
-            UserError: they are of another model.
         """
-        fields = {"params": like.params, "batch_stats": like.batch_stats}
-        if name == "raw":
-            tree, roots = fields, tuple(f"{field}/" for field in fields)
-        else:
-            frozen = self._frozen(name)
-            averaged = fields | {"params": optimizers.moving(like.params, frozen)}
-            tree = {f"ema_{field}": {name: values} for field, values in averaged.items()}
-            roots = tuple(f"ema_{field}/{name}/" for field in fields)
-            if frozen:  # which are those of the raw weights
-                tree, roots = tree | {"params": like.params}, (*roots, "params/")
-        # What is read is compared first: orbax would leave what it does not find as it happens to be.
-        saved = {path: leaf for path, leaf in self.record.leaves.items() if path.startswith(roots)}
-        if found := difference(saved, describe_leaves(tree)):
-            raise UserError(f"{self.folder} does not fit the config's model: {found}")
-        return tree
+        roots = {f"{field}/": f"{field}/" for field in FIELDS}
+        if name != "raw":
+            roots = {"params/": "params/"} | {f"ema_{field}/{name}/": f"{field}/" for field in FIELDS}
+        return {
+            f"{to}{path.removeprefix(root)}": path
+            for root, to in roots.items()
+            for path in self.record.leaves
+            if path.startswith(root)
+        }
 
     def read_weights(self, name: str, state: CustomTrainState) -> dict[str, Any]:
         """Reads weights, whatever optimizer and averages the run has that stored them.
@@ -222,18 +215,22 @@ class Stored:
         Raises:
             UserError: they are of another model.
         """
-        wanted = jax.tree.map(lambda x: abstract(x, x.sharding), self.weights_like(name, state))
-        restored = read_part(self.folder / "state", wanted)
+        fields = {field: getattr(state, field) for field in FIELDS}
+        # What is read is compared first: orbax would leave what it does not find as it happens to be.
+        saved = {path: self.record.leaves[place] for path, place in self.places(name).items()}
+        if found := difference(saved, describe_leaves(fields)):
+            raise UserError(f"{self.folder} does not fit the config's model: {found}")
+        wanted = jax.tree.map(lambda x: abstract(x, x.sharding), fields)
         if name == "raw":
-            return restored
-        averaged = {field: restored[f"ema_{field}"][name] for field in ("params", "batch_stats")}
-        if self._frozen(name):
-            averaged["params"] = optimizers.whole(averaged["params"], restored["params"])
-        return averaged
-
-    def _frozen(self, name: str) -> str:
-        """The paths of the parameters that this average leaves out; see `Average`."""
-        return next(average.frozen for average in self.record.averages if average.name == name)
+            return read_part(self.folder / "state", wanted)
+        frozen = next(average.frozen for average in self.record.averages if average.name == name)
+        averaged = wanted | {"params": optimizers.moving(wanted["params"], frozen)}
+        tree = {f"ema_{field}": {name: values} for field, values in averaged.items()}
+        restored = read_part(self.folder / "state", tree | ({"params": wanted["params"]} if frozen else {}))
+        weights = {field: restored[f"ema_{field}"][name] for field in FIELDS}
+        if frozen:
+            weights["params"] = optimizers.whole(weights["params"], restored["params"])
+        return weights
 
 
 def saved_folders(directory: pathlib.Path) -> list[pathlib.Path]:
