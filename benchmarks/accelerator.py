@@ -32,15 +32,12 @@ from typing import Any
 from benchmarks import measure
 from benchmarks.start import FIRST_STEP, ROOT
 
-RESULTS = ROOT / "benchmarks" / "results"
 
-
-def run(module: str, *arguments: str) -> list[dict[str, Any]]:
-    """The rows that a benchmark with this name writes."""
-    subprocess.run([sys.executable, "-m", f"benchmarks.{module}", *arguments], cwd=ROOT, check=True)
-    names = [argument.removeprefix("--name=") for argument in arguments if argument.startswith("--name=")]
-    path = RESULTS / f"{(names or [module])[0]}.json"
-    rows: list[dict[str, Any]] = json.loads(path.read_text())["rows"]
+def run(module: str, name: str, *arguments: str) -> list[dict[str, Any]]:
+    """The rows that a benchmark writes under this name."""
+    command = [sys.executable, "-m", f"benchmarks.{module}", f"--name={name}", *arguments]
+    subprocess.run(command, cwd=ROOT, check=True)
+    rows: list[dict[str, Any]] = json.loads((ROOT / "benchmarks" / "results" / f"{name}.json").read_text())["rows"]
     return rows
 
 
@@ -95,16 +92,18 @@ def rates(args: argparse.Namespace) -> list[dict[str, Any]]:
     found = []
     for dtype, batch_size in (("bfloat16", 128), ("bfloat16", 512), ("bfloat16", 2048), ("float32", 512)):
         ways = "eager,compiled,CUDA graph" if batch_size == 512 else "eager,CUDA graph"
-        flags = [f"--name={args.name}_{dtype}_{batch_size}", "--rounds=6", f"--steps={args.steps}", f"--torch={ways}"]
+        flags = ["--rounds=6", f"--steps={args.steps}", f"--torch={ways}"]
         fields = [f"--config.batch_size={batch_size}", f"--config.model.dtype={dtype}"]
-        rows = run("peers", *flags, f"--config={args.config}", *dataset(args), *fields)
+        rows = run(
+            "peers", f"{args.name}_{dtype}_{batch_size}", *flags, f"--config={args.config}", *dataset(args), *fields
+        )
         found += [{"type": dtype, "batch": batch_size, **row} for row in rows]
     return found
 
 
 def average(args: argparse.Namespace) -> list[dict[str, Any]]:
     """Rows of the part `average`."""
-    return run("average_cost", f"--name={args.name}_average")
+    return run("average_cost", f"{args.name}_average_cost")
 
 
 def repeated(args: argparse.Namespace) -> list[dict[str, Any]]:
