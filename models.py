@@ -33,7 +33,7 @@ class MLP(nn.Module):
 
     @nn.compact
     def __call__(self, images: jax.Array, train: bool) -> jax.Array:
-        x = images.astype(self.dtype).reshape(len(images), -1)
+        x = images.astype(self.dtype).reshape(images.shape[0], -1)
         for size in self.hidden_sizes:
             x = nn.relu(nn.Dense(size, dtype=self.dtype)(x))
         return nn.Dense(self.num_classes, dtype=self.dtype)(x).astype(jnp.float32)
@@ -67,7 +67,7 @@ class CNN(nn.Module):
             if self.batch_norm:
                 x = nn.BatchNorm(use_running_average=not train, momentum=0.9, dtype=self.dtype)(x)
             x = average_pool(nn.relu(x))
-        x = x.reshape(len(x), -1)
+        x = x.reshape(x.shape[0], -1)
         x = nn.Dropout(self.dropout, deterministic=not train)(x)
         x = nn.relu(nn.Dense(256, dtype=self.dtype)(x))
         x = nn.Dropout(self.dropout, deterministic=not train)(x)
@@ -96,7 +96,7 @@ class SmallCNN(nn.Module):
         x = images.astype(self.dtype)
         for features, size in ((8, 6), (48, 4)):
             x = nn.relu(nn.Conv(features, (size, size), strides=2, padding="VALID", dtype=self.dtype)(x))
-        x = nn.relu(nn.Dense(256, dtype=self.dtype)(x.reshape(len(x), -1)))
+        x = nn.relu(nn.Dense(256, dtype=self.dtype)(x.reshape(x.shape[0], -1)))
         return nn.Dense(self.num_classes, dtype=self.dtype)(x).astype(jnp.float32)
 
 
@@ -139,7 +139,7 @@ class FastCNN(nn.Module):
             x = nn.gelu(norm()(max_pool(conv(features * self.width, (3, 3))(x))))
             x = nn.gelu(norm()(conv(features * self.width, (3, 3))(x)))
         logits = nn.Dense(self.num_classes, use_bias=False, dtype=self.dtype)(x.max(axis=(1, 2)))
-        return logits.reshape(views, len(images), -1).mean(axis=0).astype(jnp.float32)
+        return logits.reshape(views, images.shape[0], -1).mean(axis=0).astype(jnp.float32)
 
 
 class StochasticDepth(nn.Dropout):

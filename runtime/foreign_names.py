@@ -138,4 +138,4 @@ def write(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         if {path for paths in table.values() for path in paths} == arrays.keys():
             theirs = {name: [_to_theirs(path, arrays[path]) for path in paths] for name, paths in table.items()}
             return {name: np.ascontiguousarray(np.concatenate(parts)) for name, parts in theirs.items()}
-    raise UserError(f"--torch: the model is none of those whose names are known: {KNOWN}")
+    raise UserError(f"--format=torch: the model is none of those whose names are known: {KNOWN}")

@@ -91,10 +91,31 @@ def test_a_model_computes_here_what_it_does_there_and_there_again_with_the_weigh
     assert distance(found, expected) <= 1e-5  # of float32, through up to 101 layers
     assert distance(expected[1:], expected[:1]) > 0.01  # images differ by far more
 
-    (tmp_path / "written.safetensors").write_bytes(export.for_torch(variables))
+    (tmp_path / "written.safetensors").write_bytes(export.for_torch(variables, {}))
     again = create().eval()
     again.load_state_dict(safetensors_torch.load_file(tmp_path / "written.safetensors"))
     np.testing.assert_array_equal(outputs_of(again, images), expected)
+
+
+@pytest.mark.slow
+def test_weights_from_here_become_an_onnx_program_by_way_of_pytorch(tmp_path):
+    onnxruntime = pytest.importorskip("onnxruntime", reason=f"onnxruntime is {REASON}")
+    pytest.importorskip("onnxscript", reason=f"onnxscript is {REASON}")
+    state = state_of(RESNET | {"depth": 18}, 33)
+    safetensors_torch.save_file(randomize(PAIRS["torchvision resnet18"][0]()).state_dict(), tmp_path / "x.safetensors")
+    state = locate(str(tmp_path / "x.safetensors"), "raw", (), state).begin(state)
+    variables = {"params": state.params, "batch_stats": state.batch_stats}
+    (tmp_path / "model.safetensors").write_bytes(export.for_torch(variables, {}))
+
+    model = torchvision.models.resnet18(num_classes=7).eval()
+    model.load_state_dict(safetensors_torch.load_file(tmp_path / "model.safetensors"))
+    example, dynamic = torch.zeros(2, 3, 33, 33), ({0: torch.export.Dim.DYNAMIC},)
+    torch.onnx.export(model, (example,), tmp_path / "model.onnx", dynamic_shapes=dynamic, dynamo=True, verbose=False)
+    session = onnxruntime.InferenceSession(tmp_path / "model.onnx")
+    images = torch.randn(5, 3, 33, 33).numpy()
+    [found] = session.run(None, {session.get_inputs()[0].name: images})
+    expected = state.apply_fn(variables, np.moveaxis(images, 1, -1), train=False)
+    assert distance(found, np.asarray(expected)) <= 1e-5  # of float32, through 18 layers
 
 
 def test_position_embeddings_are_resized_as_timm_does(tmp_path):
@@ -116,7 +137,7 @@ def test_a_run_starts_from_a_folder_of_timm_and_timm_loads_what_is_exported_of_i
     fields = {f"model__{name}": value for name, value in model.items()}
     config = digits_config(init_from=str(tmp_path), duration="1 steps", optimizer__learning_rate=0.0, **fields)
     train.train_and_evaluate(config, tmp_path / "run")
-    export.export(tmp_path / "run", "ema", tmp_path / "exported", "latest", torch=True)
+    export.export(tmp_path / "run", "ema", tmp_path / "exported", "latest", ["torch"])
     again = timm.create_model("vit_tiny_patch16_224", **sizes).eval()
     again.load_state_dict(safetensors_torch.load_file(tmp_path / "exported" / "model.safetensors"))
     for key, x in again.state_dict().items():

@@ -137,7 +137,7 @@ def test_names_that_are_not_known_are_refused_with_those_that_are():
         foreign_names.read(renamed, "file")
     with pytest.raises(UserError, match=r"^file has names that are not known, such as a, b, c\. Known are .* timm"):
         foreign_names.read({name: np.ones(1) for name in "dcba"}, "file")
-    with pytest.raises(UserError, match="--torch: the model is none of those whose names are known: ResNet-18"):
+    with pytest.raises(UserError, match="--format=torch: the model is none of those whose names are known: ResNet-18"):
         foreign_names.write({**ours, "params/more": np.ones(1)})
 
 

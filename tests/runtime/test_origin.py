@@ -188,7 +188,7 @@ def test_position_embeddings_are_resized_and_the_class_token_is_kept(tmp_path, c
 
 def test_an_export_is_found_in_its_folder_and_its_average_by_its_name(cnn, tmp_path):
     save(tmp_path / "weights.safetensors", shifted(cnn))
-    save(tmp_path / "model.safetensors", {"x": np.ones(1)})  # as tools.export --torch writes beside it
+    save(tmp_path / "model.safetensors", {"x": np.ones(1)})  # as tools.export --format=torch writes beside it
     for about, right, wrong, has in [
         ({"average": {"name": "ema"}}, ("raw", "ema"), "slow", "the average 'ema' only"),
         ({"average": None}, ("raw",), "ema", "one set of weights only"),

@@ -121,12 +121,54 @@ def test_what_an_export_cannot_predict_is_refused_with_what_it_takes(run, tmp_pa
 
 @pytest.mark.slow
 def test_a_model_that_pytorch_has_no_names_for_is_refused_and_nothing_written(run, tmp_path):
-    result = export(run[0], "--average=raw", f"--out={tmp_path / 'out'}", "--torch")
+    result = export(run[0], "--average=raw", f"--out={tmp_path / 'out'}", "--format=torch")
     assert result.returncode == 1
-    assert (
-        "error: --torch: the model is none of those whose names are known: ResNet-18, 34, 50 and 101" in result.stderr
-    )
+    known = "ResNet-18, 34, 50 and 101"
+    assert f"error: --format=torch: the model is none of those whose names are known: {known}" in result.stderr
     assert not (tmp_path / "out").exists()
+
+
+def test_a_model_of_something_else_than_images_is_not_made_a_stablehlo_program():
+    with pytest.raises(UserError, match="--format=stablehlo: the model takes no images, but what task 'sound' has"):
+        tools.export.as_stablehlo({}, {"config": {"task": "sound"}})
+
+
+ELSEWHERE = """
+import json, pathlib, sys
+import jax, numpy as np
+
+folder, with_images = map(pathlib.Path, sys.argv[1:])
+program = jax.export.deserialize((folder / "model.stablehlo").read_bytes())
+found = [np.asarray(program.call(images)).tolist() for images in np.load(with_images).values()]
+assert not {"flax", "models", "train", "tools"} & {*sys.modules}
+print(json.dumps([found, program.platforms]))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "model",
+    [
+        {"name": "cnn", "batch_norm": True, "dtype": "bfloat16"},
+        {"name": "resnet", "depth": 20, "width": 1, "stem": "cifar"},
+        {"name": "vit", "depth": 2, "width": 1, "patch": 4},
+    ],
+    ids=lambda model: model["name"],
+)
+def test_a_stablehlo_program_computes_elsewhere_without_this_project_what_the_average_does_here(model, tmp_path):
+    fields = {f"model__{key}": value for key, value in {"hidden_sizes": (256, 256), **model}.items()}
+    train.train_and_evaluate(digits_config(duration="3 steps", batch_size=16, **fields), tmp_path / "run")
+    tools.export.export(tmp_path / "run", "ema", tmp_path / "exported", "latest", ["stablehlo"])
+    test = input_pipeline.find_source("digits").load("test").image[:20]
+    expected, _ = tools.export.predict(tmp_path / "exported", test)
+    np.savez(tmp_path / "images.npz", one=test[:1], all=test)
+    script = [sys.executable, "-c", ELSEWHERE, str(tmp_path / "exported"), str(tmp_path / "images.npz")]
+    done = subprocess.run(script, cwd=tmp_path, capture_output=True, text=True, check=True, timeout=120)
+    (one, every), platforms = json.loads(done.stdout)
+    atol = 0.02 if "dtype" in model else 1e-5  # one program rounds otherwise than many; bfloat16 has 8 bits
+    np.testing.assert_allclose(jax.nn.softmax(np.array(every, np.float32)), expected, atol=atol)
+    np.testing.assert_allclose(jax.nn.softmax(np.array(one, np.float32)), expected[:1], atol=atol)
+    assert platforms == ["cpu", "cuda", "rocm", "tpu"]
 
 
 @pytest.mark.slow
