@@ -207,6 +207,8 @@ def write_to(
     folder.mkdir(parents=True, exist_ok=True)
     replace_file(folder / "report.html", page(groups, remarks, against, refresh))
     if not (panels := curves.panels(groups)):  # nothing is finite
+        for name in ("curves.png", "curves.svg"):
+            (folder / name).unlink(missing_ok=True)
         return f"Report: {folder / 'report.html'}"
     figure = pictures.curves(panels)
     replace_file(folder / "curves.png", pictures.to_png(figure))

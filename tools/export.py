@@ -82,9 +82,12 @@ def export(
     files = {FORMATS[form][0]: FORMATS[form][1](weights, about) for form in formats}  # before what takes longer
     metrics = train.evaluate_weights(experiment, scored, "test")
     out.mkdir(parents=True, exist_ok=True)
+    again = (out / "weights.json").exists()
     replace_file(out / "weights.safetensors", safetensors.flax.save(traverse_util.flatten_dict(weights, sep="/")))
     replace_file(out / "weights.msgpack", serialization.msgpack_serialize(weights))
     replace_file(out / "weights.json", json.dumps(about | {"scores": metrics}, indent=2) + "\n")
+    for file, _ in FORMATS.values() if again else ():  # would be taken for what is exported now
+        (out / file).unlink(missing_ok=True)
     for file, content in files.items():
         replace_file(out / file, content)
     return metrics

@@ -1,4 +1,5 @@
 import html
+import json
 import re
 
 from made_runs import make_diagnosis, make_run, store_diagnosis
@@ -84,6 +85,16 @@ def test_the_page_has_short_words_for_what_is_long_and_none_for_what_is_not_ther
     assert "eval_every = 390.625" in page
     assert f"python -m tools.report {made[0].workdir} ... {made[6].workdir} (7 runs)<" in page
     assert ("Agreement" in page, "Calibration error" in page) == (True, False)
+
+
+def test_no_picture_of_before_is_left_where_nothing_is_finite_any_more(tmp_path):
+    run = make_run(tmp_path / "run")
+    write(run.workdir)
+    assert (run.workdir / "curves.png").exists()
+    lines = [{"step": 20, "curve": curve, "split": "test", "loss": None} for curve in ("raw", "ema")]
+    (run.workdir / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    write(run.workdir)
+    assert [path.name for path in run.workdir.glob("*curves*")] == []
 
 
 def test_the_page_says_all_there_is_to_say_and_takes_nothing_for_html(tmp_path):

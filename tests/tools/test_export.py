@@ -172,6 +172,16 @@ def test_a_stablehlo_program_computes_elsewhere_without_this_project_what_the_av
 
 
 @pytest.mark.slow
+def test_no_file_of_an_earlier_export_is_left_beside_those_of_another_one(run, tmp_path):
+    (tmp_path / "model.safetensors").write_text("not of an export")
+    tools.export.export(run[0], "raw", tmp_path, "latest", ["stablehlo"])
+    written = {path.name for path in tmp_path.iterdir()}
+    assert written > {"model.stablehlo", "model.safetensors"}
+    tools.export.export(run[0], "ema", tmp_path, "latest")
+    assert written - {path.name for path in tmp_path.iterdir()} == {"model.stablehlo", "model.safetensors"}
+
+
+@pytest.mark.slow
 def test_the_best_checkpoint_can_be_exported(run, tmp_path):
     workdir, _ = run
     result = export(workdir, "--average=recomputed", f"--out={tmp_path}", "--checkpoint=best")

@@ -153,6 +153,23 @@ def test_what_fails_is_reported_with_its_field_and_passed_over_and_more_can_be_a
 
 
 @pytest.mark.slow
+def test_what_had_failed_and_is_mended_is_no_longer_said_to_have_failed(tmp_path):
+    grid = (f"--workdir={tmp_path}", *SMALL, VALIDATION, "--grid", "optimizer.learning_rate=0.1,0.2")
+    blocked = tmp_path / "learning_rate=0.2" / "seed0"
+    blocked.parent.mkdir()
+    blocked.write_text("a file in the way")
+    first = run_sweep(*grid)
+    assert first.returncode == 1
+    assert [*json.loads((tmp_path / "failed.json").read_text())] == ["learning_rate=0.2/seed0"]
+    assert "learning_rate=0.2/seed0 failed, and is left out" in first.stdout
+    blocked.unlink()
+    again = run_sweep(*grid)
+    assert again.returncode == 0, again.stderr
+    assert json.loads((tmp_path / "failed.json").read_text()) == {}
+    assert "left out" not in again.stdout
+
+
+@pytest.mark.slow
 def test_the_commands_of_a_list_make_the_runs_that_the_sweep_then_reports(tmp_path):
     folder = tmp_path / "a sweep"
     grid = (f"--workdir={folder}", *SMALL, "--judge=test", "--grid", "model.hidden_sizes=(8,),(8, 8)")
