@@ -1,0 +1,74 @@
+"""Learning rates of fine-tuning, chosen on training images that are not among the few, with seeds of their own.
+
+    python -m examples.finetune.rates runs/rates          # trains what it lacks yet, two processes at a time
+    python -m examples.finetune.rates runs/rates --draw   # only reads what it has stored
+
+Writes `rates.json` and `rates.png` beside this file.
+"""
+
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+import ml_collections
+import numpy as np
+from matplotlib.figure import Figure
+
+from examples import results
+from examples.finetune import start, transfer
+
+FOLDER = pathlib.Path(__file__).parent
+NUM_SEEDS = 2
+RATES = (0.003, 0.01, 0.03, 0.1)
+VARIANTS = {f"{variant}, {rate}": (variant, rate) for variant in transfer.VARIANTS for rate in RATES}
+
+
+def config_of(variant: str, seed: int) -> ml_collections.ConfigDict:
+    """The config of a run."""
+    fine_tuned, rate = VARIANTS[variant]
+    return transfer.config_of(fine_tuned, start.FIRST_TUNING_SEED + seed, rate)
+
+
+def read(folder: pathlib.Path, num_seeds: int = NUM_SEEDS) -> dict[str, Any]:
+    """By variant the average's accuracy in % [seeds][1]."""
+    variants = {}
+    for variant in VARIANTS:
+        found = results.read(results.workdirs(variant, folder, num_seeds), ["ema"], ["accuracy"])
+        variants[variant] = {"ema": [[round(100 * x, 2) for x in seed] for seed in found["ema"]["accuracy"]]}
+    return {"steps": ["end"], "variants": variants}
+
+
+def means(result: Mapping[str, Any], variant: str) -> np.ndarray:
+    """Mean accuracies of a variant of `transfer`, [rates]."""
+    return np.array([np.mean(result["variants"][f"{variant}, {rate}"]["ema"]) for rate in RATES])
+
+
+def table(result: Mapping[str, Any]) -> str:
+    """The accuracies at each rate."""
+    lines = [f"| | {' | '.join(map(str, RATES))} |", f"|---|{'---|' * len(RATES)}"]
+    for variant in transfer.VARIANTS:
+        lines.append(f"| {' | '.join([variant, *(f'{x:.1f}' for x in means(result, variant))])} |")
+    return "\n".join(lines)
+
+
+def findings(result: Mapping[str, Any]) -> str:
+    """The best rate of each."""
+    best = {variant: RATES[int(np.argmax(means(result, variant)))] for variant in transfer.VARIANTS}
+    return "\n".join(f"{variant}: {rate}" for variant, rate in best.items())
+
+
+def draw(result: Mapping[str, Any]) -> Figure:
+    """Accuracy over the rate."""
+    figure = Figure((9, 3.2), layout="constrained")
+    for ax, task in zip(figure.subplots(1, 2), transfer.STARTS, strict=True):
+        for arm in transfer.ARMS:
+            ax.semilogx(RATES, means(result, f"{task}, {arm}"), "-o", label=arm)
+        ax.set_title(task, fontsize=10)
+        ax.set_xlabel("learning rate")
+        ax.set_ylabel("accuracy in %")
+    ax.legend(frameon=False)
+    return figure
+
+
+if __name__ == "__main__":
+    results.main(__doc__, FOLDER / "rates.json", VARIANTS, NUM_SEEDS, config_of, read, table, findings, draw)
