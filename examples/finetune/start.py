@@ -60,10 +60,10 @@ def like_mnist(images: Images) -> Images:
     return Images(np.pad(large, ((0, 0), (4, 4), (4, 4)))[..., np.newaxis], images.label)
 
 
+@functools.cache
 def arrays_of_old_classes() -> pathlib.Path:
     """A file with the classes `OLD` of CIFAR-10."""
-    source = find_source("cifar10")
-    return store("cifar10_old", *(of_classes(source.load_checked(split), OLD) for split in ("train", "test")))
+    return store("cifar10_old", *(of_classes(images_of("cifar10", split), OLD) for split in ("train", "test")))
 
 
 @functools.cache  # for the variants that share it
@@ -74,10 +74,9 @@ def arrays(name: str, seed: int) -> pathlib.Path:
         name: "digits", or "cifar10" for its classes `NEW`.
         seed: from `FIRST_TUNING_SEED` on, other training images stand in the place of the test images.
     """
-    source = find_source(name)
     train, test = (
         like_mnist(images) if name == "digits" else of_classes(images, NEW)
-        for images in (source.load_checked("train"), source.load_checked("test"))
+        for images in (images_of(name, "train"), images_of(name, "test"))
     )
     rng = np.random.default_rng(seed)
     order = rng.permutation(len(train))
@@ -87,6 +86,12 @@ def arrays(name: str, seed: int) -> pathlib.Path:
     if seed >= FIRST_TUNING_SEED:
         test = train.take(others[:NUM_HELD_OUT])
     return store(f"{name}_{seed}", train.take(chosen), test)
+
+
+@functools.cache
+def images_of(name: str, split: str) -> Images:
+    """The images that "digits" or "cifar10" has."""
+    return find_source(name).load_checked(split)
 
 
 def store(name: str, train: Images, test: Images) -> pathlib.Path:

@@ -106,6 +106,11 @@ def last(result: Mapping[str, Any], variant: str, curve: str) -> np.ndarray:
 
 
 def table(result: Mapping[str, Any]) -> str:
+    """Accuracies of the arms, and below of what keeps a share of the start."""
+    return f"{table_of_arms(result)}\n\n{table_of_kept(result)}"
+
+
+def table_of_arms(result: Mapping[str, Any]) -> str:
     """Accuracies with their intervals over the seeds."""
     lines = ["| | raw | average | average minus raw |", "|---|---|---|---|"]
     for variant in VARIANTS:
