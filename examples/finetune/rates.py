@@ -19,7 +19,7 @@ from examples.finetune import start, transfer
 
 FOLDER = pathlib.Path(__file__).parent
 NUM_SEEDS = 2
-RATES = (0.003, 0.01, 0.03, 0.1)
+RATES = (0.003, 0.01, 0.03, 0.1, 0.3)
 VARIANTS = {f"{variant}, {rate}": (variant, rate) for variant in transfer.VARIANTS for rate in RATES}
 
 
