@@ -6,6 +6,7 @@
 Writes `rates.json` and `rates.png` beside this file.
 """
 
+import itertools
 import pathlib
 from collections.abc import Mapping
 from typing import Any
@@ -30,30 +31,27 @@ def config_of(variant: str, seed: int) -> ml_collections.ConfigDict:
 
 
 def read(folder: pathlib.Path, num_seeds: int = NUM_SEEDS) -> dict[str, Any]:
-    """By variant the average's accuracy in % [seeds][1]."""
-    variants = {}
-    for variant in VARIANTS:
-        found = results.read(results.workdirs(variant, folder, num_seeds), ["ema"], ["accuracy"])
-        variants[variant] = {"ema": [[round(100 * x, 2) for x in seed] for seed in found["ema"]["accuracy"]]}
-    return {"steps": ["end"], "variants": variants}
+    """By variant and curve the accuracy in % [seeds][1]."""
+    variants = {variant: transfer.accuracies(results.workdirs(variant, folder, num_seeds)) for variant in VARIANTS}
+    return {"steps": [transfer.DURATION], "variants": variants}
 
 
-def means(result: Mapping[str, Any], variant: str) -> np.ndarray:
+def means(result: Mapping[str, Any], variant: str, curve: str) -> np.ndarray:
     """Mean accuracies of a variant of `transfer`, [rates]."""
-    return np.array([np.mean(result["variants"][f"{variant}, {rate}"]["ema"]) for rate in RATES])
+    return np.array([np.mean(result["variants"][f"{variant}, {rate}"][curve]) for rate in RATES])
 
 
 def table(result: Mapping[str, Any]) -> str:
     """The accuracies at each rate."""
-    lines = [f"| | {' | '.join(map(str, RATES))} |", f"|---|{'---|' * len(RATES)}"]
-    for variant in transfer.VARIANTS:
-        lines.append(f"| {' | '.join([variant, *(f'{x:.1f}' for x in means(result, variant))])} |")
+    lines = [f"| | | {' | '.join(map(str, RATES))} |", f"|---|---|{'---|' * len(RATES)}"]
+    for variant, curve in itertools.product(transfer.VARIANTS, transfer.COLOURS):
+        lines.append(f"| {' | '.join([variant, curve, *(f'{x:.1f}' for x in means(result, variant, curve))])} |")
     return "\n".join(lines)
 
 
 def findings(result: Mapping[str, Any]) -> str:
-    """The best rate of each."""
-    best = {variant: RATES[int(np.argmax(means(result, variant)))] for variant in transfer.VARIANTS}
+    """The rate of each that is best for its average."""
+    best = {variant: RATES[int(np.argmax(means(result, variant, "ema")))] for variant in transfer.VARIANTS}
     return "\n".join(f"{variant}: {rate}" for variant, rate in best.items())
 
 
@@ -62,10 +60,10 @@ def draw(result: Mapping[str, Any]) -> Figure:
     figure = Figure((9, 3.2), layout="constrained")
     for ax, task in zip(figure.subplots(1, 2), transfer.STARTS, strict=True):
         for arm in transfer.ARMS:
-            ax.semilogx(RATES, means(result, f"{task}, {arm}"), "-o", label=arm)
+            ax.semilogx(RATES, means(result, f"{task}, {arm}", "ema"), "-o", label=arm)
         ax.set_title(task, fontsize=10)
         ax.set_xlabel("learning rate")
-        ax.set_ylabel("accuracy in %")
+        ax.set_ylabel("accuracy of the average in %")
     ax.legend(frameon=False)
     return figure
 

@@ -9,7 +9,7 @@ The runs are RUNS/VARIANT/seed0, ..., for tools.report. Writes `transfer.json` a
 
 import itertools
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -74,15 +74,18 @@ def read(folder: pathlib.Path, num_seeds: int = NUM_SEEDS) -> dict[str, Any]:
     variants, seconds, ms = {}, {}, {}
     for variant in VARIANTS:
         workdirs = results.workdirs(variant, folder, num_seeds)
-        found = results.read(workdirs, [*COLOURS], ["accuracy"])
-        variants[variant] = {
-            curve: [[round(100 * x, 2) for x in seed] for seed in found[curve]["accuracy"]] for curve in COLOURS
-        }
+        variants[variant] = accuracies(workdirs)
         seconds[variant] = results.seconds(workdirs)
         last = [Run.read(workdir).timing[-1] for workdir in workdirs]
         ms[variant] = round(1000 * float(np.mean([line["train_seconds"] / line["step"] for line in last])), 1)
     kept = [score_kept(workdir) for workdir in results.workdirs("digits, full", folder, num_seeds)]
     return {"seconds": seconds, "ms": ms, "steps": [DURATION], "variants": variants, "kept": kept}
+
+
+def accuracies(workdirs: Sequence[pathlib.Path]) -> dict[str, list[list[float]]]:
+    """By curve the accuracy at the end in % [seeds][1]."""
+    found = results.read(workdirs, [*COLOURS], ["accuracy"])
+    return {curve: [[round(100 * x, 2) for x in seed] for seed in found[curve]["accuracy"]] for curve in COLOURS}
 
 
 def score_kept(workdir: pathlib.Path) -> dict[str, dict[str, float]]:
