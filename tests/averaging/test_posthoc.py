@@ -222,6 +222,27 @@ def test_where_the_run_has_no_evaluation_the_raw_weights_stand_beside(tmp_path):
     assert raw == [4, 8, 10, 12, 16, 20]
 
 
+def test_another_average_leaves_the_raw_weights_beside_earlier_ones_and_one_made_again_replaces_its_own(tmp_path):
+    """At other steps: the files of a run may have gone in between."""
+
+    def lines(curve, steps, loss):
+        made = [{"step": step, "split": "test", "loss": loss} for step in steps]
+        return [line | {"curve": name} for line in made for name in ("raw", curve, f"{curve}-raw")]
+
+    (tmp_path / "metrics.jsonl").write_text("")
+    posthoc.write(tmp_path, lines("ema:decay=0.9", (4, 8), 0.1))
+    posthoc.write(tmp_path, lines("ema:decay=0.5", (8, 12), 0.2))
+    posthoc.write(tmp_path, lines("ema:decay=0.9", (4,), 0.3))
+    written = runs.read_lines(tmp_path / "posthoc.jsonl", "curve")
+    found = {(line["curve"], line["step"]): line["loss"] for line in written}
+    assert len(written) == len(found)
+    for name in ("ema:decay=0.5", "ema:decay=0.5-raw"):
+        assert {step: loss for (curve, step), loss in found.items() if curve == name} == {8: 0.2, 12: 0.2}
+    for name in ("ema:decay=0.9", "ema:decay=0.9-raw"):
+        assert {step: loss for (curve, step), loss in found.items() if curve == name} == {4: 0.3}
+    assert {step: loss for (curve, step), loss in found.items() if curve == "raw"} == {4: 0.3, 8: 0.2, 12: 0.2}
+
+
 def test_an_average_without_fields_does_not_take_the_name_of_a_tracked_one(run):
     lines = posthoc.posthoc(run[0], ["ema"], max_error=1.0)
     assert {line["curve"] for line in lines} == {"raw", "ema:", "ema:-raw"}

@@ -10,6 +10,7 @@ from conftest import ROOT
 from examples.anchor import anchors
 from examples.byol import targets as byol
 from examples.dqn import targets as dqn
+from examples.finetune import rates, transfer
 from examples.mean_teacher import teachers
 from examples.td3 import targets as td3
 
@@ -17,7 +18,7 @@ FEW_LABELS = json.loads((ROOT / "benchmarks" / "results" / "few_labels.json").re
 CLEANRL = json.loads((ROOT / "benchmarks" / "results" / "dqn_cleanrl.json").read_text())
 PAGES = {
     page.__name__: (page, json.loads((page.FOLDER / f"{page.__name__.rpartition('.')[2]}.json").read_text()))
-    for page in (anchors, byol, dqn, teachers, td3)
+    for page in (anchors, byol, dqn, teachers, td3, transfer)
 }
 NUMBER = r"[+-]?\d+(?:\.\d+)?"
 INTERVAL = rf"{NUMBER} \({NUMBER} \.\. {NUMBER}\)"
@@ -65,6 +66,16 @@ def test_what_the_text_says_of_pytorch_is_what_is_stored():
         assert f"{low_to_high}{unit}" in text
     apart = np.subtract(*FEW_LABELS["accuracy"]["10 steps"].values())
     assert f"differ by at most {np.abs(apart).max():.2f} points" in text
+
+
+def test_each_way_to_fine_tune_has_the_rate_that_was_best_for_it_on_other_images():
+    result = json.loads((rates.FOLDER / "rates.json").read_text())
+    assert [*result["variants"]] == [*rates.VARIANTS]
+    assert rates.table(result) in text_of(transfer)
+    best = dict(line.rsplit(": ", 1) for line in rates.findings(result).splitlines())
+    assert {variant: float(rate) for variant, rate in best.items()} == {
+        ", ".join(variant): rate for variant, rate in transfer.RATES.items()
+    }
 
 
 def test_what_the_text_says_of_q_learning_is_what_is_stored():

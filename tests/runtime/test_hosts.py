@@ -188,6 +188,15 @@ def test_what_several_hosts_agree_on_is_what_all_of_them_can_do(on_both, monkeyp
     expected = f"the processes of a run must do the same, {differ}" if apart != (2, 2) else None
     assert on_both(compared) == [expected] * 2
 
+    def with_one_more():
+        try:
+            hosts.check_same({"equal": 0} | ({"more": 1} if apart[HERE.index] == 4 else {}))
+        except UserError as error:
+            return str(error).partition(":")[0]
+
+    more = ("more is 1 in process 0, None" if apart[0] == 4 else "more is None in process 0, 1") + " in process 1"
+    assert on_both(with_one_more) == [expected and f"the processes of a run must do the same, and {more}"] * 2
+
     monkeypatch.setattr(interruption, "_is_training", False)
     monkeypatch.setattr(interruption, "_requested", types.SimpleNamespace(is_set=lambda: apart[HERE.index] == 4))
     assert on_both(interruption.requested) == [4 in apart] * 2

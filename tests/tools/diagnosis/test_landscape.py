@@ -1,6 +1,7 @@
 """tools.diagnosis.landscape, against cases whose answer is known in closed form."""
 
 import math
+import types
 
 import jax
 import numpy as np
@@ -90,6 +91,23 @@ def test_each_image_has_an_excess_of_its_own_whose_mean_is_that_of_the_mean_loss
         np.testing.assert_array_equal(found[:, *image], landscape.excess(SHARES, losses[:, *image]))
     # Sums of 12 numbers of size 1 in float64.
     np.testing.assert_allclose(found.mean(axis=(1, 2)), landscape.excess(SHARES, losses.mean(axis=(1, 2))), atol=1e-14)
+
+
+@pytest.mark.parametrize("hill", [0.0, 3.0])
+def test_a_barrier_is_looked_for_between_the_ends_however_high_the_loss_is_beyond(hill):
+    """`x**2 + 4 hill x (1 - x)` on the line, of which `4 hill` steeper than 1 has a hill, plus a number per image."""
+    shares = np.linspace(-1, 2, 13)
+    subject = types.SimpleNamespace(
+        statistics={"": lambda variables: variables},
+        images={"test": None},
+        scores=lambda point, split: {
+            "loss": np.arange(5) + point["x"] ** 2 + 4 * hill * np.exp(-64 * (point["x"] - 0.5) ** 2)
+        },
+    )
+    [curve] = landscape.line(subject, {"x": np.float64(0)}, {"x": np.float64(1)}, shares)
+    expected = (0.5, 4 * hill - 0.25) if hill else (0.0, 0.0)  # at 2 it is 2 above the straight line
+    # At the ends `exp` is 1e-7 of the hill.
+    assert (curve["barrier_at"], curve["barrier"][0]) == pytest.approx(expected, abs=1e-5)
 
 
 # ---- Planes ---------------------------------------------------------------------------------------------------------
