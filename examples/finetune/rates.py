@@ -20,7 +20,7 @@ from examples.finetune import start, transfer
 
 FOLDER = pathlib.Path(__file__).parent
 NUM_SEEDS = 2
-RATES = (0.003, 0.01, 0.03, 0.1, 0.3)
+RATES = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0)
 VARIANTS = {
     f"{variant}, {rate}": (variant, rate)
     for variant in transfer.VARIANTS
@@ -68,13 +68,14 @@ def findings(result: Mapping[str, Any]) -> str:
 def draw(result: Mapping[str, Any]) -> Figure:
     """Accuracy over the rate."""
     figure = Figure((9, 3.2), layout="constrained")
-    for ax, task in zip(figure.subplots(1, 2), transfer.STARTS, strict=True):
+    axes = figure.subplots(1, 2)
+    for ax, task in zip(axes, transfer.STARTS, strict=True):
         for arm in transfer.ARMS:
             ax.semilogx(RATES, means(result, f"{task}, {arm}", "ema"), "-o", label=arm)
         ax.set_title(task, fontsize=10)
         ax.set_xlabel("learning rate")
         ax.set_ylabel("accuracy of the average in %")
-    ax.legend(frameon=False)
+    axes[0].legend(frameon=False, loc="center right")
     return figure
 
 
