@@ -36,8 +36,17 @@ LAYERS = {
 }
 ARMS = ("from nothing", "frozen", "full", "layer-wise")
 VARIANTS = {f"{task}, {arm}": (task, arm) for task, arm in itertools.product(STARTS, ARMS)}
-# Chosen by `examples.finetune.rates`.
-RATES: Mapping[tuple[str, str], float] = {}
+# Each is the best of its average, by `examples.finetune.rates`.
+RATES = {
+    ("digits", "from nothing"): 0.03,
+    ("digits", "frozen"): 0.01,
+    ("digits", "full"): 0.1,
+    ("digits", "layer-wise"): 0.003,
+    ("cifar10", "from nothing"): 0.03,
+    ("cifar10", "frozen"): 0.3,
+    ("cifar10", "full"): 0.01,
+    ("cifar10", "layer-wise"): 0.03,
+}
 # Averages that keep a share of the start at the end: name, share, and the half-life that gives it.
 KEPT = (("keep10", 0.1, "30.103%"), ("keep25", 0.25, "50%"), ("keep50", 0.5, "100%"))
 LINE = (0.0, 0.1, 0.25, 0.5, 0.75, 1.0)  # shares of the start
