@@ -155,9 +155,11 @@ def findings(result: Mapping[str, Any]) -> str:
         apart = last(result, f"{task}, {one}", "ema") - last(result, f"{task}, {other}", "ema")
         lines.append(f"{task}, {one} minus {other}: {results.in_words(apart, sign='+')}")
     for name, share, _ in KEPT:
-        for which, words in (("new", "digits"), ("old", "MNIST")):
-            apart = kept(result, name, which) - kept(result, f"line {share}", which)
-            lines.append(f"average that keeps {share:.0%} minus the line, {words}: {results.in_words(apart, sign='+')}")
+        for (place, there), (which, words) in itertools.product(
+            (("the end", "line 0.0"), ("the line", f"line {share}")), (("new", "digits"), ("old", "MNIST"))
+        ):
+            apart = kept(result, name, which) - kept(result, there, which)
+            lines.append(f"average that keeps {share:.0%} minus {place}, {words}: {results.in_words(apart, sign='+')}")
     lines += [
         f"{task}, ms a step, {arm} / full: {result['ms'][f'{task}, {arm}'] / result['ms'][f'{task}, full']:.2f}"
         for task, arm in itertools.product(STARTS, ("frozen", "layer-wise"))
@@ -202,13 +204,13 @@ def draw(result: Mapping[str, Any]) -> Figure:
             f"{share:.0%}",
             (kept(result, name, "old").mean(), kept(result, name, "new").mean()),
             textcoords="offset points",
-            xytext=(6, -10),
+            xytext=(-10, -16),
             color="#0072B2",
         )
     ax.set_xlabel("MNIST, %")
     ax.set_ylabel("digits, %")
     ax.set_title("How much of the start is kept", fontsize=10)
-    ax.legend(frameon=False)
+    ax.legend(frameon=False, loc="lower left")
     return figure
 
 
