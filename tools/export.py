@@ -45,6 +45,8 @@ from runtime.stored import find_checkpoint
 from tools import command_line
 from tools.finished import FinishedRun
 
+PLATFORMS = ("cpu", "cuda", "rocm", "tpu")  # of a program
+
 
 def export(
     workdir: pathlib.Path, name: str, out: pathlib.Path, which: str, formats: Collection[str] = ()
@@ -108,14 +110,20 @@ def as_stablehlo(variables: Mapping[str, Any], about: Mapping[str, Any]) -> byte
         about: as in `weights.json`, without scores.
 
     Raises:
-        UserError: the model takes something else than images, or `flatbuffers` is not installed.
+        UserError: the model takes something else than images, or looks at their number, or `flatbuffers` is missing.
     """
     if "image_shape" not in about:
-        raise UserError(f"--format=stablehlo: the model takes no images, but what task {about['config']['task']!r} has")
+        what = f"task {about['config']['task']!r} has data of its own"
+        raise UserError(f"--format=stablehlo: {what}, so that it is not known which images its model takes")
     shape = jax.export.symbolic_shape(", ".join(map(str, ("n", *about["image_shape"]))))
-    program = jax.export.export(jax.jit(create_program(variables, about)), platforms=("cpu", "cuda", "rocm", "tpu"))
+    export_program = jax.export.export(jax.jit(create_program(variables, about)), platforms=PLATFORMS)
     try:
-        return bytes(program(jax.ShapeDtypeStruct(shape, np.uint8)).serialize())
+        program = export_program(jax.ShapeDtypeStruct(shape, np.uint8))
+    except Exception as error:  # of a model of anybody's
+        what = "the model is no function of any number of images (docs/finetune.md)"
+        raise UserError(f"--format=stablehlo: {what}: {type(error).__name__}: {str(error).splitlines()[0]}") from error
+    try:
+        return bytes(program.serialize())
     except ImportError as error:  # TensorFlow brings it
         raise UserError(f"--format=stablehlo: {error}; pip install flatbuffers") from error
 

@@ -11,9 +11,11 @@ import optax
 import pytest
 import safetensors.flax
 from conftest import ROOT, climbing_from, digits_config, read_metrics
+from flax import linen as nn
 
 import input_pipeline
 import models
+import settings
 import tools.export
 import train
 from configs import default
@@ -128,9 +130,21 @@ def test_a_model_that_pytorch_has_no_names_for_is_refused_and_nothing_written(ru
     assert not (tmp_path / "out").exists()
 
 
-def test_a_model_of_something_else_than_images_is_not_made_a_stablehlo_program():
-    with pytest.raises(UserError, match="--format=stablehlo: the model takes no images, but what task 'sound' has"):
-        tools.export.as_stablehlo({}, {"config": {"task": "sound"}})
+class Counting(nn.Module):
+    """Takes the number of images for a plain number."""
+
+    def __call__(self, images, train):
+        return jnp.zeros(len(images))
+
+
+def test_a_model_of_something_else_than_any_number_of_images_is_not_made_a_stablehlo_program(monkeypatch):
+    about = {"config": {"task": "classification"}}
+    with pytest.raises(UserError, match="--format=stablehlo: task 'classification' has data of its own"):
+        tools.export.as_stablehlo({}, about)
+    monkeypatch.setattr(settings, "create_model", lambda *_: Counting())
+    about |= {"image_shape": (2, 2, 1), "num_classes": 3, "mean": [0.0], "std": [1.0]}
+    with pytest.raises(UserError, match=r"is no function of any number of images .docs/finetune.md.: TypeError: "):
+        tools.export.as_stablehlo({}, about)
 
 
 ELSEWHERE = """
