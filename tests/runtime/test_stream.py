@@ -111,7 +111,7 @@ def seen(step, positions):
     return {"modules": np.full(len(positions), len(modules)), "pid": np.full(len(positions), os.getpid())}
 """
 PROGRAM = """
-import json, time
+import json
 import jax
 import numpy as np
 import seen
@@ -121,7 +121,11 @@ if __name__ == "__main__":
     with readers.read_ahead(seen.seen, range(100), np.arange(8), 1, 2) as found:
         first = next(found)
         print(json.dumps([first["modules"].tolist(), sorted({*first["pid"].tolist()})]), flush=True)
-        time.sleep(100)
+        input()
+        for _ in range(2 * readers.AHEAD):  # more than had been read before
+            next(found)
+        print("read", flush=True)
+        input()
 """
 
 
@@ -141,7 +145,7 @@ def test_worker_processes_import_neither_the_program_nor_jax_and_end_with_it(tmp
     environment = os.environ | {"PYTHONPATH": f"{ROOT}:{tmp_path}"}
     command = [sys.executable, str(tmp_path / "program.py")]
     with subprocess.Popen(
-        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+        command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
     ) as process:
         try:
             modules, pids = json.loads(process.stdout.readline())
@@ -150,7 +154,9 @@ def test_worker_processes_import_neither_the_program_nor_jax_and_end_with_it(tmp
             for pid in pids:  # which Ctrl-C and a scheduler's notice reach as well
                 for number in interruption._SIGNALS:
                     os.kill(pid, number)
-            assert alive(pids) == pids
+            process.stdin.write("\n")
+            process.stdin.flush()
+            assert process.stdout.readline() == "read\n"
         finally:
             process.kill()
     until = time.monotonic() + 20
