@@ -224,6 +224,7 @@ def test_a_resized_crop_interpolates_linearly_between_pixels():
     np.testing.assert_allclose(crops(jnp.full((50, 8, 8, 1), 3.0), 0.05), 3.0, rtol=1e-6)  # no blanks
 
 
+@pytest.mark.slow
 def test_no_two_draws_for_an_image_are_correlated():
     """Flip, corners, places, sizes and shares of all changes under one key, each scaled to what it could have been."""
     n, height, width = 2000, 31, 40

@@ -148,6 +148,7 @@ TRACKED = {
 }
 
 
+@pytest.mark.slow
 def test_after_rejections_what_was_tracked_is_made_of_raw_weights_at_every_snapshot(tmp_path, task, capsys):
     """Everything counts updates: those of four steps did not happen, before a resume and after it."""
     rejected = [1, 2, 5, 7]

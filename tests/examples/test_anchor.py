@@ -110,6 +110,7 @@ def later(experiment):
     return state, make_batch(experiment.train_data, state)
 
 
+@pytest.mark.slow
 def test_at_first_the_loss_is_the_cross_entropy_of_both_on_their_halves(experiment):
     state = experiment.state.replace(step=jnp.int32(7))
     batch = make_batch(experiment.train_data, state)
@@ -202,6 +203,7 @@ def rejected_at_3(params, state, batch):
     return jnp.where(state.step == 3, jnp.nan, 1) * objective, aux
 
 
+@pytest.mark.slow
 def test_so_many_updates_learn_from_labels_then_the_start_stands_still_and_the_anchor_moves(experiment):
     states, count = steps(experiment, experiment.state, rejected_at_3, 11), jax.jit(rejected_at_3)
     for step, state in enumerate(states[:11]):
@@ -222,6 +224,7 @@ def test_so_many_updates_learn_from_labels_then_the_start_stands_still_and_the_a
         assert (jax.tree.leaves(state.params)[0] != jax.tree.leaves(expected)[0]).any()
 
 
+@pytest.mark.slow
 def test_without_weight_there_is_no_anchor_bit_for_bit(experiment):
     state = experiment.state
     without = state.with_averages(tuple(average for average in state.averages if average.name == "start"))
@@ -234,6 +237,7 @@ def test_without_weight_there_is_no_anchor_bit_for_bit(experiment):
     assert TASK.needs({"weight": 0.0, "anchor": "anchor"}) == ("start",)
 
 
+@pytest.mark.slow
 def test_what_is_logged_of_a_fixed_anchor_is_the_same_as_of_the_start(tmp_path):
     state, scores = train.train_and_evaluate(anchor_config(averages__anchor=FIXED), tmp_path / "run")
     lines = read_metrics(tmp_path / "run", "raw") + read_metrics(tmp_path / "run", "train")

@@ -80,6 +80,7 @@ def rows(x):
     return x / np.linalg.norm(x, axis=1, keepdims=True)
 
 
+@pytest.mark.slow
 def test_the_loss_is_two_minus_two_cosines_of_predictions_and_the_targets_other_views(state, image):
     views = jnp.concatenate(two_views(state, image))
     _, prediction, batch_stats = outputs(state, state.params, views)

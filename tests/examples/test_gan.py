@@ -37,6 +37,7 @@ def experiment():
     return create_experiment(gan_config())
 
 
+@pytest.mark.slow
 def test_no_key_of_a_step_is_drawn_from_twice(experiment):
     assert drawn_twice(experiment.train_program, experiment.state, experiment.train_data) == []
 

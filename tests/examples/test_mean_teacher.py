@@ -134,6 +134,7 @@ def test_a_batch_has_labelled_images_first_and_then_any_each_once_in_an_epoch():
     assert (pixels[0] != make_batch(data, state.replace(rng=jax.random.key(1)))["image"][:, 0, 0, 0]).any()
 
 
+@pytest.mark.slow
 def test_no_key_of_a_step_is_drawn_from_twice(experiment):
     assert drawn_twice(experiment.train_program, experiment.state, experiment.train_data) == []
 

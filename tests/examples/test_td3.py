@@ -90,6 +90,7 @@ def act(params, observation, key=None):
     return 2 * np.tanh(drawn), np.log(normal * np.cosh(drawn) ** 2 / 2)[:, 0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("target", ["target", "none"])
 @pytest.mark.parametrize("num_critics", [1, 2])
 def test_critics_learn_the_lowest_value_of_the_target_for_a_disturbed_action_of_the_target(batch, target, num_critics):
@@ -112,6 +113,7 @@ def test_critics_learn_the_lowest_value_of_the_target_for_a_disturbed_action_of_
     assert not updates
 
 
+@pytest.mark.slow
 def test_sac_draws_the_actors_own_next_action_and_adds_its_entropy(batch):
     state = create_state(stochastic=True)
     keys = jax.random.split(state.step_key("actions"), 3)

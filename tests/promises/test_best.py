@@ -122,6 +122,7 @@ def metrics_of(workdir, step, split):
     return {line.pop("curve"): {k: v for k, v in line.items() if k not in ("step", "split")} for line in found}
 
 
+@pytest.mark.slow
 def test_the_best_checkpoint_on_the_disk_scores_what_the_metrics_say_of_its_step(run, tmp_path, capsys):
     split, config, workdir = run
     best = min(lines_of(workdir, "ema", split), key=lambda line: line["loss"])

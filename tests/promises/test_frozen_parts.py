@@ -92,6 +92,7 @@ def run(tmp_path_factory):
         yield config, finished, jax.device_get(finished.experiment.state.weights()["raw"]), state
 
 
+@pytest.mark.slow
 def test_a_frozen_part_and_its_batch_statistics_stay_to_the_byte_and_no_average_holds_any_of_it(run):
     _, _, start, state = run
     assert state.rejected["total"] == 1
@@ -166,6 +167,7 @@ def test_a_run_continues_to_the_byte(run, task, tmp_path):
     assert (tmp_path / "metrics.jsonl").read_bytes() == (finished.workdir / "metrics.jsonl").read_bytes()
 
 
+@pytest.mark.slow
 def test_a_run_starts_from_an_average_of_which_another_froze_a_part_and_freezes_another_one(run, task, tmp_path):
     _, finished, _, state = run
     head = {"head": default.group("Dense_2/", factor=0.0)}

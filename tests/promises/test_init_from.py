@@ -15,6 +15,7 @@ from runtime.stored import Stored, list_stored
 from tools import export
 
 
+@pytest.mark.slow
 def test_a_run_starts_from_the_latest_that_another_has_stored_be_it_a_snapshot(tmp_path):
     train.train_and_evaluate(digits_config(snapshot_every="8 steps"), tmp_path / "first")
     for kind in ("checkpoints", "snapshots"):

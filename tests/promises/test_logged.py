@@ -67,6 +67,7 @@ def rate_after(num_updates):
     return PEAK * (1 + np.cos(np.pi * (num_updates - WARMUP) / (NUM_STEPS - WARMUP))) / 2
 
 
+@pytest.mark.slow
 def test_every_logged_number_is_that_of_its_step(runs):
     """Beside a descent that is computed here, with the logged rates, and ends at the weights of the run."""
     config, ((workdir, state), _) = runs

@@ -66,7 +66,8 @@ def picked(found):
     return {name: found[name] for name in ("loss", "accuracy")}
 
 
-@pytest.mark.parametrize("mode", ["device", pytest.param("stream", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("mode", ["device", "stream"])
 def test_every_number_is_of_the_images_that_its_split_says(mode, lopsided, tmp_path):
     config = digits_config(dataset="lopsided", num_validation=NUM_VALIDATION, label_noise=0.2, seed=SEED)
     config.data.mode, config.eval_batch_size, config.batch_size, config.model.hidden_sizes = mode, 10, 9, (6,)

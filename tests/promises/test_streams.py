@@ -150,6 +150,7 @@ def test_a_folder_of_photographs_trains_without_a_line_of_code(tmp_path):
     assert np.mean(right) == accuracy
 
 
+@pytest.mark.slow
 def test_a_run_does_not_go_on_with_other_images_unless_told_to(tmp_path):
     """As many as before, in as many classes; nothing else tells of it."""
     rng = np.random.default_rng(0)

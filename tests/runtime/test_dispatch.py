@@ -38,6 +38,7 @@ def experiment(tmp_path_factory):
     return experiment
 
 
+@pytest.mark.slow
 def test_a_chunk_computes_what_single_steps_do_but_for_rounding(experiment):
     """Across the end of an epoch, and with a batch that has images of both."""
     chunked, single = (run(experiment, [8], chunked=chunked) for chunked in (True, False))

@@ -219,7 +219,8 @@ def streamed(config, mode="stream", workers=0):
     return config
 
 
-@pytest.mark.parametrize("fields", [PLAIN, pytest.param(RICH, marks=pytest.mark.slow)], ids=["mlp", "cnn"])
+@pytest.mark.slow
+@pytest.mark.parametrize("fields", [PLAIN, RICH], ids=["mlp", "cnn"])
 def test_a_stream_gives_the_numbers_of_data_on_the_device_to_the_bit(tmp_path, fields):
     for mode in ("device", "stream"):
         train.train_and_evaluate(streamed(digits_config(**fields), mode), tmp_path / mode)

@@ -44,9 +44,8 @@ def export(workdir, *flags):
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
 
 
-@pytest.mark.parametrize(
-    "average", [*(pytest.param(name, marks=pytest.mark.slow) for name in ("raw", "ema")), "recomputed"]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("average", ["raw", "ema", "recomputed"])
 def test_exported_weights_score_what_the_run_says_of_them(run, average, tmp_path):
     workdir, state = run
     result = export(workdir, f"--average={average}", f"--out={tmp_path / 'exported'}")
@@ -225,6 +224,7 @@ def test_an_average_that_the_run_dropped_later_is_exported_as_what_it_was(tmp_pa
     assert about["scores"]["old"]["loss"] == score
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("folder", "average", "message"),
     [
