@@ -292,7 +292,7 @@ def test_the_first_layer_of_the_fast_cnn_is_orthogonal_and_its_kernels_start_as_
     np.testing.assert_allclose(features[..., :24], image, rtol=0, atol=1e-6)
 
 
-LARGE = ("fast_cnn", "resnet", "wide_resnet")
+LARGE = ("fast_cnn", "resnet", "vit", "wide_resnet")
 
 
 @pytest.mark.parametrize("name", [pytest.param(name, marks=[pytest.mark.slow] * (name in LARGE)) for name in FIELDS])
@@ -310,7 +310,7 @@ def test_bfloat16_is_for_the_computation_while_variables_and_logits_stay_float32
 
 @pytest.mark.parametrize(
     "name",
-    [pytest.param(name, marks=[pytest.mark.slow] * ("resnet" in name)) for name in FIELDS if "dropout" in FIELDS[name]],
+    [pytest.param(name, marks=[pytest.mark.slow] * (name in LARGE)) for name in FIELDS if "dropout" in FIELDS[name]],
 )
 def test_batch_norm_and_dropout_act_in_training_only(name):
     model = create(name)

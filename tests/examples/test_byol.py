@@ -113,6 +113,7 @@ def test_with_a_queue_the_loss_tells_the_other_view_from_earlier_keys_and_puts_t
     np.testing.assert_allclose(updates["memory"], np.concatenate([key, before[:36]]), atol=1e-5)
 
 
+@pytest.mark.slow
 def test_no_key_of_a_step_is_drawn_from_twice(experiment):
     assert drawn_twice(experiment.train_program, experiment.state, experiment.train_data) == []
 

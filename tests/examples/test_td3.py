@@ -136,6 +136,7 @@ def test_a_stochastic_actor_returns_the_log_density_of_its_actions():
     np.testing.assert_allclose(log_prob, log_density, rtol=1e-5, atol=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("target", ["target", "none"])
 def test_each_loss_moves_its_own_player_only_and_not_what_it_learns_from(batch, target):
     """The gradient of the one objective is for each player that of its own loss, with all else as it is."""

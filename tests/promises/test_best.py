@@ -160,6 +160,7 @@ def test_the_command_scores_the_checkpoint_that_it_is_asked_for(run):
     assert f"{workdir}, best checkpoint, step {step}, on the test set" in result.stdout
 
 
+@pytest.mark.slow
 def test_each_evaluation_is_logged_once_and_the_test_set_under_a_name_of_its_own_where_there_is_a_validation_set(run):
     """Also by TensorBoard, which shows the curves of both splits in one place."""
     split, _, workdir = run

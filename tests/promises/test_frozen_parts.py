@@ -110,6 +110,7 @@ def test_a_frozen_part_and_its_batch_statistics_stay_to_the_byte_and_no_average_
     assert sum(x.size for x in jax.tree.leaves(state.opt_state) if x.ndim) == num_moving  # momentum
 
 
+@pytest.mark.slow
 def test_a_group_that_stands_still_is_logged_with_a_rate_and_a_gradient_of_0(run):
     for line in read_metrics(run[1].workdir, "train"):
         assert line["learning_rate_body"] == line["grad_norm_body"] == 0 < line["grad_norm"]
@@ -136,6 +137,7 @@ def frozen_leaves_of(paths):
     return [path for path in paths if any(f"/{name}/" in path for name in FROZEN)]
 
 
+@pytest.mark.slow
 def test_posthoc_averages_and_exports_have_the_frozen_part_of_the_parameters(run, tmp_path, monkeypatch):
     _, finished, start, _ = run
     seen = []
@@ -156,6 +158,7 @@ def test_posthoc_averages_and_exports_have_the_frozen_part_of_the_parameters(run
     assert json.loads((tmp_path / "weights.json").read_text())["average"]["frozen"] == "(?:(Dense|BatchNorm)_0/)"
 
 
+@pytest.mark.slow
 def test_a_run_continues_to_the_byte(run, task, tmp_path):
     config, finished, _, state = run
     half = config.copy_and_resolve_references()

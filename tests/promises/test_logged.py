@@ -107,6 +107,7 @@ def test_every_logged_number_is_that_of_its_step(runs):
     jax.tree.map(close, params, jax.device_get(state.params))
 
 
+@pytest.mark.slow
 def test_a_line_for_several_steps_has_the_mean_of_those_that_were_not_rejected(runs):
     _, ((each, _), (five, _)) = runs
     lines, every = read_metrics(five, "train"), read_metrics(each, "train")

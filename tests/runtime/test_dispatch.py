@@ -48,7 +48,7 @@ def test_a_chunk_computes_what_single_steps_do_but_for_rounding(experiment):
     assert int(chunked[1]["loss"][1]) == 8 * 32
 
 
-@pytest.mark.parametrize("chunked", [True, False])
+@pytest.mark.parametrize("chunked", [pytest.param(True, marks=pytest.mark.slow), False])
 def test_how_steps_are_cut_changes_no_bit(experiment, chunked):
     whole, cut = run(experiment, [9], chunked=chunked), run(experiment, [1, 2, 6, 9], chunked=chunked, max_steps=3)
     jax.tree.map(np.testing.assert_array_equal, whole, cut)

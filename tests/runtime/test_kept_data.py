@@ -53,6 +53,7 @@ def check_made_again(monkeypatch, cache, modules, *arguments):
         assert ({*(cache / "data").iterdir()} == before) == (module == "json"), module
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [tfds_sets.LARGE, 0], ids=["decoded", "in its files"])
 def test_what_is_kept_of_a_set_is_that_of_its_files_its_splits_and_the_code_that_read_it(size, tmp_path, monkeypatch):
     monkeypatch.setattr(tfds_sets, "LARGE", size)
