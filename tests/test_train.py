@@ -164,7 +164,7 @@ def test_one_poisoned_batch_is_one_rejection_and_training_finishes(tmp_path, tas
     assert all(np.isfinite(line["loss"]) for line in lines)
 
 
-@pytest.mark.parametrize("schedule", ["constant", "cosine"])
+@pytest.mark.parametrize("schedule", ["constant", pytest.param("cosine", marks=pytest.mark.slow)])
 def test_rejected_steps_are_told_while_they_happen_at_the_end_and_on_the_page(tmp_path, schedule, capsys):
     config = digits_config(optimizer__learning_rate=1e38, optimizer__schedule=schedule)
     train.train_and_evaluate(config, tmp_path)

@@ -52,6 +52,7 @@ def norms(tmp_path_factory):
     return experiment, model, variables
 
 
+@pytest.mark.slow
 def test_recomputed_statistics_are_those_of_all_the_images_together(norms):
     """Batches are of equal size, so mean and variance over batches are those over all of their images."""
     experiment, model, variables = norms

@@ -95,6 +95,7 @@ def gradient(experiment, **fields):
     return loss(experiment.state.params, experiment.state)
 
 
+@pytest.mark.slow
 def test_without_a_target_the_gradient_does_not_go_through_what_is_learned_from(experiment):
     """At the start the target is a copy of the network, so both have the same values to learn from."""
     for double in (False, True):
@@ -103,6 +104,7 @@ def test_without_a_target_the_gradient_does_not_go_through_what_is_learned_from(
         jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-5, atol=1e-6), own, frozen)  # of float32
 
 
+@pytest.mark.slow
 def test_double_q_learning_chooses_by_the_network_and_values_by_the_target(experiment):
     state, batch = experiment.state, experiment.train_data.batch(experiment.state)[0]
     other = jax.tree.map(lambda x: x + 0.3 * jax.random.normal(jax.random.key(2), x.shape), state.params)

@@ -139,6 +139,7 @@ def test_no_key_of_a_step_is_drawn_from_twice(experiment):
     assert drawn_twice(experiment.train_program, experiment.state, experiment.train_data) == []
 
 
+@pytest.mark.slow
 def test_student_and_teacher_see_the_same_images_under_noise_of_their_own(experiment):
     first, again, later = (batch_of(experiment, step) for step in (0, 0, 1))
     for name, other in (("image", "teacher_image"), ("teacher_image", "image")):

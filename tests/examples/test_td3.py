@@ -127,6 +127,7 @@ def test_sac_draws_the_actors_own_next_action_and_adds_its_entropy(batch):
     assert float(objective) == pytest.approx(errors.mean() - worth.mean(), rel=1e-5)
 
 
+@pytest.mark.slow
 def test_a_stochastic_actor_returns_the_log_density_of_its_actions():
     state, observation = create_state(stochastic=True), 3 * jax.random.normal(KEY, (1000, 3))
     apply = jax.jit(functools.partial(state.apply_fn, method="act"))

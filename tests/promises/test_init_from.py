@@ -99,6 +99,7 @@ def test_other_classes_are_learned_from_the_weights_of_a_run_and_from_its_export
         train.train_and_evaluate(config, tmp_path / "1")
 
 
+@pytest.mark.slow
 def test_a_run_that_cannot_be_started_from_is_refused(tmp_path):
     train.train_and_evaluate(digits_config(duration="1 steps"), tmp_path / "first")
     (tmp_path / "empty" / "checkpoints" / "20.partial").mkdir(parents=True)

@@ -102,6 +102,7 @@ def best(workdir):
     return find_checkpoint(workdir, "latest").record.best
 
 
+@pytest.mark.slow
 def test_a_checkpoint_is_what_the_state_was_though_its_buffers_were_donated_since(tmp_path):
     """Saving goes on in the background while the next steps overwrite the state."""
     config = digits_config(checkpoint_every="1 steps", keep_checkpoints=50, eval_every="100%", log_every="100%")
@@ -253,6 +254,7 @@ def test_a_checkpoint_of_another_model_is_refused_and_the_workdir_stays_as_it_wa
     train.train_and_evaluate(digits_config(), tmp_path)
 
 
+@pytest.mark.slow
 def test_an_average_is_scored_as_it_was_saved_and_one_that_was_not_is_not_scored(tmp_path):
     train.train_and_evaluate(digits_config(), tmp_path)
     config = digits_config(averages__ema__decay=0.5)  # which a run that continued would start anew
@@ -263,6 +265,7 @@ def test_an_average_is_scored_as_it_was_saved_and_one_that_was_not_is_not_scored
     assert set(finished.evaluate_checkpoint(digits_config(averages__ema__kind="none"), tmp_path)) == {"raw"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("added", [True, False])
 def test_a_run_continues_though_its_loss_has_other_metrics_than_before(tmp_path, monkeypatch, added, capsys):
     def with_one_more(params, state, batch, **kwargs):

@@ -181,7 +181,7 @@ def test_only_an_average_that_often_rests_sits_under_a_conditional(experiment, e
     assert ("cond" in primitives) == conditional
 
 
-@pytest.mark.parametrize("chunked", [True, False])
+@pytest.mark.parametrize("chunked", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_an_average_costs_one_float32_copy_of_the_parameters_and_no_temporary_memory(tmp_path, chunked):
     experiment = create_experiment(digits_config(model__hidden_sizes=(256, 256)), tmp_path)
     every_step = Average("a", "ema", (("decay", 0.9),))

@@ -36,6 +36,7 @@ def test_every_format_has_the_same_numbers(tmp_path):
     assert sorted(path.name for path in (tmp_path / "a").iterdir() if path.suffix in (".html", ".png")) == []
 
 
+@pytest.mark.slow
 def test_it_needs_neither_jax_nor_tensorflow(tmp_path):
     make_run(tmp_path / "run")
     store_diagnosis(tmp_path / "run", make_diagnosis())
@@ -95,6 +96,7 @@ def test_what_is_no_run_is_left_out_of_a_report_and_named(tmp_path, format_):
         assert shown.count(f"Left out: {tmp_path / name}") == (2 if format_ == "html" else 1)
 
 
+@pytest.mark.slow
 def test_the_page_goes_where_it_is_told_to(tmp_path):
     (tmp_path / "runs").mkdir()
     for name in "ab":
