@@ -154,6 +154,8 @@ def findings(result: Mapping[str, Any]) -> str:
     for task, (one, other) in itertools.product(STARTS, PAIRS):
         apart = last(result, f"{task}, {one}", "ema") - last(result, f"{task}, {other}", "ema")
         lines.append(f"{task}, {one} minus {other}: {results.in_words(apart, sign='+')}")
+    forgotten = kept(result, "line 0.0", "old") - kept(result, "line 1.0", "old")
+    lines.append(f"the end minus the start, MNIST: {results.in_words(forgotten, sign='+')}")
     for name, share, _ in KEPT:
         for (place, there), (which, words) in itertools.product(
             (("the end", "line 0.0"), ("the line", f"line {share}")), (("new", "digits"), ("old", "MNIST"))
