@@ -5,7 +5,8 @@
 DIR/weights.safetensors holds the parameters and batch statistics by their paths, such as "params/Dense_0/kernel";
 DIR/weights.msgpack the same as a tree, in Flax's own format; DIR/weights.json what they are: the run's config, the
 average and its step, how to normalise images, the names of the classes, and the scores on the test images. `predict`
-applies what was written to other images. Each --format writes one file more.
+applies what was written to other images. Each --format writes one file more; where DIR holds an earlier export, the
+files of formats that are not asked for are removed.
 
 With --format=torch, DIR/model.safetensors holds the weights by the names of torchvision and timm, whose models load it:
 

@@ -95,7 +95,7 @@ def test_each_image_has_an_excess_of_its_own_whose_mean_is_that_of_the_mean_loss
 
 @pytest.mark.parametrize("hill", [0.0, 3.0])
 def test_a_barrier_is_looked_for_between_the_ends_however_high_the_loss_is_beyond(hill):
-    """`x**2 + 4 hill x (1 - x)` on the line, of which `4 hill` steeper than 1 has a hill, plus a number per image."""
+    """`x**2`, which rises most beyond the ends, with or without a narrow hill between, plus a number per image."""
     shares = np.linspace(-1, 2, 13)
     subject = types.SimpleNamespace(
         statistics={"": lambda variables: variables},
